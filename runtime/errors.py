@@ -1,0 +1,58 @@
+"""Every error flatlm raises on purpose, in one tree.
+
+    FlatlmError
+    ├── UsageError             a flag or argument that cannot be meant
+    ├── SourceError            the model to be exported cannot be read
+    │   └── UnsupportedError   an architecture, dtype or feature flatlm does not know
+    ├── ArtifactError          an exported model that cannot be used
+    │   ├── FormatError        unknown version or function, shapes that do not fit
+    │   └── IntegrityError     missing, truncated or changed file; path that leaves the folder
+    ├── TokenizerError         tokenizer.json or its config is damaged
+    ├── TemplateError          the chat template fails or tries to leave its sandbox
+    ├── ContextError           more tokens than the context holds
+    ├── BackendError           a backend, device or optional package that is not there
+    └── ResourceError          not enough memory or disk
+
+A message says what happened, where, and what to do about it. `exit_code` is what the command line
+returns for the error: 2 for wrong use, 1 for everything else.
+"""
+
+from __future__ import annotations
+
+
+class FlatlmError(Exception):
+    exit_code = 1
+
+
+class UsageError(FlatlmError):
+    exit_code = 2
+
+
+class SourceError(FlatlmError): ...
+
+
+class UnsupportedError(SourceError): ...
+
+
+class ArtifactError(FlatlmError): ...
+
+
+class FormatError(ArtifactError): ...
+
+
+class IntegrityError(ArtifactError): ...
+
+
+class TokenizerError(FlatlmError): ...
+
+
+class TemplateError(FlatlmError): ...
+
+
+class ContextError(FlatlmError): ...
+
+
+class BackendError(FlatlmError): ...
+
+
+class ResourceError(FlatlmError): ...

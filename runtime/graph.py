@@ -1,0 +1,53 @@
+"""The model as a graph: the one type that export builds and rewrites and that the runtime reads.
+
+It knows nothing of files (see `onnx_reader`) and nothing of architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Attribute = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One call of a function of docs/format.md (or the standard operator `Add`)."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    name: str = ""  # hierarchical: layers.3.attention.qkv
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A constant. `uint4` data are flat uint8 bytes, two elements a byte, low nibble first."""
+
+    dtype: str  # float32, int8, uint8, int32, int64, uint4
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Tensor:
+        return cls(str(array.dtype), tuple(array.shape), array)
+
+
+@dataclass
+class Graph:
+    """Nodes in execution order, and the constants they name."""
+
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def array(self, name: str) -> np.ndarray:
+        """The constant `name` in its logical shape (raw bytes for uint4)."""
+        tensor = self.constants[name]
+        return tensor.data if tensor.dtype == "uint4" else tensor.data.reshape(tensor.shape)
