@@ -5,7 +5,7 @@ It knows nothing of files (see `onnx_reader`) and nothing of architectures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,10 +39,10 @@ class Tensor:
 
 @dataclass
 class Graph:
-    """Nodes in execution order, and the constants they name."""
+    """Nodes in execution order, and the constants they name (a lazy mapping while a large model is exported)."""
 
     nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Tensor] = field(default_factory=dict)
+    constants: MutableMapping[str, Tensor] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)

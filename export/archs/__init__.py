@@ -1,0 +1,31 @@
+"""Architectures: one file each, named after the `model_type` of config.json, with `build(source) → Graph`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from export.sources.source import Source
+from runtime.errors import SourceError, UnsupportedError
+from runtime.graph import Graph
+
+
+def architectures() -> list[str]:
+    """The model types that can be exported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def build_graph(source: Source) -> Graph:
+    """The model's float graph, its constants lazy.
+
+    Raises UnsupportedError naming the architecture or feature, SourceError where the checkpoint is damaged.
+    """
+    model_type = source.config.get("model_type")
+    if not model_type:
+        raise SourceError(f"{source.name}: config.json has no model_type, so the architecture is unknown")
+    if model_type not in architectures():
+        known = ", ".join(architectures())
+        raise UnsupportedError(
+            f"{source.name}: architecture {model_type!r} is not supported; flatlm knows {known}"
+        )
+    return importlib.import_module(f"{__name__}.{model_type}").build(source)

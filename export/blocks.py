@@ -1,0 +1,198 @@
+"""The blocks decoders are made of, as nodes of the float graph of docs/format.md.
+
+An architecture (export/archs) is a call of `decoder` or its own list of calls of the blocks. Weights are
+not read here: each constant knows its shape from the checkpoint's header and is loaded when used.
+
+Legend: B batch, T tokens, n outputs, k inputs, h heads, g key/value heads, d head size, I intermediate size.
+A value is named after the node that makes it, a constant `<node>.weight` or `<node>.bias`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.config import DecoderConfig
+from export.constants import LazyConstants
+from export.sources.source import Source
+from runtime.errors import SourceError, UnsupportedError
+from runtime.graph import Attribute, Graph, Node, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """Which of a layer's linears have a bias in the checkpoint."""
+
+    qkv: bool = False
+    out: bool = False
+    mlp: bool = False
+
+
+@dataclass
+class Builder:
+    """A graph in the making. Every node goes through `emit`, every weight through `stack`."""
+
+    source: Source
+    config: DecoderConfig
+    nodes: list[Node] = field(default_factory=list)
+    constants: LazyConstants = field(default_factory=LazyConstants)
+    placed: set[str] = field(default_factory=set)  # the checkpoint's weights that found their place
+
+    def emit(
+        self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attrs: Attribute
+    ) -> str:
+        """Appends a node; returns its first output, named as the node unless `outputs` says otherwise."""
+        node = Node(op, tuple(inputs), tuple(outputs) or (name,), attrs, name)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def stack(self, name: str, weights: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> str:
+        """A constant: the checkpoint's `weights` one below the other, their shapes as the config implies."""
+        for weight, shape in zip(weights, shapes, strict=True):
+            if (found := self.source.shape(weight)) != shape:
+                raise SourceError(
+                    f"{self.source.name}: {weight} is {list(found)}, config.json implies {list(shape)}; "
+                    "the two are not of the same model"
+                )
+        self.placed.update(weights)
+        whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        self.constants.define(
+            name, whole, functools.partial(_read_stacked, self.source, tuple(weights), whole)
+        )
+        return name
+
+
+def _read_stacked(source: Source, weights: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    if len(weights) == 1:
+        return source.read(weights[0])
+    out, at = np.empty(shape, np.float32), 0
+    for weight in weights:
+        part = source.read(weight)
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
+
+
+def rotary_table(b: Builder) -> tuple[str, str]:
+    """position_ids → cos, sin [B, T, d/2]."""
+    constant = "rotary.inverse_frequency"
+    b.constants[constant] = Tensor.of(b.config.inverse_frequency)
+    outputs = ("rotary.cos", "rotary.sin")
+    b.emit("RotaryTable", "rotary", ("position_ids", constant), outputs)
+    return outputs
+
+
+def embedding(b: Builder) -> str:
+    """input_ids → [B, T, hidden]."""
+    shape = (b.config.vocab_size, b.config.hidden_size)
+    weight = b.stack("embedding.weight", ["model.embed_tokens.weight"], [shape])
+    return b.emit("Embedding", "embedding", ("input_ids", weight))
+
+
+def norm(b: Builder, name: str, x: str, weight: str) -> str:
+    """RMS norm with the checkpoint's `weight` [k]."""
+    constant = b.stack(f"{name}.weight", [weight], [(b.config.hidden_size,)])
+    return b.emit("Norm", name, (x, constant), epsilon=b.config.epsilon)
+
+
+def linear(
+    b: Builder, name: str, x: str, parts: Sequence[str], rows: Sequence[int], k: int, bias: bool
+) -> str:
+    """One matrix product for several linears of the checkpoint on one input, outputs side by side."""
+    weight = b.stack(f"{name}.weight", [f"{part}.weight" for part in parts], [(n, k) for n in rows])
+    if bias:
+        b.stack(f"{name}.bias", [f"{part}.bias" for part in parts], [(n,) for n in rows])
+    else:
+        b.constants[f"{name}.bias"] = Tensor.of(np.zeros(sum(rows), np.float32))
+    return b.emit("Linear", name, (x, weight, f"{name}.bias"))
+
+
+def attention(b: Builder, i: int, x: str, rotary: tuple[str, str], biases: Biases) -> str:
+    """Attention of layer i with its norm and residual.
+
+    x ─┬─ norm ─ qkv [B, T, (h + 2g)·d] ─ attend ─ out ─┬─ add
+       │                  cos, sin, past ─┘             │
+       └────────────────────────────────────────────────┘
+    """
+    c, at, hf = b.config, f"layers.{i}.attention", f"model.layers.{i}"
+    q, kv = c.num_heads * c.head_size, c.kv_num_heads * c.head_size
+    normed = norm(b, f"{at}.norm", x, f"{hf}.input_layernorm.weight")
+    parts = [f"{hf}.self_attn.{part}_proj" for part in "qkv"]
+    qkv = linear(b, f"{at}.qkv", normed, parts, (q, kv, kv), c.hidden_size, biases.qkv)
+    attended = b.emit(
+        "RotaryAttention",
+        f"{at}.attend",
+        (qkv, *rotary, *(f"past_key_values.{i}.{part}" for part in ("key", "value"))),
+        (f"{at}.attend", *(f"present.{i}.{part}" for part in ("key", "value"))),
+        num_heads=c.num_heads,
+        kv_num_heads=c.kv_num_heads,
+        head_size=c.head_size,
+        scale=c.head_size**-0.5,
+    )
+    out = linear(b, f"{at}.out", attended, [f"{hf}.self_attn.o_proj"], (c.hidden_size,), q, biases.out)
+    return b.emit("Add", f"{at}.add", (x, out))
+
+
+def gated_mlp(b: Builder, i: int, x: str, biases: Biases) -> str:
+    """Gated MLP of layer i with its norm and residual.
+
+    x ─┬─ norm ─ gate_up [B, T, 2·I] ─ act [B, T, I] ─ down ─┬─ add
+       └─────────────────────────────────────────────────────┘
+    """
+    c, at, hf = b.config, f"layers.{i}.mlp", f"model.layers.{i}"
+    wide = c.intermediate_size
+    normed = norm(b, f"{at}.norm", x, f"{hf}.post_attention_layernorm.weight")
+    parts = [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"]
+    gate_up = linear(b, f"{at}.gate_up", normed, parts, (wide, wide), c.hidden_size, biases.mlp)
+    act = b.emit("SwiGLU", f"{at}.act", (gate_up,))
+    down = linear(b, f"{at}.down", act, [f"{hf}.mlp.down_proj"], (c.hidden_size,), wide, biases.mlp)
+    return b.emit("Add", f"{at}.add", (x, down))
+
+
+def head(b: Builder, x: str) -> str:
+    """[B, T, hidden] → logits [B, T, V]; tied models share the embedding's constant."""
+    c = b.config
+    if c.tied:
+        weight = "embedding.weight"
+        b.placed.add("lm_head.weight")  # a copy, where the checkpoint has it
+    else:
+        weight = b.stack("head.weight", ["lm_head.weight"], [(c.vocab_size, c.hidden_size)])
+    b.constants["head.bias"] = Tensor.of(np.zeros(c.vocab_size, np.float32))
+    return b.emit("Linear", "head", (x, weight, "head.bias"), ("logits",))
+
+
+def decoder(source: Source, config: DecoderConfig, biases: Biases) -> Graph:
+    """The usual stack: embedding, layers of attention and gated MLP, norm, head.
+
+    Raises SourceError for missing weights or wrong shapes, UnsupportedError for weights without a place.
+    """
+    b = Builder(source, config)
+    rotary = rotary_table(b)
+    x = embedding(b)
+    for i in range(config.layers):
+        x = attention(b, i, x, rotary, biases)
+        x = gated_mlp(b, i, x, biases)
+    head(b, norm(b, "norm", x, "model.norm.weight"))
+    return finish(b)
+
+
+def finish(b: Builder) -> Graph:
+    """The graph, once every weight of the checkpoint has its place."""
+    # Old checkpoints store the rotary frequencies, which follow from the config.
+    left = [n for n in b.source.names() if n not in b.placed and not n.endswith("rotary_emb.inv_freq")]
+    if left:
+        raise UnsupportedError(
+            f"{b.source.name}: {len(left)} weights have no place in architecture {b.config.architecture!r}, "
+            f"first {left[0]}; the model is a variant flatlm does not know"
+        )
+    cache = [f"{i}.{part}" for i in range(b.config.layers) for part in ("key", "value")]
+    return Graph(
+        nodes=b.nodes,
+        constants=b.constants,
+        inputs=["input_ids", "position_ids", *(f"past_key_values.{entry}" for entry in cache)],
+        outputs=["logits", *(f"present.{entry}" for entry in cache)],
+        metadata=b.config.metadata(),
+    )

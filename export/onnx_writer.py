@@ -1,0 +1,142 @@
+"""Graph → model.onnx + model.onnx.data, one constant in memory at a time.
+
+Constants of 1 KiB and more go to the data file in the order in which the nodes use them, each on a
+64-byte boundary, so that reading the file front to back is running the model.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.onnx_functions import DOMAIN, OPSET, VERSION, function
+from runtime.errors import ResourceError
+from runtime.functions import FUNCTIONS, SIGNED, STANDARD
+from runtime.graph import Graph, Node, Tensor
+from runtime.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
+from runtime.progress import Progress
+
+MODEL, DATA = "model.onnx", "model.onnx.data"
+EXTERNAL = 1024  # bytes from which a constant goes to the data file
+
+_DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "uint4": TensorProto.UINT4,
+}
+
+
+def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> None:
+    """Writes both files into `folder` and checks them with onnx and with flatlm's own reader.
+
+    `graph.constants` may load on access: each constant is asked for once and let go. `progress` is told
+    (constants written, constants). ResourceError if the disk is full; what was written so far stays.
+    """
+    folder = Path(folder)
+    try:
+        with (folder / DATA).open("wb") as data:
+            constants = _write_constants(graph, data, progress)
+        model = _model(graph, constants)
+        (folder / MODEL).write_bytes(model.SerializeToString())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(
+                f"no space left for the model in {folder}; free some or choose another disk"
+            ) from error
+        raise
+    onnx.checker.check_model(str(folder / MODEL))
+    read_onnx(folder / MODEL)
+
+
+def _write_constants(graph: Graph, data: BinaryIO, progress: Progress | None) -> list[TensorProto]:
+    names = [name for name in _names_in_use(graph.nodes) if name in graph.constants]
+    protos = []
+    if any(node.op == "FlatLinear" for node in graph.nodes):
+        # external although it is small: onnxruntime lets a session replace only such a constant
+        protos.append(_write_constant(SIGNED, Tensor.of(np.zeros((), np.uint8)), data, external=0))
+    for done, name in enumerate(names, 1):
+        protos.append(_write_constant(name, graph.constants[name], data))
+        if progress:
+            progress(done, len(names))
+    return protos
+
+
+def _names_in_use(nodes: Iterable[Node]) -> list[str]:
+    """Input names in order of first use."""
+    return list(dict.fromkeys(name for node in nodes for name in node.inputs))
+
+
+def _write_constant(name: str, tensor: Tensor, data: BinaryIO, external: int = EXTERNAL) -> TensorProto:
+    content = memoryview(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8))
+    elements = int(np.prod(tensor.shape, dtype=np.int64))
+    size = (elements + 1) // 2 if tensor.dtype == "uint4" else elements * np.dtype(tensor.dtype).itemsize
+    if len(content) != size:
+        raise ValueError(f"constant {name}: {len(content)} bytes for {tensor.dtype} {list(tensor.shape)}")
+    proto = TensorProto(name=name, data_type=_DTYPES[tensor.dtype], dims=tensor.shape)
+    if size < external:
+        proto.raw_data = bytes(content)
+        return proto
+    data.write(bytes(-data.tell() % ALIGNMENT))
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA), ("offset", str(data.tell())), ("length", str(size))):
+        proto.external_data.add(key=key, value=value)
+    data.write(content)
+    return proto
+
+
+def _model(graph: Graph, constants: list[TensorProto]) -> onnx.ModelProto:
+    values = _value_infos(graph, {proto.name: list(proto.dims) for proto in constants})
+    body = helper.make_graph(
+        [_node(node) for node in graph.nodes],
+        graph.metadata.get("name", "flatlm"),
+        [values[name] for name in graph.inputs],
+        [values[name] for name in graph.outputs],
+        constants,
+    )
+    used = dict.fromkeys(node.op for node in graph.nodes if node.op not in STANDARD)
+    model = helper.make_model(
+        body,
+        functions=[function(op) for op in used],
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=IR_VERSION,
+        producer_name="flatlm",
+    )
+    helper.set_model_props(model, graph.metadata)
+    return model
+
+
+def _node(node: Node) -> onnx.NodeProto:
+    kinds = FUNCTIONS[node.op].attrs
+    attrs = {name: kinds[name](value) for name, value in node.attrs.items()}
+    domain = "" if node.op in STANDARD else DOMAIN
+    inputs = (*node.inputs, SIGNED) if node.op == "FlatLinear" else node.inputs
+    return helper.make_node(node.op, inputs, node.outputs, node.name, domain=domain, **attrs)
+
+
+def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.ValueInfoProto]:
+    """Types and shapes of the graph's inputs and outputs, as docs/format.md has them."""
+    infos = {
+        name: helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"])
+        for name in ("input_ids", "position_ids")
+    }
+    for node in graph.nodes:
+        if node.op == "RotaryAttention":
+            heads, size = int(node.attrs["kv_num_heads"]), int(node.attrs["head_size"])
+            for names, length in ((node.inputs[3:], "past"), (node.outputs[1:], "past + T")):
+                for name in names:
+                    shape = ["B", heads, length, size]
+                    infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    head = graph.nodes[-1]
+    vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
+    for name in head.outputs:
+        infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T", vocabulary])
+    return infos

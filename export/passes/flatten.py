@@ -1,0 +1,97 @@
+"""Flattening of activations: one step for a tensor whose channels differ by orders of magnitude.
+
+A channel whose largest input is m becomes p = ceil(m / T) columns; column j holds
+clip(x − clip(x, −jT, jT), −T, T), and its weights are repeated. The columns sum to clip(x, −pT, pT), so
+before rounding nothing is lost, and after rounding they are the digits of one integer X, |X| ≤ p · levels.
+
+These rules are flatlm's own (only the FlattenQuant paper's abstract was available).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_PIECES = 127  # so that X, of p · 127 steps, is two int8 digits
+
+
+@dataclass(frozen=True, slots=True)
+class Flattening:
+    """How the input of one linear layer becomes integers."""
+
+    threshold: float  # T, in units of the (smoothed) input
+    levels: int  # 127 for 8 bits, 7 for 4
+    pieces: np.ndarray  # int64 [k], columns of each channel
+
+    @property
+    def inverse_scale(self) -> np.float32:
+        return np.float32(self.levels / self.threshold)
+
+    @property
+    def step(self) -> float:
+        """What one integer step is worth: the inverse of the float32 that the kernel multiplies by."""
+        return 1.0 / float(self.inverse_scale)
+
+    @property
+    def limit(self) -> np.ndarray:
+        """float32 [k]: the largest |X| of each channel."""
+        return (self.pieces * self.levels).astype(np.float32)
+
+    @property
+    def source(self) -> np.ndarray:
+        """int64 [F]: the channel that each column is taken from."""
+        return np.repeat(np.arange(len(self.pieces), dtype=np.int64), self.pieces)
+
+    @property
+    def low(self) -> np.ndarray:
+        """float32 [F]: what earlier columns of the same channel already hold, in steps."""
+        first = np.repeat(np.cumsum(self.pieces) - self.pieces, self.pieces)
+        return ((np.arange(len(first)) - first) * self.levels).astype(np.float32)
+
+    @property
+    def extra(self) -> float:
+        """Columns added, as a share of the channels."""
+        return float(self.pieces.sum() / len(self.pieces) - 1)
+
+    @property
+    def wide(self) -> int:
+        """Channels of more than one column."""
+        return int((self.pieces > 1).sum())
+
+
+def flatten(maxima: np.ndarray, levels: int, budget: float) -> Flattening:
+    """Channel maxima [k] and a budget of extra columns (a share of k; 0: none) → how to flatten."""
+    maxima = np.asarray(maxima, np.float64)
+    threshold = box_threshold(maxima, budget)
+    pieces = np.clip(np.ceil(maxima / threshold * (1 - 1e-9)), 1, MAX_PIECES).astype(np.int64)
+    return Flattening(threshold, levels, pieces)
+
+
+def box_threshold(maxima: np.ndarray, budget: float) -> float:
+    """T = Q3 + β · IQR of the channel maxima (a box plot's fence) with the least β ≥ 0 within the budget."""
+    top = float(maxima.max(initial=0.0))
+    if top == 0.0:
+        return 1.0
+    q1, q3 = np.quantile(maxima, [0.25, 0.75])
+    spread = (q3 - q1) or top
+    lowest = top / MAX_PIECES
+    low, high = 0.0, (top - q3) / spread  # β: too many columns, none at all
+    for _ in range(40):
+        beta = (low + high) / 2
+        fence = max(q3 + beta * spread, lowest)
+        extra = np.ceil(maxima / fence).clip(1).sum() - len(maxima)
+        low, high = (low, beta) if extra <= budget * len(maxima) else (beta, high)
+    return float(max(q3 + high * spread, lowest))
+
+
+def quantize(x: np.ndarray, flattening: Flattening) -> np.ndarray:
+    """float32 [..., k] → X, integers held as float32, exactly as the runtime computes them."""
+    steps = np.rint(x * flattening.inverse_scale)
+    return np.clip(steps, -flattening.limit, flattening.limit, out=steps)
+
+
+def columns(steps: np.ndarray, flattening: Flattening) -> np.ndarray:
+    """X [..., k] → its pieces [..., F]; their sum per channel is X. What the ONNX body does."""
+    wide, low = steps[..., flattening.source], flattening.low
+    return np.clip(wide - np.clip(wide, -low, low), -flattening.levels, flattening.levels)

@@ -1,0 +1,261 @@
+"""Float graph → integer graph: smooth, choose bits, flatten, round. The passes in their order, layer by layer.
+
+Two sweeps over the model, each reading every weight once:
+
+    survey     float inputs → smoothing of each layer, and the KL that each layer alone causes at 4 bits
+    quantize   two streams of the calibration windows go through the model side by side, one float and one
+               through the layers already quantized; each layer is rounded on what it will really read
+
+Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels_arm import layout
+from runtime.graph import Graph, Node, Tensor
+
+from . import calibrate, execute
+from .calibrate import Moments
+from .passes import smooth
+from .passes.flatten import Flattening
+from .passes.flatten import quantize as to_steps
+from .passes.gptq import damped, gptq
+from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .recipe import Recipe
+from .report import LayerReport, Report
+from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey
+
+Progress = Callable[[int, int], None]
+Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A linear layer as integers."""
+
+    integers: np.ndarray  # float32 [n, k]
+    grid: Grid
+    flattening: Flattening
+    bias: np.ndarray  # float32 [n]
+
+    @property
+    def scale(self) -> np.ndarray:
+        """float32 [n]: activation step × weight step."""
+        return (self.flattening.step * self.grid.steps).astype(np.float32)
+
+    def operation(self) -> execute.Operation:
+        f = self.flattening
+        return execute.flat_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
+
+
+def quantize(
+    graph: Graph, recipe: Recipe, tokens: np.ndarray, progress: Progress | None = None
+) -> tuple[Graph, Report]:
+    """A float graph and calibration token ids [N] → the graph of docs/format.md's Flat functions, and what was done.
+
+    `graph` is left as it is; its constants may be lazy. `progress` is told (blocks done, blocks).
+    """
+    windows = calibrate.windows(tokens, recipe.windows)
+    groups = execute.blocks(graph)
+    told = _Counter(progress, 2 * len(groups))
+    found = survey(graph, recipe, windows, told)
+    bits = choose_bits(found, recipe)
+    streams = execute.chunks(windows), execute.chunks(windows)
+    result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
+    layers: list[LayerReport] = []
+    for i, nodes in enumerate(groups):
+        local = load(graph, nodes)
+        for fold in smooth.folds(nodes, local):
+            if fold.linear.name in found.smoothing:
+                smooth.apply(local, fold, found.smoothing[fold.linear.name][1])
+        later = [node for group in groups[i + 1 :] for node in group]
+        layers += _quantize_block(local, later, bits, found, recipe, streams, result)
+        told()
+    return result, Report(recipe, tuple(layers), **_bytes(result))
+
+
+class _Counter:
+    """Counts calls up to a total and passes that on."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress, self._done, self._total = progress, 0, total
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def _quantize_block(
+    local: Graph,
+    later: list[Node],
+    bits: dict[str, int],
+    found: Survey,
+    recipe: Recipe,
+    streams: Streams,
+    result: Graph,
+) -> list[LayerReport]:
+    """Quantizes the linears of a block in order, each on the output of those before; appends to `result`."""
+    reports = []
+    nodes = local.nodes
+    starts = [i for i, node in enumerate(nodes) if node.op in ("Linear", "Embedding")] + [len(nodes)]
+    if starts[0]:
+        starts.insert(0, 0)
+    for start, stop in zip(starts, starts[1:], strict=False):
+        first, rest = nodes[start], nodes[start + 1 : stop]
+        floats = execute.prepare(local, nodes[start:stop])
+        steps = list(floats)
+        if first.op == "Embedding":
+            emit_embedding(local, first, result)
+            steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
+        elif first.op == "Linear":
+            rounded = _quantize_linear(local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams)
+            emit_linear(first, rounded, result)
+            steps[0] = execute.Step(first, rounded.operation())
+            error = _relative_error(floats[0], steps[0], streams)
+            reports.append(_report(first, rounded, error, found))
+        else:
+            rest = nodes[start:stop]
+        _copy(local, rest, result)
+        for stream, run in zip(streams, (floats, steps), strict=True):
+            for env in stream:
+                execute.run(run, env)
+                execute.keep(env, [*nodes[stop:], *later])
+    return reports
+
+
+def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams) -> Rounded:
+    weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
+    floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
+    flattening = flatten_inputs(calibrate.channel_maxima(inputs), bits, recipe)
+    if not node.name.startswith("layers."):  # the head; where tied, the embedding's bytes
+        grid = row_grid(weight)
+        return Rounded(round_weights(weight, grid), grid, flattening, bias)
+    grid = layer_grid(weight, node, local, bits, recipe)
+    if not recipe.does("gptq") and not recipe.does("bias"):
+        return Rounded(round_weights(weight, grid), grid, flattening, bias)
+    quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
+    seen = calibrate.moments(quantized, floats, recipe.does("feedback"))
+    integers = _round(weight, grid, seen, recipe)
+    if recipe.does("bias"):
+        kept = (integers * grid.steps[:, None]) @ seen.mean
+        bias = (bias + weight @ seen.mean_float - kept).astype(np.float32)
+    return Rounded(integers, grid, flattening, bias)
+
+
+def row_grid(weight: np.ndarray) -> Grid:
+    """8 bits and a step per row: embedding and head."""
+    return weight_grid(weight, [slice(None)], 8, True, 0.0)
+
+
+def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
+    if not recipe.does("gptq"):
+        return round_weights(weight, grid)
+    if seen.drift is not None:  # least squares: (W + W·drift·H⁻¹)·Xq is closest to W·X
+        repair = np.linalg.solve(damped(seen.hessian, recipe.damping), seen.drift.T).T
+        weight = weight + weight @ repair.astype(np.float32)
+    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"))
+
+
+def _relative_error(floats: execute.Step, steps: execute.Step, streams: Streams) -> float:
+    """‖ŷ − y‖² / ‖y‖² of a layer on a tenth of the windows' tokens, against the float stream."""
+    name = steps.node.inputs[0]
+    wrong = right = 0.0
+    for float_env, env in zip(*streams, strict=True):
+        wanted = floats.run(float_env[name][:, ::11])[0]
+        got = steps.run(env[name][:, ::11])[0]
+        wrong += float(np.sum((got - wanted) ** 2, dtype=np.float64))
+        right += float(np.sum(wanted**2, dtype=np.float64))
+    return wrong / right if right else 0.0
+
+
+def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerReport:
+    rows, columns = rounded.integers.shape
+    flattening, bits = rounded.flattening, rounded.grid.bits
+    return LayerReport(
+        name=node.name,
+        bits=bits,
+        activation_bits=4 if flattening.levels < 127 else 8,
+        rows=rows,
+        columns=columns,
+        alpha=found.smoothing[node.name][0] if node.name in found.smoothing else None,
+        threshold=flattening.threshold,
+        extra_columns=flattening.extra,
+        wide_channels=flattening.wide,
+        excess=excess_share(rounded.integers, bits),
+        error=error,
+        kl=found.kl(node.name),
+    )
+
+
+# ---- integer nodes of docs/format.md
+def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
+    """Appends the FlatLinear `node` becomes, with its constants."""
+    weight = node.inputs[1]  # a tied head names the embedding's, which has the same bytes
+    flattening = rounded.flattening
+    if weight not in graph.constants:
+        graph.constants[weight] = packed(rounded.integers, rounded.grid.bits)
+    excess = _excess(node.name, rounded.integers, rounded.grid.bits)
+    arrays = {
+        "scale": rounded.scale,
+        "bias": rounded.bias,
+        "inverse_scale": np.array(flattening.inverse_scale),
+        "limit": flattening.limit,
+        "source": flattening.source,
+        "low": flattening.low,
+    }
+    constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()} | excess
+    graph.constants.update(constants)
+    attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
+    graph.nodes.append(Node("FlatLinear", (node.inputs[0], weight, *constants), node.outputs, attrs, node.name))
+
+
+def emit_embedding(local: Graph, node: Node, graph: Graph) -> None:
+    ids, weight = node.inputs
+    table = local.array(weight)
+    grid = row_grid(table)
+    integers = round_weights(table, grid)
+    graph.constants[weight] = packed(integers, 8)
+    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(node.name, integers, 8)
+    graph.constants.update(constants)
+    attrs = _matrix(integers, 8)
+    graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
+
+
+def packed(integers: np.ndarray, bits: int) -> Tensor:
+    """Integers [n, k] → the tensor in the kernels' order."""
+    data = layout.pack(integers, bits)
+    shape = layout.packed_shape(*integers.shape, bits)
+    return Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
+
+
+def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:
+    delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
+    if bits == 4:
+        delta, value = layout.encode_excess(integers.astype(np.int16))
+    return {f"{name}.excess_delta": Tensor.of(delta), f"{name}.excess_value": Tensor.of(value)}
+
+
+def _matrix(integers: np.ndarray, bits: int) -> dict[str, int]:
+    rows, columns = integers.shape
+    return {"rows": rows, "columns": columns, "offset": layout.offset_of(bits)}
+
+
+def _copy(local: Graph, nodes: list[Node], graph: Graph) -> None:
+    graph.nodes += nodes
+    for name in (name for node in nodes for name in node.inputs if name in local.constants):
+        graph.constants[name] = local.constants[name]
+
+
+def _bytes(graph: Graph) -> dict[str, int]:
+    """Bytes of the constants in all and of those between embedding and head."""
+    body = total = 0
+    for name, tensor in graph.constants.items():
+        total += tensor.data.nbytes
+        body += tensor.data.nbytes if name.startswith("layers.") else 0
+    return {"bytes_total": total, "bytes_body": body}

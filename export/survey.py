@@ -1,0 +1,190 @@
+"""One sweep over the float model: the smoothing of each layer, and what each layer alone costs at 4 bits.
+
+The KL of a layer is measured at the very end: the float model with that one layer quantized, on a few short
+windows. All these variants go through the model together, layer by layer, so weights are read once.
+
+Legend: k inputs, n outputs, B windows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernels_arm import layout
+from runtime.graph import Graph, Node
+
+from . import calibrate, execute
+from .calibrate import Inputs
+from .passes import smooth
+from .passes.bits import Choice, within_bytes, within_kl
+from .passes.flatten import Flattening, flatten
+from .passes.flatten import quantize as to_steps
+from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .recipe import Recipe
+
+WINDOWS = 8  # on which smoothing is chosen
+PROBE = (2, 128)  # windows × tokens on which a layer's KL is measured: 256 positions rank layers well
+_EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of the elements
+
+
+@dataclass
+class Survey:
+    """What the sweep found, by the name of the linear layer."""
+
+    smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def kl(self, name: str) -> float | None:
+        return self.choices[name].kl if name in self.choices else None
+
+
+def choose_bits(found: Survey, recipe: Recipe) -> dict[str, int]:
+    """Weight bits by layer name; layers outside the body are not in it."""
+    if recipe.weight_bits != "auto":
+        return {}
+    if recipe.max_kl is not None:
+        return within_kl(found.choices, recipe.max_kl)
+    return within_bytes(found.choices, recipe.bits_per_weight)
+
+
+def lowest_bits(recipe: Recipe) -> int:
+    return 8 if recipe.weight_bits == "8" else 4
+
+
+def flatten_inputs(maxima: np.ndarray, bits: int, recipe: Recipe) -> Flattening:
+    """How a layer with weights of `bits` quantizes inputs of these maxima [k]."""
+    levels = 127 if bits == 8 else recipe.low_levels
+    return flatten(maxima * recipe.margin, levels, recipe.extra_columns if recipe.does("flatten") else 0.0)
+
+
+def layer_grid(weight: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Grid:
+    """The grid of a body layer's weights."""
+    return weight_grid(
+        weight, smooth.parts(node, local.nodes, local), bits, recipe.weight_scale == "channel", recipe.sigma
+    )
+
+
+def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
+    """The nodes with their constants in memory, as a graph of its own that passes may change."""
+    names = {name for node in nodes for name in node.inputs if name in graph.constants}
+    return Graph(list(nodes), {name: graph.constants[name] for name in names})
+
+
+def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[], None]) -> Survey:
+    """`windows` [B, T] of calibration tokens; calls `tell` after every block."""
+    found = Survey()
+    measure = recipe.weight_bits == "auto"
+    groups = execute.blocks(graph)
+    if not measure and not recipe.does("smooth"):
+        for _ in groups:
+            tell()
+        return found
+    envs = execute.chunks(windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS])
+    probe = execute.chunks(windows[-PROBE[0] :, : PROBE[1]], PROBE[0])[0]
+    variants: dict[str, execute.Env] = {}
+    for i, nodes in enumerate(groups[:-1]):
+        local = load(graph, nodes)
+        later = [node for group in groups[i + 1 :] for node in group]
+        seen = _run_and_look(local, envs, later)
+        if recipe.does("smooth"):
+            _smooth(local, seen, recipe, found)
+        if measure:
+            _branch(local, seen, recipe, found, probe, variants, later)
+        tell()
+    if measure:
+        _divergences(execute.prepare(graph, groups[-1]), probe, variants, found)
+    tell()
+    return found
+
+
+def _run_and_look(local: Graph, envs: list[execute.Env], later: list[Node]) -> dict[str, Inputs]:
+    """Runs the block on every chunk; what its linears read, by layer name."""
+    steps = execute.prepare(local, local.nodes)
+    linears = [node for node in local.nodes if node.op == "Linear"]
+    read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
+    for env in envs:
+        execute.run(steps, env)
+        for node in linears:
+            read[node.name].append(env[node.inputs[0]])
+        execute.keep(env, later)
+    return {name: calibrate.inputs(values) for name, values in read.items()}
+
+
+def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
+    """Chooses and applies the smoothing of every layer of the block that allows it."""
+    for fold in smooth.folds(local.nodes, local):
+        inputs = seen[fold.linear.name]
+        weight = local.array(fold.linear.inputs[1])
+
+        def error(s: np.ndarray, fold=fold, inputs=inputs, weight=weight) -> float:
+            return _output_error(inputs.divided(s), weight * s, fold.linear, local, recipe)
+
+        alpha, s = smooth.search(inputs.maxima, weight, fold.index, recipe.alphas, error)
+        smooth.apply(local, fold, s)
+        seen[fold.linear.name] = inputs.divided(s)
+        found.smoothing[fold.linear.name] = alpha, s
+
+
+def _output_error(inputs: Inputs, weight: np.ndarray, node: Node, local: Graph, recipe: Recipe) -> float:
+    """Mean over the sample of ‖y − ŷ‖² / (‖y‖² + its median): no single token decides."""
+    bits = lowest_bits(recipe)
+    flattening = flatten_inputs(inputs.maxima, bits, recipe)
+    grid = layer_grid(weight, node, local, bits, recipe)
+    wanted = inputs.sample @ weight.T
+    kept = round_weights(weight, grid) * grid.steps[:, None].astype(np.float32)
+    got = (to_steps(inputs.sample, flattening) * np.float32(flattening.step)) @ kept.T
+    size = np.einsum("mn,mn->m", wanted, wanted)
+    return float(np.mean(np.sum((got - wanted) ** 2, -1) / (size + np.median(size) + 1e-30)))
+
+
+def _branch(
+    local: Graph,
+    seen: dict[str, Inputs],
+    recipe: Recipe,
+    found: Survey,
+    probe: execute.Env,
+    variants: dict[str, execute.Env],
+    later: list[Node],
+) -> None:
+    """Takes all variants through the float block, and adds one for each of its linears, quantized."""
+    steps = execute.prepare(local, local.nodes)
+    for env in variants.values():
+        execute.run(steps, env)
+        execute.keep(env, later)
+    before = dict(probe)
+    execute.run(steps, probe)
+    execute.keep(probe, later)
+    for at, step in enumerate(steps):
+        if step.node.op == "Linear":
+            name = step.node.name
+            changed = execute.Step(step.node, _try_low(step.node, local, seen[name], recipe, found))
+            variants[name] = dict(before)
+            execute.run([*steps[:at], changed, *steps[at + 1 :]], variants[name])
+            execute.keep(variants[name], later)
+
+
+def _try_low(node: Node, local: Graph, inputs: Inputs, recipe: Recipe, found: Survey) -> execute.Operation:
+    """The layer at 4 bits, rounded to nearest; notes what it would take."""
+    weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
+    grid = layer_grid(weight, node, local, 4, recipe)
+    flattening = flatten_inputs(inputs.maxima, 4, recipe)
+    integers = round_weights(weight, grid)
+    low = weight.size * (0.5 + _EXCESS_BYTES * excess_share(integers, 4))
+    found.choices[node.name] = Choice(0.0, weight.size, low, weight.size)
+    scale = (flattening.step * grid.steps).astype(np.float32)
+    return execute.flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
+
+
+def _divergences(
+    last: list[execute.Step], probe: execute.Env, variants: dict[str, execute.Env], found: Survey
+) -> None:
+    execute.run(last, probe)
+    wanted = execute.log_softmax(probe["logits"])
+    for name, env in variants.items():
+        execute.run(last, env)
+        kl = execute.divergence(wanted, execute.log_softmax(env.pop("logits")))
+        old = found.choices[name]
+        found.choices[name] = Choice(kl, old.weights, old.bytes_low, old.bytes_high)

@@ -1,0 +1,176 @@
+"""The plan's interpreter: every thread walks the same op table and they share each op's chunks.
+
+An op's progress is one word, (step number, chunks, taken, done). A thread takes the next chunk with a
+compare-and-swap; when none is left it waits until all are done and goes on. So nobody waits for a thread that has
+no chunk in hand: one that the system has put aside finds the step finished when it comes back.
+
+    word:  step number (33 bits) | chunks (10) | taken (10) | done (10)
+    team:  the T_* words of ops.py
+"""
+
+from __future__ import annotations
+
+from .attention import attend_items, run_attend
+from .jit import inlined, kernel
+from .linear import TILE, linear_bytes, linear_items, run_linear
+from .ops import (
+    ATTEND, EMBED, L_LAST, LINEAR, Q_LAST, QUANTIZE, RECORD, ROTATE, STEP_LOGITS, STEP_TOKENS, T_COUNT, T_OPS, T_PARKED,
+    T_SCRATCH, T_SCRATCH_SIZE, T_STATE, T_STEP, T_STOP, T_THREADS, T_WORDS, T_YIELD,
+)  # fmt: skip
+from .pointwise import run_embed, run_quantize, run_rotate
+from .simd import atomic_add, atomic_load, atomic_store, call_address, compare_exchange, fence, get_i64, pause
+
+FIELD = 1023
+SPINS = 2000  # pauses before the first yield: about 50 µs, more than any op of a decode step waits
+IDLE_YIELDS = 4000  # yields without a new step before a thread parks: a few ms
+CHUNK_BYTES = 48 * 1024  # a chunk of a product should cost a few µs: more than its two atomic operations
+CHUNKS_A_THREAD = 6
+
+
+@inlined
+def op_tokens(op, step):
+    code = get_i64(op)
+    last = (code == LINEAR and get_i64(op + 8 * L_LAST)) or (code == QUANTIZE and get_i64(op + 8 * Q_LAST))
+    return get_i64(step + 8 * STEP_LOGITS) if last else get_i64(step + 8 * STEP_TOKENS)
+
+
+@kernel
+def op_items(op, step):
+    """How many pieces the op can be cut into."""
+    code = get_i64(op)
+    if code == LINEAR:
+        return linear_items(op)
+    if code == ATTEND:
+        return attend_items(op, step)
+    if code == QUANTIZE:
+        return (op_tokens(op, step) + TILE - 1) // TILE
+    return get_i64(step + 8 * STEP_TOKENS)
+
+
+@kernel
+def op_chunks(op, step, items, threads):
+    """Into how many chunks they are bundled."""
+    if get_i64(op) == LINEAR:
+        cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
+        wanted = max(cost // CHUNK_BYTES, 1)
+    else:
+        wanted = items
+    return min(min(wanted, items), CHUNKS_A_THREAD * threads)
+
+
+@kernel
+def run_chunk(op, step, first, last, scratch):
+    code = get_i64(op)
+    if code == LINEAR:
+        run_linear(op, step, first, last, scratch)
+    elif code == QUANTIZE:
+        run_quantize(op, step, first, last, scratch)
+    elif code == ATTEND:
+        run_attend(op, step, first, last, scratch)
+    elif code == ROTATE:
+        run_rotate(op, step, first, last)
+    elif code == EMBED:
+        run_embed(op, step, first, last)
+
+
+@kernel
+def take_chunk(word, number, chunks):
+    """The next chunk of the op in step `number`, as chunks << 10 | chunk; −1: all taken; −2: a later step has begun.
+
+    `chunks` is used only by the first to come: later ones read it from the word, because a late thread may
+    already see the next step's token count.
+    """
+    while True:
+        seen = atomic_load(word)
+        ahead = (seen >> 30) - number
+        if ahead > 0:
+            return -2
+        if ahead < 0:
+            new, taken, total = (number << 30) | (chunks << 20) | (1 << 10), 0, chunks
+        else:
+            taken, total = (seen >> 10) & FIELD, (seen >> 20) & FIELD
+            new = seen + (1 << 10)
+        if taken >= total:
+            return -1
+        if compare_exchange(word, seen, new):
+            return (total << 10) | taken
+
+
+@kernel
+def await_op(word, number, yield_address):
+    """Spin, then yield, until every chunk of the op is done."""
+    spins = 0
+    while True:
+        seen = atomic_load(word)
+        if (seen >> 30) != number or (seen & FIELD) >= ((seen >> 20) & FIELD):
+            return
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            call_address(yield_address)
+
+
+@kernel
+def run_plan(team, thread, number):
+    """Walk the op table once, as one of the team."""
+    ops, count, words = get_i64(team + 8 * T_OPS), get_i64(team + 8 * T_COUNT), get_i64(team + 8 * T_WORDS)
+    step, threads = get_i64(team + 8 * T_STATE), get_i64(team + 8 * T_THREADS)
+    scratch = get_i64(team + 8 * T_SCRATCH) + thread * get_i64(team + 8 * T_SCRATCH_SIZE)
+    for i in range(count):
+        op, word = ops + RECORD * i, words + 64 * i
+        items = op_items(op, step)
+        chunks = op_chunks(op, step, items, threads)
+        while True:
+            taken = take_chunk(word, number, chunks)
+            if taken < 0:
+                break
+            chunk, total = taken & FIELD, taken >> 10
+            run_chunk(op, step, chunk * items // total, (chunk + 1) * items // total, scratch)
+            atomic_add(word, 1)
+        if taken == -2:
+            return
+        await_op(word, number, get_i64(team + 8 * T_YIELD))
+
+
+@kernel
+def step(team):
+    """One step, begun and finished by the calling thread (number 0). Returns its number."""
+    number = get_i64(team + 8 * T_STEP) + 1
+    atomic_store(team + 8 * T_STEP, number)
+    fence()
+    run_plan(team, 0, number)
+    return number
+
+
+@kernel
+def parked(team):
+    """How many threads sleep in Python."""
+    sleeping = 0
+    for thread in range(1, get_i64(team + 8 * T_THREADS)):
+        sleeping += atomic_load(team + 8 * (T_PARKED + 8 * thread))
+    return sleeping
+
+
+@kernel
+def serve(team, thread, last):
+    """Thread `thread` waits for the step after number `last`, runs it and the ones after it.
+
+    Returns the number of the last step run when it has been idle for long, or −1 when the team ends.
+    """
+    idle = 0
+    while True:
+        if atomic_load(team + 8 * T_STOP):
+            return -1
+        number = atomic_load(team + 8 * T_STEP)
+        if number != last:
+            run_plan(team, thread, number)
+            last, idle = number, 0
+        elif idle < SPINS:
+            idle += 1
+            pause()
+        elif idle < SPINS + IDLE_YIELDS:
+            idle += 1
+            call_address(get_i64(team + 8 * T_YIELD))
+        else:
+            return last

@@ -1,0 +1,113 @@
+"""Packed weights: the order in which the kernels read them, drawn in docs/format.md.
+
+A panel is 16 rows. Inside it, each step of 64 bytes holds 4 columns (INT8) or 8 columns (UINT4) of
+all 16 rows, so one 512-bit register (four NEON registers) is one step and lane r of the accumulator
+is row r of the panel.
+
+Also the sparse excess of 4-bit weights, and the activation's digits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROWS = 16  # rows of a panel: one 512-bit accumulator of int32
+STEP = 64  # bytes of a step
+COLUMNS = 16  # columns are padded to this, so a kernel never meets half a step
+INT4_LOW, INT4_HIGH = -8, 7
+MAX_TOTAL = 119  # a total plus the offset 8 must fit int8, which is what onnxruntime multiplies
+MAX_GAP = 255
+
+
+def padded(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
+def offset_of(bits: int) -> int:
+    """What is added to a weight before it is stored: UINT4 keeps w + 8."""
+    return {8: 0, 4: 8}[bits]
+
+
+def packed_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int, int, int]:
+    """The ONNX shape of a packed weight, in elements."""
+    per_step = 4 * (8 // bits)
+    return (padded(rows, ROWS) // ROWS, padded(columns, COLUMNS) // per_step, ROWS, 4, 8 // bits)
+
+
+def pack(weights: np.ndarray, bits: int) -> np.ndarray:
+    """Integers [rows, columns] → packed bytes [panels, steps, 64] (int8, or uint8 for 4 bits).
+
+    4-bit values outside −8…7 are clipped: what is beyond is the sparse excess.
+    """
+    rows, columns = weights.shape
+    panels, steps, _, _, halves = packed_shape(rows, columns, bits)
+    plane = np.zeros((panels * ROWS, steps * 4 * halves), np.int8)
+    low, high = (INT4_LOW, INT4_HIGH) if bits == 4 else (-128, 127)
+    plane[:rows, :columns] = np.clip(weights, low, high)
+    elements = plane.reshape(panels, ROWS, steps, halves, 4).transpose(0, 2, 1, 4, 3)
+    if bits == 8:
+        return np.ascontiguousarray(elements).reshape(panels, steps, STEP)
+    nibbles = (elements + 8).astype(np.uint8)
+    return (nibbles[..., 0] | (nibbles[..., 1] << 4)).reshape(panels, steps, STEP)
+
+
+def unpack(packed: np.ndarray, rows: int, columns: int, bits: int) -> np.ndarray:
+    """Packed bytes → int8 [rows, columns]; the inverse of `pack`."""
+    panels, steps, _, _, halves = packed_shape(rows, columns, bits)
+    if bits == 8:
+        elements = packed.view(np.int8).reshape(panels, steps, ROWS, 4, 1)
+    else:
+        data = packed.view(np.uint8).reshape(panels, steps, ROWS, 4)
+        elements = np.stack([data & 15, data >> 4], axis=-1).astype(np.int8) - np.int8(8)
+    plane = elements.transpose(0, 2, 1, 4, 3).reshape(panels * ROWS, steps * 4 * halves)
+    return np.ascontiguousarray(plane[:rows, :columns])
+
+
+def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers [rows, columns] → (delta uint8 [E], total int8 [E]) of those outside −8…7.
+
+    Entries are sorted by ((panel · columns_padded) + column) · 16 + row in the panel; fillers bridge
+    gaps over 255 and carry the plane's own value, so that scattering them changes nothing.
+    """
+    if np.abs(totals).max(initial=0) > MAX_TOTAL:
+        raise ValueError(f"weight totals reach {np.abs(totals).max()}, the format holds ±{MAX_TOTAL}")
+    rows, columns = totals.shape
+    panels, width = padded(rows, ROWS) // ROWS, padded(columns, COLUMNS)
+    plane = np.zeros((panels * ROWS, width), np.int8)
+    plane[:rows, :columns] = totals
+    flat = np.ascontiguousarray(plane.reshape(panels, ROWS, width).transpose(0, 2, 1)).reshape(-1)
+    outside = np.flatnonzero((flat < INT4_LOW) | (flat > INT4_HIGH))
+    gaps = np.diff(outside, prepend=0)
+    fillers = np.maximum(gaps - 1, 0) // MAX_GAP  # a gap of 256 needs one filler, of 255 none
+    ends = np.cumsum(fillers + 1) - 1
+    delta = np.full(int(ends[-1]) + 1 if ends.size else 0, MAX_GAP, np.uint8)
+    delta[ends] = gaps - fillers * MAX_GAP
+    return delta, flat[np.cumsum(delta, dtype=np.int64)]
+
+
+def decode_excess(delta: np.ndarray, value: np.ndarray, packed_rows: int, packed_columns: int):
+    """(panel, column, row in the panel, excess) of each entry, fillers included with excess 0."""
+    position = np.cumsum(delta, dtype=np.int64)
+    panel, rest = np.divmod(position, packed_columns * ROWS)
+    if position.size and panel[-1] >= packed_rows // ROWS:
+        raise ValueError(f"excess position {position[-1]} lies beyond the matrix")
+    column, row = np.divmod(rest, ROWS)
+    total = value.astype(np.int16)
+    return panel, column, row, (total - np.clip(total, INT4_LOW, INT4_HIGH)).astype(np.int8)
+
+
+def totals_of(packed: np.ndarray, rows: int, columns: int, bits: int, delta, value) -> np.ndarray:
+    """The integer weights int8 [rows, columns] with the excess added: what a kernel multiplies by."""
+    weights = unpack(packed, padded(rows, ROWS), padded(columns, COLUMNS), bits)
+    if len(delta):
+        panel, column, row, excess = decode_excess(delta, value, *weights.shape)
+        weights[panel * ROWS + row, column] += excess
+    return np.ascontiguousarray(weights[:rows, :columns])
+
+
+def limits_of(source: np.ndarray, low: np.ndarray, levels: int, columns: int) -> np.ndarray:
+    """int32 [columns]: how far each channel's integer may go, pieces × levels."""
+    limit = np.zeros(columns, np.int32)
+    np.maximum.at(limit, source, low.astype(np.int32) + levels)
+    return limit

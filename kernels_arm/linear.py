@@ -1,0 +1,233 @@
+"""Integer matrix products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n].
+
+One panel of 16 outputs times one tile of M tokens stays in registers for the whole k: 64 bytes of weights are
+loaded, split into nibbles where they are 4-bit, and multiplied with every token of the tile. The channels that
+were flattened run again over the same bytes with their high digits (`extras`). Sparse excess is added in
+integers: entry by entry for a few tokens, into an unpacked copy of the panel for many.
+
+    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] + bias[r]   (+ what was there, for the residual)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import inlined, kernel
+from .ops import (
+    L_ADD, L_BIAS, L_BITS, L_DELTA, L_EXCESS, L_EXTRAS, L_GROUPS, L_LAST, L_ORIGINS, L_OUT, L_PADDED, L_PANELS,
+    L_SCALE, L_SHORTS, L_STARTS, L_STRIDE, L_SUMS, L_WEIGHTS, L_X, STEP_LOGITS, STEP_TOKENS,
+)  # fmt: skip
+from .simd import (
+    add_tiles, dot, get_i16, get_i32, get_i64, get_i8, get_u8, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
+    low_nibbles, minus_eight, offset_int8, set_i8, set_i32, splat_int, store_bytes, store_floats, store_tile,
+    tile_times_128, to_floats, zero_ints,
+)  # fmt: skip
+
+TILE = 16  # tokens of a full tile
+SPARSE_TOKENS = 8  # up to this many tokens, excess entries are added one by one
+
+
+@inlined
+def tile_of(tokens):
+    """The compiled tile size that holds this many tokens."""
+    if tokens <= 1:
+        return 1
+    if tokens <= 2:
+        return 2
+    if tokens <= 4:
+        return 4
+    if tokens <= 8:
+        return 8
+    return 16
+
+
+def _product(tokens: int, bits: int):
+    """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
+    step_columns = 8 if bits == 4 else 4
+
+    @inlined
+    def four_columns(weights, group):
+        if bits == 4:
+            packed = load_bytes(weights + (group >> 1) * 64)
+            return high_nibbles(packed) if group & 1 else low_nibbles(packed)
+        return offset_int8(load_bytes(weights + group * 64))
+
+    @inlined
+    def product(weights, padded, x, extras, groups, out):
+        acc = zero_ints(tokens)
+        high = x + padded * tokens
+        for e in range(extras):
+            acc = dot(acc, four_columns(weights, get_i32(groups + 4 * e)), high + e * 4 * tokens, bits)
+        acc = tile_times_128(acc)
+        if tokens <= 2:  # two chains of dependent sums, or the latency of `dot` would set the pace
+            other = zero_ints(tokens)
+            for pair in range(padded // 8):
+                digits = x + pair * 8 * tokens
+                if bits == 4:
+                    packed = load_bytes(weights + pair * 64)
+                    even, odd = low_nibbles(packed), high_nibbles(packed)
+                else:
+                    even = offset_int8(load_bytes(weights + pair * 128))
+                    odd = offset_int8(load_bytes(weights + pair * 128 + 64))
+                acc = dot(acc, even, digits, bits)
+                other = dot(other, odd, digits + 4 * tokens, bits)
+            acc = add_tiles(acc, other)
+        else:
+            for step in range(padded // step_columns):
+                packed = load_bytes(weights + step * 64)
+                digits = x + step * step_columns * tokens
+                if bits == 4:
+                    acc = dot(acc, low_nibbles(packed), digits, bits)
+                    acc = dot(acc, high_nibbles(packed), digits + 4 * tokens, bits)
+                else:
+                    acc = dot(acc, offset_int8(packed), digits, bits)
+        store_tile(out, 64, acc)
+
+    return product
+
+
+_int4_1, _int4_2, _int4_4, _int4_8, _int4_16 = (_product(m, 4) for m in (1, 2, 4, 8, 16))
+_int8_1, _int8_2, _int8_4, _int8_8, _int8_16 = (_product(m, 8) for m in (1, 2, 4, 8, 16))
+
+
+@kernel
+def product_int4(tile, weights, padded, x, extras, groups, out):
+    if tile == 1:
+        _int4_1(weights, padded, x, extras, groups, out)
+    elif tile == 2:
+        _int4_2(weights, padded, x, extras, groups, out)
+    elif tile == 4:
+        _int4_4(weights, padded, x, extras, groups, out)
+    elif tile == 8:
+        _int4_8(weights, padded, x, extras, groups, out)
+    else:
+        _int4_16(weights, padded, x, extras, groups, out)
+
+
+@kernel
+def product_int8(tile, weights, padded, x, extras, groups, out):
+    if tile == 1:
+        _int8_1(weights, padded, x, extras, groups, out)
+    elif tile == 2:
+        _int8_2(weights, padded, x, extras, groups, out)
+    elif tile == 4:
+        _int8_4(weights, padded, x, extras, groups, out)
+    elif tile == 8:
+        _int8_8(weights, padded, x, extras, groups, out)
+    else:
+        _int8_16(weights, padded, x, extras, groups, out)
+
+
+def _excess(tokens: int):
+    """Sparse entries of one panel for a tile of constant size: the inner loop becomes one vector operation."""
+
+    @inlined
+    def add(entry, end, position, deltas, values, shorts, side, out):
+        for r in range(16):
+            for i in range(tokens):
+                set_i32(side + 4 * (tokens * r + i), 0)
+        while entry < end:
+            position += get_u8(deltas + entry)
+            value = np.int32(get_i8(values + entry))
+            x, acc = shorts + 2 * tokens * (position >> 4), side + 4 * tokens * (position & 15)
+            for i in range(tokens):
+                set_i32(acc + 4 * i, get_i32(acc + 4 * i) + value * np.int32(get_i16(x + 2 * i)))
+            entry += 1
+        for i in range(tokens):
+            for r in range(16):
+                at = out + 64 * i + 4 * r
+                set_i32(at, get_i32(at) + get_i32(side + 4 * (tokens * r + i)))
+
+    return add
+
+
+_excess_1, _excess_2, _excess_4, _excess_8 = (_excess(m) for m in (1, 2, 4, 8))
+
+
+@kernel
+def add_excess(op, panel, tile, side, out):
+    """out[i, r] += X[i, k] · excess for each sparse entry (row r, column k) of the panel. side: int32 [16, tile]."""
+    deltas, values, shorts = get_i64(op + 8 * L_DELTA), get_i64(op + 8 * L_EXCESS), get_i64(op + 8 * L_SHORTS)
+    starts = get_i64(op + 8 * L_STARTS) + 8 * panel
+    entry, end = get_i64(starts), get_i64(starts + 8)
+    position = get_i64(get_i64(op + 8 * L_ORIGINS) + 8 * panel)
+    if tile == 1:
+        _excess_1(entry, end, position, deltas, values, shorts, side, out)
+    elif tile == 2:
+        _excess_2(entry, end, position, deltas, values, shorts, side, out)
+    elif tile == 4:
+        _excess_4(entry, end, position, deltas, values, shorts, side, out)
+    else:
+        _excess_8(entry, end, position, deltas, values, shorts, side, out)
+
+
+@kernel
+def expand_panel(op, panel, weights, out):
+    """A 4-bit panel with its excess as a plain int8 panel [padded/4 steps, 64] at `out`."""
+    padded = get_i64(op + 8 * L_PADDED)
+    for step in range(padded // 8):
+        packed = load_bytes(weights + 64 * step)
+        store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
+        store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
+    deltas, values = get_i64(op + 8 * L_DELTA), get_i64(op + 8 * L_EXCESS)
+    starts = get_i64(op + 8 * L_STARTS) + 8 * panel
+    position = get_i64(get_i64(op + 8 * L_ORIGINS) + 8 * panel)
+    for entry in range(get_i64(starts), get_i64(starts + 8)):
+        position += get_u8(deltas + entry)
+        column = position >> 4
+        at = out + (column >> 2) * 64 + (position & 15) * 4 + (column & 3)
+        set_i8(at, get_i8(at) + get_i8(values + entry))
+
+
+@kernel
+def finish_tile(op, panel, offset, first, count, acc):
+    """int32 [count, 16] → float rows first … first + count of the output."""
+    scale = load_floats(get_i64(op + 8 * L_SCALE) + 64 * panel)
+    bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
+    stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
+    out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
+    sums = get_i64(op + 8 * L_SUMS) + 4 * first
+    for i in range(count):
+        shift = splat_int(get_i32(sums + 4 * i) * offset)
+        y = to_floats(load_ints(acc + 64 * i) - shift) * scale + bias
+        if add:
+            y = load_floats(out + stride * i) + y
+        store_floats(out + stride * i, y)
+
+
+@kernel
+def run_linear(op, step, first, last, scratch):
+    """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and an unpacked panel."""
+    wants_all = get_i64(op + 8 * L_LAST) == 0
+    tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
+    bits, padded, panels_at = get_i64(op + 8 * L_BITS), get_i64(op + 8 * L_PADDED), get_i64(op + 8 * L_WEIGHTS)
+    extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
+    sparse = get_i64(op + 8 * L_STARTS) != 0
+    for panel in range(first, last):
+        weights = panels_at + panel * padded * 2 * bits
+        wide = bits == 8
+        if sparse and tokens > SPARSE_TOKENS:
+            expand_panel(op, panel, weights, scratch + 1024)
+            weights, wide = scratch + 1024, True
+        for token in range(0, tokens, TILE):
+            count = min(TILE, tokens - token)
+            tile = tile_of(count)
+            digits = x + token * (padded + 4 * extras)
+            if wide:
+                product_int8(tile, weights, padded, digits, extras, groups, scratch)
+            else:
+                product_int4(tile, weights, padded, digits, extras, groups, scratch)
+            if sparse and not wide:
+                add_excess(op, panel, tile, scratch + 1024, scratch)
+            finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)
+
+
+@kernel
+def linear_items(op):
+    return get_i64(op + 8 * L_PANELS)
+
+
+@kernel
+def linear_bytes(op):
+    """Bytes of a panel: what a chunk of work costs when memory is the limit."""
+    return get_i64(op + 8 * L_PADDED) * 2 * get_i64(op + 8 * L_BITS)

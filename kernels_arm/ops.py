@@ -1,0 +1,54 @@
+"""The plan's instruction set: op codes and, for each, the fields of its record.
+
+A record is 24 int64: field 0 is the op code, the others are addresses (bytes), counts and strides (bytes)
+as named here. Records never change after loading; what changes per step stands in the step words.
+"""
+
+from __future__ import annotations
+
+FIELDS = 24
+RECORD = 8 * FIELDS  # bytes
+
+EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND = range(1, 6)
+NAMES = {EMBED: "embed", QUANTIZE: "quantize", LINEAR: "linear", ROTATE: "rotate", ATTEND: "attend"}
+
+# ids int64 [m] → out float32 [m, stride/4]
+EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
+EMBED_STARTS, EMBED_ORIGINS, EMBED_DELTA, EMBED_EXCESS = range(7, 11)  # starts = 0: no excess
+
+# float32 rows → packed int8 digits. KIND says what is applied to a row first.
+PLAIN, NORM, SWIGLU = range(3)
+Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
+Q_EXTRAS, Q_GROUPS, Q_SHORTS, Q_LAST = range(11, 15)
+# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras] indices of 4-column groups that have
+# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted as logits
+
+# packed digits · packed weights → float32 rows
+L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
+L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_ORIGINS, L_DELTA, L_EXCESS, L_LAST = range(12, 20)
+# L_ADD: add to what is in out (the residual); L_STARTS int64 [panels + 1] and L_ORIGINS int64 [panels]: where a
+# panel's excess entries begin, and the position before the first; 0 where there is no excess
+
+# rotary embedding in place on q; k and v are appended to the cache
+R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
+
+# softmax(q·kᵀ)·v
+A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = range(1, 12)
+# keys float32 [g, context/16, d, 16], values float32 [g, context, d padded to 16]; A_FLOATS: float32 [scale]
+
+# step words (int64)
+STEP_TOKENS, STEP_PAST, STEP_LOGITS, STEP_IDS = range(4)
+
+# team words (int64), a cache line apart where threads write them
+T_STEP, T_STOP = 0, 8  # the step number; non-zero when the team is to end
+T_THREADS, T_OPS, T_COUNT, T_WORDS, T_STATE, T_SCRATCH, T_SCRATCH_SIZE, T_YIELD = range(16, 24)
+T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread is woken
+MAX_THREADS = 64
+TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
+
+ATTEND_ROWS = 8  # query rows that share a load
+
+
+def attention_scratch(size: int, context: int) -> int:
+    """Bytes a thread needs to attend: queries, their sums, one output tile, scores of 8 rows."""
+    return 4 * ATTEND_ROWS * (size + 1) + 64 + 64 * ATTEND_ROWS + 4 * ATTEND_ROWS * context

@@ -1,0 +1,209 @@
+"""Row operations: embedding, norm, gated activation, quantization into digits, rotary embedding and cache append."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import inlined, kernel
+from .linear import TILE, tile_of
+from .ops import (
+    EMBED_BITS, EMBED_DELTA, EMBED_EXCESS, EMBED_ORIGINS, EMBED_OUT, EMBED_SCALE, EMBED_STARTS, EMBED_STEPS,
+    EMBED_STRIDE, EMBED_WEIGHTS, NORM, Q_COLUMNS, Q_EXTRAS, Q_FLOATS, Q_GROUPS, Q_IN, Q_IN_STRIDE, Q_KIND, Q_LAST,
+    Q_LIMITS, Q_OUT, Q_PADDED, Q_SHORTS, Q_SUMS, Q_WEIGHT, R_CONTEXT, R_COS, R_GROUPS, R_HEADS, R_KEYS, R_QKV, R_SIN,
+    R_SIZE, R_STRIDE, R_VALUES, STEP_IDS, STEP_LOGITS, STEP_PAST, STEP_TOKENS, SWIGLU,
+)  # fmt: skip
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .simd import (
+    get_f32, get_i8, get_i32, get_i64, get_u8, greater, load_floats, power_of_two, round_even, round_f32, set_f32,
+    set_i8, set_i16, set_i32, smaller, splat_float, splat_int, sqrt_f32, store_floats, store_ints, store_steps, sum_floats,
+    sum_ints, to_floats, to_ints, zero_below,
+)  # fmt: skip
+
+ONE, ZERO = np.float32(1), np.float32(0)
+
+
+@inlined
+def exp16(x):
+    """e^x of 16 lanes, step for step `reference.exp`."""
+    low = splat_float(EXP_LOW)
+    clipped = smaller(greater(x, low), splat_float(EXP_HIGH))
+    n = round_even(clipped * splat_float(LOG2E))
+    r = (clipped - n * splat_float(LN2_HIGH)) - n * splat_float(LN2_LOW)
+    p = splat_float(EXP_POLYNOMIAL[0])
+    p = p * r + splat_float(EXP_POLYNOMIAL[1])
+    p = p * r + splat_float(EXP_POLYNOMIAL[2])
+    p = p * r + splat_float(EXP_POLYNOMIAL[3])
+    p = p * r + splat_float(EXP_POLYNOMIAL[4])
+    p = p * r + splat_float(EXP_POLYNOMIAL[5])
+    p = (p * (r * r) + r) + splat_float(ONE)
+    return zero_below(p * power_of_two(to_ints(n)), x, low)
+
+
+# -------------------------------------------------------------------------------------------- embedding
+@kernel
+def run_embed(op, step, first, last):
+    """Rows first … last of the step: out = W[id] · scale[id]."""
+    ids, out, stride = get_i64(step + 8 * STEP_IDS), get_i64(op + 8 * EMBED_OUT), get_i64(op + 8 * EMBED_STRIDE)
+    bits, steps = get_i64(op + 8 * EMBED_BITS), get_i64(op + 8 * EMBED_STEPS)
+    for token in range(first, last):
+        row = get_i64(ids + 8 * token)
+        scale = get_f32(get_i64(op + 8 * EMBED_SCALE) + 4 * row)
+        weights = get_i64(op + 8 * EMBED_WEIGHTS) + (row >> 4) * steps * 64 + (row & 15) * 4
+        y = out + stride * token
+        for s in range(steps):
+            for j in range(4):
+                byte = weights + 64 * s + j
+                if bits == 8:
+                    set_f32(y + 16 * s + 4 * j, np.float32(get_i8(byte)) * scale)
+                else:
+                    nibbles = get_u8(byte)
+                    set_f32(y + 32 * s + 4 * j, np.float32((nibbles & 15) - 8) * scale)
+                    set_f32(y + 32 * s + 16 + 4 * j, np.float32((nibbles >> 4) - 8) * scale)
+        if get_i64(op + 8 * EMBED_STARTS):
+            embed_excess(op, row, scale, y)
+
+
+@kernel
+def embed_excess(op, row, scale, y):
+    """Replace the row's outliers by (plane + excess) · scale: the plane there is at its bound, −8 or 7."""
+    panel, deltas, values = row >> 4, get_i64(op + 8 * EMBED_DELTA), get_i64(op + 8 * EMBED_EXCESS)
+    starts = get_i64(op + 8 * EMBED_STARTS) + 8 * panel
+    position = get_i64(get_i64(op + 8 * EMBED_ORIGINS) + 8 * panel)
+    for entry in range(get_i64(starts), get_i64(starts + 8)):
+        position += get_u8(deltas + entry)
+        value = np.int64(get_i8(values + entry))
+        if position & 15 == row & 15 and value != 0:
+            total = value + (7 if value > 0 else -8)
+            set_f32(y + 4 * (position >> 4), np.float32(total) * scale)
+
+
+# ------------------------------------------------------------------------------------- rows before linear
+@inlined
+def norm_row(op, x, padded, y):
+    """y = x · (1 / sqrt(mean(x²) + ε)) · weight. Lanes beyond the row's end hold zeros."""
+    floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
+    squares = splat_float(ZERO)
+    for at in range(0, 4 * padded, 64):
+        v = load_floats(x + at)
+        squares = squares + v * v
+    mean = sum_floats(squares) / get_f32(floats + 8)
+    inverse = splat_float(ONE / sqrt_f32(mean + get_f32(floats + 4)))
+    for at in range(0, 4 * padded, 64):
+        store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
+
+
+@inlined
+def swiglu_row(op, x, padded, y):
+    """y = silu(gate) · up, gate and up being the halves of x. Lanes beyond the end hold anything finite."""
+    up, one, zero = x + 4 * get_i64(op + 8 * Q_COLUMNS), splat_float(ONE), splat_float(ZERO)
+    for at in range(0, 4 * padded, 64):
+        gate = load_floats(x + at)
+        store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(up + at))
+
+
+@kernel
+def quantize_row(op, x, i, tile, digits):
+    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X."""
+    padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
+    inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+    total, zero = splat_int(np.int32(0)), splat_float(ZERO)
+    for k in range(0, padded, 16):
+        limit = load_floats(limits + 4 * k)
+        steps = round_even(load_floats(x + 4 * k) * inverse)
+        value = to_ints(smaller(greater(steps, zero - limit), limit))
+        total = total + value
+        store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+    return sum_ints(total)
+
+
+@inlined
+def integer_of(op, x, column):
+    """X of one element, as `quantize_row` computes it."""
+    limit = get_f32(get_i64(op + 8 * Q_LIMITS) + 4 * column)
+    steps = round_f32(get_f32(x + 4 * column) * get_f32(get_i64(op + 8 * Q_FLOATS)))
+    return np.int64(min(max(steps, -limit), limit)), limit > np.float32(127)
+
+
+@kernel
+def split_digits(op, x, i, tile, digits):
+    """Rewrite the groups that hold flattened channels: X = 128 · high + low."""
+    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
+    for e in range(get_i64(op + 8 * Q_EXTRAS)):
+        group = np.int64(get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e))
+        for j in range(4):
+            value, wide = integer_of(op, x, 4 * group + j)
+            high = (value + 64) >> 7 if wide else 0
+            set_i8(digits + (group * tile + i) * 4 + j, value - 128 * high)
+            set_i8(high_at + (e * tile + i) * 4 + j, high)
+
+
+@kernel
+def store_shorts(op, x, i, tile):
+    """int16 X [k, tile] for the sparse excess."""
+    shorts = get_i64(op + 8 * Q_SHORTS)
+    for k in range(get_i64(op + 8 * Q_COLUMNS)):
+        set_i16(shorts + 2 * (k * tile + i), integer_of(op, x, k)[0])
+
+
+@kernel
+def run_quantize(op, step, first, last, scratch):
+    """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
+    wants_all = get_i64(op + 8 * Q_LAST) == 0
+    tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
+    stride = get_i64(op + 8 * Q_IN_STRIDE)
+    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
+    tokens = tokens if wants_all else wanted
+    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
+    extras = get_i64(op + 8 * Q_EXTRAS)
+    for number in range(first, last):
+        start = number * TILE
+        count = min(TILE, tokens - start)
+        tile = tile_of(count)
+        digits = get_i64(op + 8 * Q_OUT) + start * (padded + 4 * extras)
+        for i in range(count):
+            x = rows + stride * (start + i)
+            if kind == NORM:
+                norm_row(op, x, padded, scratch)
+                x = scratch
+            elif kind == SWIGLU:
+                swiglu_row(op, x, padded, scratch)
+                x = scratch
+            total = quantize_row(op, x, i, tile, digits)
+            set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
+            split_digits(op, x, i, tile, digits)
+            if get_i64(op + 8 * Q_SHORTS) and tokens <= 8:
+                store_shorts(op, x, i, tile)
+
+
+# --------------------------------------------------------------------------------------- rotary embedding
+@inlined
+def rotate_head(x, cos, sin, half, y, y_stride):
+    """Rotate one head from x to y; y's elements are y_stride bytes apart."""
+    for i in range(half):
+        a, b = get_f32(x + 4 * i), get_f32(x + 4 * (half + i))
+        c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
+        set_f32(y + y_stride * i, a * c - b * s)
+        set_f32(y + y_stride * (half + i), b * c + a * s)
+
+
+@kernel
+def run_rotate(op, step, first, last):
+    """Tokens first … last: rotate q in place, rotate k into the cache (transposed), copy v into the cache."""
+    heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
+    context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
+    half, width = size // 2, (size + 15) // 16 * 16
+    for token in range(first, last):
+        position = get_i64(step + 8 * STEP_PAST) + token
+        row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
+        cos = get_i64(op + 8 * R_COS) + 4 * half * position
+        sin = get_i64(op + 8 * R_SIN) + 4 * half * position
+        for head in range(heads):
+            rotate_head(row + 4 * size * head, cos, sin, half, row + 4 * size * head, 4)
+        for group in range(groups):
+            k = row + 4 * size * (heads + group)
+            v = row + 4 * size * (heads + groups + group)
+            block = group * (context // 16) + (position >> 4)
+            rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
+            out = values + 4 * width * (group * context + position)
+            for i in range(size):
+                set_f32(out + 4 * i, get_f32(v + 4 * i))

@@ -1,0 +1,133 @@
+"""Every operation in plain numpy: the specification that the kernels equal bit for bit.
+
+Integers are exact. Floats are exact too, because the order of every operation is fixed here and
+followed by the kernels: multiply and add are separate roundings (never fused), a sum over a vector
+runs in 16 lanes that are then folded in halves, a sum over keys or head elements runs in order.
+Hence a row's numbers depend neither on the batch nor on threads, machine or vector width.
+
+Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, t keys.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .layout import padded
+
+LANES = 16
+DIGIT = 128  # X = 128·H + L, L in [−64, 63], for channels whose limit exceeds one int8
+
+# exp: 2^n · p(r), |r| ≤ ln2/2; minimax coefficients of Cephes expf (S. Moshier), error < 2 ulp
+EXP_LOW, EXP_HIGH = np.float32(-87.0), np.float32(88.0)
+LOG2E = np.float32(1.44269504088896341)
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+EXP_POLYNOMIAL = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+
+
+def lane_sum(x: np.ndarray) -> np.ndarray:
+    """Sum over the last axis in the kernels' order: 16 lanes, then halves. [..., k] → [...]."""
+    width = padded(x.shape[-1], LANES)
+    if width != x.shape[-1]:
+        x = np.concatenate([x, np.zeros((*x.shape[:-1], width - x.shape[-1]), x.dtype)], -1)
+    lanes = ordered_sum(np.moveaxis(x.reshape(*x.shape[:-1], -1, LANES), -2, 0))
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def ordered_sum(x: np.ndarray) -> np.ndarray:
+    """Sum over the first axis, one term after the other. [k, ...] → [...]."""
+    total = np.zeros(x.shape[1:], x.dtype)
+    for term in x:
+        total += term
+    return total
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    """e^x in float32; 0 below −87, e^88 above 88."""
+    x = np.asarray(x, np.float32)
+    clipped = np.minimum(np.maximum(x, EXP_LOW), EXP_HIGH)
+    n = np.rint(clipped * LOG2E)
+    r = (clipped - n * LN2_HIGH) - n * LN2_LOW
+    p = np.full_like(r, EXP_POLYNOMIAL[0])
+    for c in EXP_POLYNOMIAL[1:]:
+        p = p * r + c
+    p = (p * (r * r) + r) + np.float32(1)
+    power = ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    return np.where(x < EXP_LOW, np.float32(0), p * power)
+
+
+def embedding(ids: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """ids [m], weights int8 [V, k], scale [V] → float32 [m, k]."""
+    return weights[ids].astype(np.float32) * scale[ids, None]
+
+
+def norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
+    """Root-mean-square norm over the last axis. [m, k] → [m, k]."""
+    mean = lane_sum(x * x) / np.float32(x.shape[-1])
+    inverse = np.float32(1) / np.sqrt(mean + np.float32(epsilon))
+    return (x * inverse[..., None]) * weight
+
+
+def quantize(x: np.ndarray, inverse_scale: np.float32, limit: np.ndarray) -> np.ndarray:
+    """float32 [m, k] → int32 X [m, k], clipped to ±limit per channel."""
+    steps = np.rint(x * np.float32(inverse_scale))
+    bound = limit.astype(np.float32)
+    return np.minimum(np.maximum(steps, -bound), bound).astype(np.int32)
+
+
+def digits(x: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """X int32 [m, k] → (low, high) int8 with X = 128·high + low; high is 0 where limit ≤ 127."""
+    high = np.where(limit > 127, (x + DIGIT // 2) >> 7, 0)
+    return (x - DIGIT * high).astype(np.int8), high.astype(np.int8)
+
+
+def integer_product(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """X int32 [m, k] · W int8 [n, k]ᵀ → int32 [m, n], exactly, by the plain definition."""
+    return (x.astype(np.int64) @ weights.astype(np.int64).T).astype(np.int32)
+
+
+def scale_product(acc: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """int32 [m, n] → float32 [m, n]."""
+    return acc.astype(np.float32) * scale + bias
+
+
+def rotary_table(positions: np.ndarray, inverse_frequency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """positions [m] → cos, sin float32 [m, d/2]."""
+    angle = positions[:, None].astype(np.float64) * inverse_frequency.astype(np.float64)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotary embedding over halves. x [m, h, d], cos and sin [m, d/2] → [m, h, d]."""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
+    """Causal attention of the last m of t positions. q [m, h, d], keys and values [t, g, d] → [m, h, d]."""
+    m, heads, size = q.shape
+    t, groups, _ = keys.shape
+    q = q.reshape(m, groups, heads // groups, size)
+    scores = np.zeros((m, groups, heads // groups, t), np.float32)
+    for i in range(size):
+        scores += q[..., i, None] * keys[:, :, i].T[None, :, None, :]
+    scores *= np.float32(scale)
+    visible = np.arange(t) <= (np.arange(m) + t - m)[:, None]
+    scores = np.where(visible[:, None, None], scores, np.float32(-np.inf))
+    weights = exp(scores - scores.max(-1, keepdims=True))
+    out = np.zeros(q.shape, np.float32)
+    for j in range(t):
+        out += weights[..., j, None] * values[j][None, :, None, :]
+    return (out * (np.float32(1) / lane_sum(weights))[..., None]).reshape(m, heads, size)
+
+
+def swiglu(gate_up: np.ndarray) -> np.ndarray:
+    """[m, 2·I] → [m, I]: silu(gate) · up."""
+    gate, up = np.split(gate_up, 2, axis=-1)
+    return (gate / (np.float32(1) + exp(-gate))) * up

@@ -1,0 +1,139 @@
+"""The numpy backend: every function of docs/format.md by its reference. Slow, exact, and the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels_arm import layout, reference
+
+from ..errors import ContextError
+from ..graph import Graph, Node
+
+EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
+
+
+class NumpyBackend:
+    """Runs the graph node by node; K/V are kept per layer as float32 [context, g, d]."""
+
+    name = "numpy"
+
+    def __init__(self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"):
+        self.graph: Graph = artifact.graph
+        self.context = context or int(self.graph.metadata["context_length"])
+        self.vocab = int(self.graph.metadata["vocab_size"])
+        self.position = 0
+        self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op == "FlatLinear"}
+        self._weights: dict[str, np.ndarray] = {}
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
+        ids = np.asarray(ids, np.int64)
+        if self.position + len(ids) > self.context:
+            raise ContextError(f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}")
+        env: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "position_ids": np.arange(self.position, self.position + len(ids)),
+        }
+        last = self.graph.nodes[-1]
+        for node in self.graph.nodes:
+            if node is last:
+                env[node.inputs[0]] = env[node.inputs[0]][-logits:]
+            results = _OPERATIONS[node.op](self, node, env)
+            env.update(zip(node.outputs, results, strict=False))
+        self.position += len(ids)
+        return env["logits"]
+
+    def truncate(self, length: int) -> None:
+        self.position = min(self.position, length)
+
+    def close(self) -> None:
+        self._cache.clear()
+
+    # ---- one method per function; each returns its outputs
+    def rotary_table(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        return reference.rotary_table(env[node.inputs[0]], self.graph.array(node.inputs[1]))
+
+    def embedding(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        ids, weight, scale, delta, value = node.inputs
+        if weight not in self._weights:
+            self._weights[weight] = weight_totals(self.graph, node, weight, delta, value)
+        return (reference.embedding(env[ids], self._weights[weight], self.graph.array(scale)),)
+
+    def norm(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        x, weight = node.inputs
+        return (reference.norm(env[x], self.graph.array(weight), node.attrs["epsilon"]),)
+
+    def linear(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        return (self._linears[node.name](env[node.inputs[0]]),)
+
+    def attention(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        heads, groups, size = (int(node.attrs[a]) for a in ("num_heads", "kv_num_heads", "head_size"))
+        qkv = env[node.inputs[0]].reshape(-1, heads + 2 * groups, size)
+        cos, sin = env[node.inputs[1]], env[node.inputs[2]]
+        turned = reference.rotate(qkv[:, : heads + groups], cos, sin)
+        if node.name not in self._cache:
+            shape = (self.context, groups, size)
+            self._cache[node.name] = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        keys, values = self._cache[node.name]
+        end = self.position + len(qkv)
+        keys[self.position : end] = turned[:, heads:]
+        values[self.position : end] = qkv[:, heads + groups :]
+        out = reference.attention(turned[:, :heads], keys[:end], values[:end], node.attrs["scale"])
+        return (out.reshape(len(qkv), heads * size),)
+
+    def swiglu(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        return (reference.swiglu(env[node.inputs[0]]),)
+
+    def add(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        return (env[node.inputs[0]] + env[node.inputs[1]],)
+
+
+_OPERATIONS: dict[str, Callable] = {
+    "RotaryTable": NumpyBackend.rotary_table,
+    "FlatEmbedding": NumpyBackend.embedding,
+    "Norm": NumpyBackend.norm,
+    "FlatLinear": NumpyBackend.linear,
+    "RotaryAttention": NumpyBackend.attention,
+    "SwiGLU": NumpyBackend.swiglu,
+    "Add": NumpyBackend.add,
+}
+
+
+def weight_totals(graph: Graph, node: Node, weight: str, delta: str, value: str) -> np.ndarray:
+    """The integer weights of a FlatLinear or FlatEmbedding, int8 [rows, columns]."""
+    rows, columns, bits = int(node.attrs["rows"]), int(node.attrs["columns"]), bits_of(graph, weight)
+    excess = graph.array(delta), graph.array(value)
+    return layout.totals_of(graph.array(weight), rows, columns, bits, *excess)
+
+
+def bits_of(graph: Graph, weight: str) -> int:
+    return {"uint4": 4, "int8": 8}[graph.constants[weight].dtype]
+
+
+class _Linear:
+    """A FlatLinear whose integer product goes through float32 BLAS in exact pieces."""
+
+    def __init__(self, graph: Graph, node: Node):
+        _, weight, scale, bias, inverse, limit, _, _, delta, value = node.inputs
+        self.weights = weight_totals(graph, node, weight, delta, value).T.astype(np.float32)  # [k, n]
+        self.scale, self.bias = graph.array(scale), graph.array(bias)
+        self.inverse = graph.array(inverse)[()]
+        self.limit = graph.array(limit).astype(np.int32)
+        self.wide = np.flatnonzero(self.limit > 127)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        low, high = reference.digits(reference.quantize(x, self.inverse, self.limit), self.limit)
+        acc = _exact(low, self.weights)
+        if self.wide.size:
+            acc += reference.DIGIT * _exact(high[:, self.wide], self.weights[self.wide])
+        return reference.scale_product(acc, self.scale, self.bias)
+
+
+def _exact(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """int8 [m, k] · integer-valued float32 [k, n] → int32 [m, n]."""
+    acc = np.zeros((len(x), weights.shape[1]), np.int32)
+    for at in range(0, weights.shape[0], EXACT):
+        acc += (x[:, at : at + EXACT].astype(np.float32) @ weights[at : at + EXACT]).astype(np.int32)
+    return acc

@@ -1,0 +1,27 @@
+"""The K/V cache of one sequence: float32, keys transposed in blocks of 16 positions (see kernels_arm.attention)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_arm.layout import padded
+from kernels_arm.team import aligned
+
+BLOCK = 16
+
+
+class KVCache:
+    """Keys float32 [layers, g, context/16, d, 16] and values float32 [layers, g, context, d padded to 16]."""
+
+    def __init__(self, layers: int, groups: int, size: int, context: int):
+        self.context = padded(context, BLOCK)
+        self.keys = _zeros((layers, groups, self.context // BLOCK, size, BLOCK))
+        self.values = _zeros((layers, groups, self.context, padded(size, BLOCK)))
+
+    @staticmethod
+    def bytes_needed(layers: int, groups: int, size: int, context: int) -> int:
+        return 4 * layers * groups * padded(context, BLOCK) * (size + padded(size, BLOCK))
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    return aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)

@@ -1,0 +1,1 @@
+"""The verbs of `flatlm`, one module each; `runtime.cli` finds them by name."""

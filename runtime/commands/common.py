@@ -1,0 +1,60 @@
+"""What several verbs share: the model argument, opening it, and the last line of --json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import UsageError
+from runtime.options import BackendOptions, from_args
+
+if TYPE_CHECKING:
+    from runtime.llm import LLM
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The artifact's folder, as MODEL or as -m MODEL."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of an exported model")
+    parser.add_argument("-m", "--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The switch --json."""
+    parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The folder that was given. Raises UsageError where none was, or two."""
+    if (args.model is None) == (args.model_flag is None):
+        raise UsageError("give the model's folder once: as the first argument, or with -m")
+    return Path(args.model if args.model_flag is None else args.model_flag)
+
+
+def open_llm(args: argparse.Namespace) -> LLM:
+    """The model of `args`, with its BackendOptions."""
+    from dataclasses import asdict
+
+    from runtime.llm import LLM
+
+    return LLM(model_path(args), **asdict(from_args(args, BackendOptions)))
+
+
+def read_text(path: str) -> str:
+    """The text of a file, of stdin for `-`. Raises UsageError where it cannot be read."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """A line of talk."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,110 @@
+"""flatlm generate: answer one prompt, streamed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from runtime.cli import INTERRUPTED, add_verb
+from runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
+from runtime.errors import UsageError
+from runtime.options import BackendOptions, SamplingOptions, add_flags, from_args
+from runtime.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from runtime.llm import LLM, Completion, Stream
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb's parser."""
+    description = (
+        "Answer a prompt (-p, -f, or stdin). It becomes a user message of the model's chat template."
+    )
+    parser = add_verb(subparsers, "generate", run, description)
+    add_model(parser)
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt")
+    parser.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt, - for stdin")
+    parser.add_argument("-sys", "--system", metavar="TEXT", help="a system message before it")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
+    )
+    add_json(parser)
+    add_flags(parser, SamplingOptions)
+    add_flags(parser, BackendOptions)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer as it comes, or with --json one object at the end."""
+    sampling = asdict(from_args(args, SamplingOptions))
+    text = _prompt(args)
+    with open_llm(args) as llm, ProgressLine("reading the prompt", "tokens") as progress:
+        stream = _start(llm, text, args, {**sampling, "progress": progress})
+        status = write(stream, echo=not args.json)
+        if args.json:
+            print_json(as_json(stream.completion, llm))
+        say(summary(stream.completion))
+    return status
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None and args.file is not None:
+        raise UsageError("-p and -f both give the prompt: use one")
+    if args.prompt is not None:
+        return args.prompt
+    if args.file is None and sys.stdin.isatty():
+        raise UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
+    return read_text(args.file or "-")
+
+
+def _start(llm: LLM, text: str, args: argparse.Namespace, options: dict[str, Any]) -> Stream:
+    if args.raw or llm.template is None:
+        if args.system is not None:
+            raise UsageError("--system needs a chat template" + ("; leave --raw out" if args.raw else ""))
+        if not args.raw:
+            say("flatlm: this model has no chat template; it continues the prompt as it is")
+        return llm.stream(text, **options)
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return llm.stream_chat([*system, {"role": "user", "content": text}], **options)
+
+
+def write(stream: Stream, echo: bool = True) -> int:
+    """Print the pieces of `stream` as they come; returns the status. Ctrl-C ends it, keeping the text."""
+    written, status = 0, 0
+    try:
+        for piece in stream:
+            written += len(piece)
+            if echo:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+        status = INTERRUPTED
+    if echo:
+        print(stream.completion.text[written:], flush=True)
+    return status
+
+
+def summary(answer: Completion) -> str:
+    """One line of talk on what the answer cost."""
+    t = answer.timings
+    kept = f" ({t.reused_tokens} kept)" if t.reused_tokens else ""
+    parts = (
+        f"prompt {t.prompt_tokens} tokens{kept}, {t.prefill_seconds:.2f} s, {t.prefill_rate:.1f} t/s",
+        f"answer {t.generated_tokens} tokens, {t.decode_seconds:.2f} s, {t.decode_rate:.1f} t/s",
+        answer.finish_reason,
+    )
+    return f"[{' | '.join(parts)}]"
+
+
+def as_json(answer: Completion, llm: LLM) -> dict[str, Any]:
+    """The answer for --json; times in seconds, rates in tokens per second."""
+    rates = {"prefill_rate": answer.timings.prefill_rate, "decode_rate": answer.timings.decode_rate}
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "tokens": list(answer.tokens),
+        "seed": answer.seed,
+        "backend": llm.backend.name,
+        "timings": {**asdict(answer.timings), **rates},
+    }

@@ -1,0 +1,28 @@
+"""flatlm info: what an artifact is."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from runtime.cli import add_verb
+from runtime.commands.common import add_json, add_model, model_path, print_json
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb's parser."""
+    parser = add_verb(subparsers, "info", run, "Show an artifact's recipe, sizes and per-layer report.")
+    add_model(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the artifact's description; with --json the manifest."""
+    from runtime.artifact import describe, open_artifact
+
+    artifact = open_artifact(model_path(args))
+    if args.json:
+        print_json(asdict(artifact.manifest))
+    else:
+        print(describe(artifact))
+    return 0

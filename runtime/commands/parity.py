@@ -1,0 +1,129 @@
+"""flatlm parity: do all backends say the same?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from runtime.cli import add_verb
+from runtime.commands.common import add_json, add_model, model_path, print_json, say
+from runtime.errors import BackendError
+from runtime.options import BackendOptions, add_flags, check_fields, from_args, option
+from runtime.parity import PROMPTS, Agreement, compare
+from runtime.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from runtime.artifact import Artifact
+    from runtime.backends import Backend
+
+ORDER = ("native", "numpy", "ort")  # the first one present writes the tokens
+ENOUGH = 0.99  # top-1 agreement asked of a backend that computes in other float steps (ort)
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """How much is compared."""
+
+    prompts: int = option(4, "--prompts", low=1, high=len(PROMPTS), help="built-in prompts")
+    tokens: int = option(32, "--tokens", low=1, high=2**20, help="tokens written after each")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb's parser."""
+    description = (
+        "The first backend present writes greedily, the others read the same tokens. The status is 1 "
+        f"where native and numpy differ in a token, or another agrees on less than {ENOUGH:.0%} of them."
+    )
+    parser = add_verb(subparsers, "parity", run, description)
+    add_model(parser)
+    add_json(parser)
+    add_flags(parser, ParityOptions)
+    add_flags(parser, BackendOptions, without=("backend",))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row per backend compared."""
+    from runtime.artifact import open_artifact
+    from runtime.tokenizer import load_tokenizer
+
+    options = from_args(args, ParityOptions)
+    artifact = open_artifact(model_path(args))
+    tokenizer = load_tokenizer(artifact.path)
+    prompts = [tokenizer.encode(text) for text in PROMPTS[: options.prompts]]
+    present, line = _present(artifact, from_args(args, BackendOptions)), ProgressLine("parity", "prompts")
+    with present as backends, line as progress:
+        rows = compare(backends, prompts, options.tokens, progress)
+    good = all(passes(row) for row in rows)
+    if args.json:
+        print_json({"tokens": options.tokens, "agreement": [asdict(row) for row in rows], "ok": good})
+    else:
+        print(table(rows))
+    return 0 if good else 1
+
+
+def passes(row: Agreement) -> bool:
+    """Whether `row` keeps its backend's promise: the same tokens from native and numpy, most from ort."""
+    exact = {row.backend, row.reference} == {"native", "numpy"}
+    return row.top1_agreement == 1.0 if exact else row.top1_agreement >= ENOUGH
+
+
+def table(rows: list[Agreement]) -> str:
+    """The rows as a Markdown table."""
+    from runtime.bench import markdown
+
+    head = [
+        "backend",
+        "against",
+        "positions",
+        "top-1",
+        "same prompts",
+        "first difference",
+        "max |Δ logit|",
+        "mean KL",
+    ]
+    return markdown([*head, "max KL", "s"], (_cells(row) for row in rows), left=2)
+
+
+def _cells(row: Agreement) -> list[str]:
+    first = row.first_difference
+    return [
+        row.backend,
+        row.reference,
+        str(row.positions),
+        f"{100 * row.top1_agreement:.2f} %",
+        f"{row.identical_prompts}/{row.prompts}",
+        "none" if first is None else f"prompt {first[0]}, token {first[1]}",
+        f"{row.max_logit_difference:.3g}",
+        f"{row.mean_kl:.2e}",
+        f"{row.max_kl:.2e}",
+        f"{row.seconds:.1f}",
+    ]
+
+
+@contextmanager
+def _present(artifact: Artifact, options: BackendOptions) -> Iterator[dict[str, Backend]]:
+    """All backends that open, best first; says on stderr which do not and why."""
+    from runtime.llm import open_named
+
+    with ExitStack() as stack:
+        backends = {}
+        for name in ORDER:
+            device = options.device if name == "ort" else "cpu"
+            try:
+                backend = open_named(name, artifact, replace(options, device=device))
+            except BackendError as error:
+                say(f"flatlm: {name} is left out: {error}")
+                continue
+            stack.callback(backend.close)
+            backends[name] = backend
+        if len(backends) < 2:
+            raise BackendError(
+                f"only {', '.join(backends) or 'no backend'} opens here; parity compares at least two"
+            )
+        yield backends

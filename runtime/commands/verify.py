@@ -1,0 +1,32 @@
+"""flatlm verify: hash every file of an artifact again."""
+
+from __future__ import annotations
+
+import argparse
+
+from runtime.cli import add_verb
+from runtime.commands.common import add_json, add_model, model_path, print_json
+from runtime.progress import ProgressLine
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the verb's parser."""
+    parser = add_verb(
+        subparsers, "verify", run, "Hash every file of an artifact and compare with its manifest."
+    )
+    add_model(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print ok, or raise the artifact's error."""
+    from runtime.artifact import verify_artifact
+
+    path = model_path(args)
+    with ProgressLine("hashing", "bytes") as progress:
+        verify_artifact(path, progress)
+    if args.json:
+        print_json({"path": str(path), "ok": True})
+    else:
+        print(f"{path}: every file is as it was exported")
+    return 0

@@ -1,0 +1,107 @@
+"""Tokens in, tokens out: one loop over a backend. It knows nothing of text, templates or files.
+
+Left out: drafting, several sequences at once. What a backend holds of an earlier call is used again where the
+new prompt starts with the same ids; a row's result does not depend on the batch, so the answer is the same
+either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import ContextError, UsageError
+from runtime.progress import Progress
+from runtime.sampler import Sampler
+
+if TYPE_CHECKING:
+    from runtime.backends import Backend
+
+PREFILL_CHUNK = (
+    128  # tokens per call while reading a prompt: weights are read once per chunk, Ctrl-C waits for one
+)
+
+
+def generate(
+    backend: Backend,
+    prompt: Sequence[int],
+    sampler: Sampler,
+    n: int = -1,
+    stop_ids: Collection[int] = frozenset(),
+    *,
+    held: list[int] | None = None,
+    progress: Progress | None = None,
+    chunk: int = PREFILL_CHUNK,
+    on_reuse: Callable[[int], None] | None = None,
+) -> Iterator[int]:
+    """Yield the ids that follow `prompt`, one forward pass each; a stop id is yielded last.
+
+    Ends after `n` ids (-1: no limit) or when the context is full. `held` are the ids the backend's sequence
+    consists of; it is kept up to date, so that passing it again continues from the common start, whose length
+    `on_reuse` gets. Raises ContextError where the prompt is longer than the context, UsageError where it is
+    empty.
+    """
+    check_fits(len(prompt), backend.context)
+    held = [] if held is None else held
+    reused = reuse(backend, held, prompt)
+    if on_reuse is not None:
+        on_reuse(reused)
+    if n == 0:
+        return
+    logits = prefill(backend, held, prompt[reused:], chunk, progress)
+    history = list(prompt)
+    room = backend.context - len(prompt) + 1  # the last id is not fed back
+    for count in range(1, (room if n < 0 else min(n, room)) + 1):
+        number = sampler(logits, history)
+        history.append(number)
+        yield number
+        if number in stop_ids or count in (n, room):
+            return
+        logits = forward(backend, held, [number])
+
+
+def check_fits(length: int, context: int) -> None:
+    """Raise where a prompt of `length` ids cannot be read into a context of `context`."""
+    if length == 0:
+        raise UsageError("the prompt is empty: give at least one token to continue")
+    if length > context:
+        raise ContextError(
+            f"the prompt is {length} tokens long, the context holds {context}: shorten it or raise --ctx"
+        )
+
+
+def reuse(backend: Backend, held: list[int], prompt: Sequence[int]) -> int:
+    """Cut the backend's sequence back to what `prompt` starts with, and return that length.
+
+    At least the last id of the prompt is left to be read again: its logits are needed.
+    """
+    known = min(len(held), backend.position)  # they differ where an interrupt fell between the two
+    most = min(known, len(prompt) - 1)
+    common = next((i for i in range(most) if held[i] != prompt[i]), most)
+    backend.truncate(common)
+    del held[common:]
+    return common
+
+
+def prefill(
+    backend: Backend,
+    held: list[int],
+    ids: Sequence[int],
+    chunk: int = PREFILL_CHUNK,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Read `ids` in chunks, so that progress shows and an interrupt is heard. Returns the last logits [V]."""
+    for start in range(0, len(ids), chunk):
+        logits = forward(backend, held, ids[start : start + chunk])
+        if progress is not None:
+            progress(min(start + chunk, len(ids)), len(ids))
+    return logits
+
+
+def forward(backend: Backend, held: list[int], ids: Sequence[int]) -> np.ndarray:
+    """Append `ids` to the sequence. Returns the logits [V] after the last of them."""
+    logits = backend.forward(np.asarray(ids, np.int64), logits=1)
+    held.extend(ids)
+    return logits[-1]

@@ -1,0 +1,207 @@
+"""The functions of docs/format.md as a table, and the checks of a graph against it.
+
+What passes here is safe to hand to a kernel: shapes fit one another, indices stay inside their arrays.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernels_arm import layout
+from runtime.errors import FormatError
+from runtime.graph import Graph, Node, Tensor
+
+DOMAIN, VERSION = "flatlm", 1
+STANDARD = ("Add",)  # operators of the standard domain that a graph may call
+
+# An eleventh input that FlatLinear has in the file and not in a Graph; it tells onnxruntime which product to use
+SIGNED = "signed_activations"
+
+PACKED = "packed"  # uint4 or int8 in the packed order, fitting rows × columns
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An input that must be a constant; `shape` names attributes or dimensions that recur."""
+
+    dtype: str
+    shape: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs in order (None: computed by an earlier node), outputs in order, attributes by type."""
+
+    inputs: Mapping[str, Constant | None]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, type] = field(default_factory=dict)
+
+
+_MATRIX = {"rows": int, "columns": int, "offset": int}
+_EXCESS = {"excess_delta": Constant("uint8", ("E",)), "excess_value": Constant("int8", ("E",))}
+
+FUNCTIONS: dict[str, Signature] = {
+    "RotaryTable": Signature(
+        {"position_ids": None, "inverse_frequency": Constant("float32", ("d/2",))}, ("cos", "sin")
+    ),
+    "FlatEmbedding": Signature(
+        {"ids": None, "weight": Constant(PACKED), "scale": Constant("float32", ("rows",)), **_EXCESS},
+        ("y",),
+        _MATRIX,
+    ),
+    "Norm": Signature({"x": None, "weight": Constant("float32", ("k",))}, ("y",), {"epsilon": float}),
+    "FlatLinear": Signature(
+        {
+            "x": None,
+            "weight": Constant(PACKED),
+            "scale": Constant("float32", ("rows",)),
+            "bias": Constant("float32", ("rows",)),
+            "inverse_scale": Constant("float32"),
+            "limit": Constant("float32", ("columns",)),
+            "source": Constant("int64", ("F",)),
+            "low": Constant("float32", ("F",)),
+            **_EXCESS,
+        },
+        ("y",),
+        {**_MATRIX, "levels": int},
+    ),
+    "RotaryAttention": Signature(
+        dict.fromkeys(("qkv", "cos", "sin", "past_key", "past_value")),
+        ("y", "present_key", "present_value"),
+        {"num_heads": int, "kv_num_heads": int, "head_size": int, "scale": float},
+    ),
+    "SwiGLU": Signature({"gate_up": None}, ("y",)),
+    "Embedding": Signature({"ids": None, "weight": Constant("float32", ("V", "k"))}, ("y",)),
+    "Linear": Signature(
+        {"x": None, "weight": Constant("float32", ("n", "k")), "bias": Constant("float32", ("n",))}, ("y",)
+    ),
+    "Add": Signature({"a": None, "b": None}, ("y",)),
+}
+
+
+def check_graph(graph: Graph) -> None:
+    """FormatError, naming the node, unless every node fits its signature and reads what exists."""
+    known = set(graph.inputs)
+    for node in graph.nodes:
+        _check_node(graph, node)
+        for name in node.inputs:
+            if name not in known and name not in graph.constants:
+                raise _misfit(node, f"input {name!r} comes from no earlier node and no constant")
+        for name in node.outputs:
+            if name in known or name in graph.constants:
+                raise _misfit(node, f"output {name!r} exists already")
+            known.add(name)
+    missing = [name for name in graph.outputs if name not in known]
+    if missing:
+        raise FormatError(f"no node computes the output {missing[0]!r}")
+
+
+def label(node: Node) -> str:
+    return f"node {node.name or ', '.join(node.outputs)!r} ({node.op})"
+
+
+def _misfit(node: Node, problem: str) -> FormatError:
+    return FormatError(f"{label(node)}: {problem}")
+
+
+def _check_node(graph: Graph, node: Node) -> None:
+    signature = FUNCTIONS.get(node.op)
+    if signature is None:
+        raise _misfit(node, f"unknown function{_similar(node.op)}; a newer flatlm may know it")
+    if len(node.inputs) != len(signature.inputs) or len(node.outputs) != len(signature.outputs):
+        counts = f"{len(node.inputs)} inputs and {len(node.outputs)} outputs"
+        raise _misfit(node, f"{counts}, not {len(signature.inputs)} and {len(signature.outputs)}")
+    sizes = _check_attributes(node, signature)
+    for (role, expected), name in zip(signature.inputs.items(), node.inputs, strict=True):
+        if expected is None:
+            if name in graph.constants:
+                raise _misfit(node, f"{role} is the constant {name!r}, not a computed value")
+        elif name not in graph.constants:
+            raise _misfit(node, f"{role} {name!r} is not a constant")
+        elif expected.dtype == PACKED:
+            _check_packed(node, name, graph.constants[name])
+        else:
+            _check_constant(node, name, graph.constants[name], expected, sizes)
+    if node.op in ("FlatLinear", "FlatEmbedding"):
+        _check_excess(graph, node)
+    if node.op == "FlatLinear":
+        _check_flattening(graph, node)
+    if node.op == "RotaryAttention":
+        heads, kv_heads, size = (sizes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
+        if heads % kv_heads or size % 2:
+            raise _misfit(node, f"{heads} heads, {kv_heads} key/value heads of size {size} do not divide")
+
+
+def _check_attributes(node: Node, signature: Signature) -> dict[str, int]:
+    """The integer attributes, which are sizes but for `offset`."""
+    for name in {*signature.attrs, *node.attrs}:
+        kind, value = signature.attrs.get(name), node.attrs.get(name)
+        if kind is None:
+            raise _misfit(node, f"unknown attribute {name!r}")
+        if type(value) is not kind:
+            raise _misfit(node, f"attribute {name!r} must be {kind.__name__}, is {value!r}")
+        if kind is int and name != "offset" and not 1 <= value < 1 << 31:
+            raise _misfit(node, f"attribute {name!r} is {value}, not a size")
+    return {name: int(node.attrs[name]) for name, kind in signature.attrs.items() if kind is int}
+
+
+def _check_constant(node: Node, name: str, tensor: Tensor, expected: Constant, sizes: dict[str, int]) -> None:
+    if tensor.dtype != expected.dtype:
+        raise _misfit(node, f"tensor {name!r} is {tensor.dtype}, not {expected.dtype}")
+    if len(tensor.shape) == len(expected.shape):
+        wanted = tuple(map(sizes.setdefault, expected.shape, tensor.shape))
+        if wanted == tensor.shape:
+            return
+        raise _misfit(node, f"tensor {name!r} has shape {list(tensor.shape)}, not {list(wanted)}")
+    raise _misfit(node, f"tensor {name!r} has shape {list(tensor.shape)}, not [{', '.join(expected.shape)}]")
+
+
+def _check_packed(node: Node, name: str, tensor: Tensor) -> None:
+    bits = {"uint4": 4, "int8": 8}.get(tensor.dtype)
+    if bits is None:
+        raise _misfit(node, f"tensor {name!r} is {tensor.dtype}, not uint4 or int8")
+    wanted = layout.packed_shape(int(node.attrs["rows"]), int(node.attrs["columns"]), bits)
+    if tensor.shape != wanted:
+        raise _misfit(node, f"tensor {name!r} has shape {list(tensor.shape)}, not {list(wanted)}")
+    if node.attrs["offset"] != layout.offset_of(bits):
+        raise _misfit(node, f"offset {node.attrs['offset']} does not go with {tensor.dtype}")
+
+
+def _check_excess(graph: Graph, node: Node) -> None:
+    weight, delta, value = (graph.constants[name] for name in (node.inputs[1], *node.inputs[-2:]))
+    if not delta.shape[0]:
+        return
+    elements = int(np.prod(weight.shape, dtype=np.int64))
+    last = int(np.sum(delta.data, dtype=np.int64))
+    if weight.dtype != "uint4":
+        raise _misfit(node, "sparse excess goes with uint4 weights only")
+    if last >= elements:
+        raise _misfit(node, f"excess at position {last} of {elements} weights in {node.inputs[-2]!r}")
+    if max(int(value.data.max()), -int(value.data.min())) > layout.MAX_TOTAL:
+        raise _misfit(node, f"a weight total beyond ±{layout.MAX_TOTAL} in {node.inputs[-1]!r}")
+
+
+def _check_flattening(graph: Graph, node: Node) -> None:
+    limit, source, low = (graph.array(name) for name in node.inputs[5:8])
+    columns, levels = int(node.attrs["columns"]), int(node.attrs["levels"])
+    if levels not in (7, 127):
+        raise _misfit(node, f"levels are 7 or 127, not {levels}")
+    if source.size == 0 or source.min() < 0 or source.max() >= columns:
+        raise _misfit(node, f"{node.inputs[6]!r} names channels outside 0…{columns - 1}")
+    pieces = np.bincount(source, minlength=columns)
+    order = np.lexsort((low, source))
+    first = np.cumsum(pieces) - pieces
+    wanted = (np.arange(len(source)) - np.repeat(first, pieces)) * levels
+    if not np.array_equal(low[order], wanted) or not np.array_equal(limit, pieces * levels):
+        raise _misfit(node, f"the pieces in {node.inputs[7]!r} do not add up to {node.inputs[5]!r}")
+    if pieces.max() > 127:
+        raise _misfit(node, f"{pieces.max()} pieces of one channel, the format has room for 127")
+
+
+def _similar(name: str) -> str:
+    near = difflib.get_close_matches(name, FUNCTIONS, 1)
+    return f", did you mean {near[0]}?" if near else ""

@@ -1,0 +1,327 @@
+"""The class users meet: text in, text out, over the engine, the tokenizer, the template and a sampler.
+
+    with LLM("smollm2-edge") as llm:
+        for piece in llm.stream_chat([{"role": "user", "content": "What is the capital of France?"}]):
+            print(piece, end="", flush=True)
+
+There is one path: an answer is a `Stream`, and the calls that return a `Completion` run one to its end. One
+thread owns an LLM; a new answer ends the one before it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime import engine, prompt
+from runtime.errors import BackendError, ContextError
+from runtime.options import BackendOptions, SamplingOptions, from_json
+from runtime.progress import Progress
+from runtime.sampler import make_sampler
+from runtime.tokenizer import Detokenizer, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from runtime.artifact import Artifact
+    from runtime.backends import Backend
+
+
+DEFAULT_CONTEXT = (
+    4096  # llama.cpp's; the K/V cache of a 32k context would take more memory than a small model
+)
+
+
+class SlowBackendWarning(UserWarning):
+    """The reference backend runs because no faster one is there."""
+
+
+class NoTemplateWarning(UserWarning):
+    """A model without a chat template was asked to chat."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What an answer cost. Prefill is the time to the first token; decode that from the first to the last."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, still held from the answer before
+    prefill_seconds: float = 0.0
+    generated_tokens: int = 0  # with the token that ended the answer
+    decode_seconds: float = 0.0
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens read per second."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens written per second; the first one belongs to the prefill."""
+        return _rate(self.generated_tokens - 1, self.decode_seconds)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer. `finish_reason`: stop (end token or stop text), length (n or context), interrupted."""
+
+    text: str
+    tokens: tuple[int, ...]  # without the token that ended it
+    finish_reason: str
+    timings: Timings
+    seed: int
+
+
+class LLM:
+    """An exported model, opened. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        """`options` are BackendOptions: backend, device, threads, ctx.
+
+        Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
+        """
+        from runtime.artifact import open_artifact
+
+        chosen = from_json(options, BackendOptions)
+        artifact = open_artifact(path)
+        folder = Path(artifact.path)
+        tokenizer, template = load_tokenizer(folder), prompt.load_template(folder)
+        self._set(open_chosen(artifact, chosen), tokenizer, template)
+
+    @classmethod
+    def of(cls, backend: Backend, tokenizer: Tokenizer, template: str | None = None) -> LLM:
+        """An LLM from its parts."""
+        llm = cls.__new__(cls)
+        llm._set(backend, tokenizer, template)
+        return llm
+
+    def _set(self, backend: Backend, tokenizer: Tokenizer, template: str | None) -> None:
+        self.backend, self.tokenizer, self.template = backend, tokenizer, template
+        self._held: list[int] = []  # the ids the backend's sequence consists of
+        self._current: Stream | None = None
+
+    def generate(self, text: str, **options: Any) -> Completion:
+        """Continue `text` as it is, without a template. `options` are SamplingOptions: n, temp, stop …"""
+        return self.stream(text, **options).run()
+
+    def chat(self, messages: Sequence[prompt.Message], **options: Any) -> Completion:
+        """Answer `messages` ({"role", "content"} objects) through the model's chat template."""
+        return self.stream_chat(messages, **options).run()
+
+    def stream(self, text: str, *, progress: Progress | None = None, **options: Any) -> Stream:
+        """Like `generate`, as an iterator over pieces of text."""
+        ids = self.tokenizer.encode(text)
+        return self.stream_ids(ids, from_json(options, SamplingOptions), continues=True, progress=progress)
+
+    def stream_chat(
+        self,
+        messages: Sequence[prompt.Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Like `chat`, as an iterator over pieces of text."""
+        ids = self.chat_ids(messages, tools)
+        return self.stream_ids(ids, from_json(options, SamplingOptions), progress=progress)
+
+    def chat_ids(
+        self, messages: Sequence[prompt.Message], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """The prompt for `messages` as ids. Without a template: plain text, and a NoTemplateWarning."""
+        if self.template is None:
+            warnings.warn(
+                "the model has no chat template: it continues plain text", NoTemplateWarning, stacklevel=3
+            )
+            return self.tokenizer.encode(prompt.without_template(messages))
+        text = prompt.render(self.template, messages, special=self.tokenizer.special, tools=tools)
+        return self.tokenizer.encode(text, special=False)
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        options: SamplingOptions,
+        *,
+        continues: bool = False,
+        progress: Progress | None = None,
+    ) -> Stream:
+        """The answer to a prompt of ids. `continues`: its text goes on where the prompt's ends, space too.
+
+        Raises ContextError (with both numbers) before anything is computed.
+        """
+        engine.check_fits(len(ids), self.backend.context)
+        if self._current is not None:
+            self._current.close()
+        if options.seed < 0:
+            options = replace(options, seed=secrets.randbits(32))
+        self._current = Stream(self, list(ids), options, continues, progress)
+        return self._current
+
+    def close(self) -> None:
+        """Free the model's memory. The LLM cannot be used after."""
+        self.backend.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Stream(Iterator[str]):
+    """An answer as it is written: iterate for pieces of text; `completion` is what there is at any time."""
+
+    def __init__(
+        self, llm: LLM, ids: list[int], options: SamplingOptions, continues: bool, progress: Progress | None
+    ) -> None:
+        self._llm, self._prompt, self._options = llm, ids, options
+        self._detokenizer = Detokenizer(llm.tokenizer, ids[-16:] if continues else ())
+        self._stop_text = StopText(options.stop)
+        self._tokens: list[int] = []
+        self._text: list[str] = []
+        self._reason = "interrupted"
+        self._ended = False
+        self._timings = Timings(prompt_tokens=len(ids))
+        self._pieces = self._run(progress)
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self._text.append(piece)
+        return piece
+
+    def run(self) -> Completion:
+        """Take all pieces and return the whole."""
+        for _ in self:
+            pass
+        return self.completion
+
+    def close(self) -> None:
+        """End the answer here; what was produced stays in `completion`."""
+        self._pieces.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The answer so far; after an interrupt it includes text that was held back."""
+        text = "".join(self._text)
+        if not self._ended:
+            text += self._stop_text.held
+        return Completion(text, tuple(self._tokens), self._reason, self._timings, self._options.seed)
+
+    def _run(self, progress: Progress | None) -> Generator[str, None, None]:
+        llm, stop_ids = self._llm, self._llm.tokenizer.eos_ids
+        ids = engine.generate(
+            llm.backend,
+            self._prompt,
+            make_sampler(self._options),
+            self._options.n,
+            stop_ids,
+            held=llm._held,
+            progress=progress,
+            on_reuse=lambda count: self._count(reused_tokens=count),
+        )
+        for number in self._timed(ids):
+            if number in stop_ids:
+                self._reason = "stop"
+                break
+            self._tokens.append(number)
+            piece = self._stop_text.push(self._detokenizer.push(number))
+            if piece:
+                yield piece
+            if self._stop_text.found:
+                self._reason = "stop"
+                break
+        else:
+            self._reason = "length"
+        yield from self._rest()
+        self._ended = True
+
+    def _rest(self) -> Iterator[str]:
+        if not self._stop_text.found:
+            piece = self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()
+            if piece:
+                yield piece
+
+    def _timed(self, ids: Iterator[int]) -> Iterator[int]:
+        """Pass `ids` on, counting the time each took; the reader's own time between two is not ours."""
+        while True:
+            started = time.perf_counter()
+            number = next(ids, None)
+            if number is None:
+                return
+            seconds, times = time.perf_counter() - started, self._timings
+            if times.generated_tokens == 0:
+                self._count(generated_tokens=1, prefill_seconds=seconds)
+            else:
+                total = times.decode_seconds + seconds
+                self._count(generated_tokens=times.generated_tokens + 1, decode_seconds=total)
+            yield number
+
+    def _count(self, **changes: Any) -> None:
+        self._timings = replace(self._timings, **changes)
+
+
+class StopText:
+    """Lets text through up to the first stop text. What could be the start of one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self.held = ""
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """The part of all text so far that is certain and not yet returned."""
+        text = self.held + piece
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self.held = True, ""
+            return text[: min(places)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """At the end of the answer the start of a stop text is just text."""
+        text, self.held = self.held, ""
+        return text
+
+
+def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
+    """The backend of `options`; auto is native where it opens, else numpy with a SlowBackendWarning."""
+    if options.backend != "auto":
+        return open_named(options.backend, artifact, options)
+    if options.device != "cpu":
+        return open_named("ort", artifact, options)
+    try:
+        return open_named("native", artifact, options)
+    except BackendError as error:
+        warnings.warn(
+            f"the native backend cannot run here ({error}). Using numpy, the reference, 10 to 100 times "
+            "slower: expect seconds per token. `flatlm doctor` says what is missing",
+            SlowBackendWarning,
+            stacklevel=2,
+        )
+        return open_named("numpy", artifact, options)
+
+
+def open_named(name: str, artifact: Artifact, options: BackendOptions) -> Backend:
+    """The backend `name` with threads, context and device of `options`; BackendError, ContextError."""
+    from runtime.backends import open_backend
+
+    most = artifact.manifest.context_length
+    if options.ctx is not None and options.ctx > most:
+        raise ContextError(f"--ctx {options.ctx} is more than the model was made for, {most} tokens")
+    context = options.ctx or min(most, DEFAULT_CONTEXT)
+    return open_backend(name, artifact, threads=options.threads, context=context, device=options.device)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `stop`, not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 and tokens > 0 else 0.0

@@ -1,0 +1,243 @@
+"""Every option is declared once, here: a dataclass field with flags, help and bounds.
+
+From the declaration come the flag (`add_flags`, `from_args`), the JSON field and keyword argument
+(`from_json`), the help text and the check. Flags are those of llama.cpp where it has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Any, TypeVar
+
+from runtime.errors import UsageError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    *flags: str,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field. `low` and `high` are inclusive; for a tuple they bound each element."""
+    metadata = {
+        "flags": flags,
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def check_fields(options: Any) -> None:
+    """The `__post_init__` of option classes: a value outside its declaration never becomes an object."""
+    for declared in dataclasses.fields(options):
+        value = getattr(options, declared.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                _check(declared, item)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen and when the answer ends. Temperature 0 is greedy."""
+
+    n: int = option(
+        512, "-n", "--predict", low=-1, high=2**31, help="most tokens to write, -1: until the context is full"
+    )
+    temp: float = option(
+        0.0, "--temp", low=0.0, high=100.0, help="temperature; 0 always takes the likeliest token"
+    )
+    top_k: int = option(
+        40, "--top-k", low=0, high=2**31, help="sample among the K likeliest tokens, 0: among all"
+    )
+    top_p: float = option(
+        0.95, "--top-p", low=0.0, high=1.0, help="sample among the likeliest tokens of total share P"
+    )
+    min_p: float = option(
+        0.05, "--min-p", low=0.0, high=1.0, help="drop tokens less likely than P × the likeliest one"
+    )
+    repeat_penalty: float = option(
+        1.0, "--repeat-penalty", low=0.01, high=100.0, help="make recent tokens less likely, 1: off"
+    )
+    repeat_last_n: int = option(
+        64, "--repeat-last-n", low=-1, high=2**31, help="how many tokens count as recent, -1: all, 0: none"
+    )
+    seed: int = option(
+        -1, "-s", "--seed", low=-1, high=2**63 - 1, help="seed of the sampling, -1: another each time"
+    )
+    stop: tuple[str, ...] = option(
+        (), "--stop", metavar="TEXT", help="end before this text; may be given often"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Where and how wide the model runs."""
+
+    backend: str = option(
+        "auto",
+        "--backend",
+        choices=("auto", "native", "numpy", "ort"),
+        help="what executes the model; auto: native, else numpy",
+    )
+    device: str = option("cpu", "--device", choices=("cpu", "cuda"), help="cuda needs the ort backend")
+    threads: int | None = option(
+        None, "-t", "--threads", low=1, high=1024, help="threads; default: the fast cores"
+    )
+    ctx: int | None = option(
+        None,
+        "-c",
+        "--ctx",
+        low=1,
+        high=2**24,
+        help="tokens the context holds; default: the model's, at most 4096",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, without: Collection[str] = ()) -> None:
+    """Add the flags of `cls`, but for the fields `without`. Values stay text until `from_args`."""
+    group = parser.add_argument_group(cls.__name__.removesuffix("Options").lower() + " options")
+    kinds = typing.get_type_hints(cls)
+    for declared in dataclasses.fields(cls):
+        meta = declared.metadata
+        if not meta.get("flags") or declared.name in without:
+            continue
+        settings: dict[str, Any] = {"dest": declared.name, "help": _help(declared), "default": None}
+        kind = kinds[declared.name]
+        if kind is bool:
+            settings["action"] = "store_true"
+        else:
+            settings["metavar"] = meta["metavar"] or (
+                "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else _metavar(declared, kind)
+            )
+            if kind == tuple[str, ...]:
+                settings["action"] = "append"
+        group.add_argument(*meta["flags"], **settings)
+
+
+def from_args(args: argparse.Namespace, cls: type[T]) -> T:
+    """The options `cls` from parsed flags. UsageError names the flag, the value and what is allowed."""
+    kinds = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for declared in dataclasses.fields(cls):  # type: ignore[arg-type]
+        given = getattr(args, declared.name, None)
+        if given is not None:
+            values[declared.name] = _from_text(declared, kinds[declared.name], given)
+    return cls(**values)
+
+
+def from_json(values: Mapping[str, Any], cls: type[T], ignore: Collection[str] = ()) -> T:
+    """The options `cls` from a JSON object or keyword arguments; names are field names, null is the default.
+
+    Raises UsageError for a name that is neither a field nor in `ignore`, and for a value that does not fit.
+    """
+    kinds = typing.get_type_hints(cls)
+    declared = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in declared and name not in ignore:
+            raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}")
+    chosen = {name: value for name, value in values.items() if name in declared and value is not None}
+    return cls(**{name: _from_value(declared[name], kinds[name], value) for name, value in chosen.items()})
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """`; did you mean 'x'?` where something known is close to `word`, else the whole list."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+
+
+def _base(kind: Any) -> Any:
+    """int for `int | None`."""
+    if isinstance(kind, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _metavar(declared: Field[Any], kind: Any) -> str:
+    short = declared.name.rsplit("_", 1)[-1].upper()
+    return {int: "N", float: short if len(short) == 1 else "X"}.get(_base(kind), "TEXT")
+
+
+def _help(declared: Field[Any]) -> str:
+    default = declared.default
+    shown = default is not MISSING and default not in (None, (), False)
+    if shown and isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    text = declared.metadata["help"] + (f" (default {default})" if shown else "")
+    return text.replace("%", "%%")
+
+
+def _from_text(declared: Field[Any], kind: Any, given: Any) -> Any:
+    kind = _base(kind)
+    if kind == tuple[str, ...]:
+        return tuple(given)
+    if kind == tuple[int, ...]:
+        return tuple(_number(declared, int, part) for part in str(given).split(","))
+    return _number(declared, kind, given) if kind in (int, float) else given
+
+
+def _number(declared: Field[Any], kind: type, text: Any) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{_name(declared)} {text!r}: it must be {_allowed(declared, kind)}") from None
+
+
+def _from_value(declared: Field[Any], kind: Any, value: Any) -> Any:
+    kind = _base(kind)
+    fits = {
+        int: lambda: isinstance(value, int) and not isinstance(value, bool),
+        float: lambda: isinstance(value, int | float) and not isinstance(value, bool),
+        str: lambda: isinstance(value, str),
+        bool: lambda: isinstance(value, bool),
+    }
+    if kind in fits:
+        if not fits[kind]():
+            raise UsageError(f"{_name(declared)} {value!r}: it must be {_allowed(declared, kind)}")
+        return kind(value)
+    element = typing.get_args(kind)[0]
+    items = [value] if isinstance(value, element) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, element) for item in items):
+        raise UsageError(f"{_name(declared)} {value!r}: it must be a list of {_allowed(declared, element)}")
+    return tuple(items)
+
+
+def _check(declared: Field[Any], value: Any) -> None:
+    meta = declared.metadata
+    low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
+    if choices and value not in choices:
+        raise UsageError(f"{_name(declared)} {value!r}{did_you_mean(str(value), choices)}")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN fails too
+        raise UsageError(f"{_name(declared)} {value}: it must be {_allowed(declared, type(value))}")
+
+
+def _name(declared: Field[Any]) -> str:
+    flags = declared.metadata.get("flags") or (declared.name,)
+    return max(flags, key=len)
+
+
+def _allowed(declared: Field[Any], kind: type) -> str:
+    meta = declared.metadata
+    text = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+    if meta.get("choices"):
+        return "one of " + ", ".join(meta["choices"])
+    return text if meta.get("low") is None else f"{text} from {meta['low']} to {meta['high']}"

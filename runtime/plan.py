@@ -1,0 +1,309 @@
+"""Lowering: the graph becomes a flat table of op records that one compiled function walks.
+
+A value of the graph becomes a buffer, and what can be fused is: a Norm, SwiGLU or attention output that feeds a
+FlatLinear is quantized as it is computed, and a residual Add becomes the product that adds in place.
+
+    graph                                   records
+    FlatEmbedding                           EMBED
+    Norm → FlatLinear (qkv)                 QUANTIZE(norm)   LINEAR
+    RotaryAttention                         ROTATE  ATTEND
+    FlatLinear (out) → Add                  QUANTIZE         LINEAR(add)
+    Norm → FlatLinear (gate, up)            QUANTIZE(norm)   LINEAR
+    SwiGLU → FlatLinear (down) → Add        QUANTIZE(swiglu) LINEAR(add)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels_arm import layout, ops, reference
+from kernels_arm.layout import padded
+from kernels_arm.team import aligned
+
+from .cache import KVCache
+from .errors import FormatError
+from .graph import Graph, Node
+
+SPARSE_TOKENS = 8  # kernels_arm.linear: up to this many tokens, excess entries are added one by one
+
+
+@dataclass
+class Plan:
+    """Records, the buffers they point to, and what the runtime reads and writes each step."""
+
+    ops: np.ndarray  # int64 [count, 24]
+    names: list[str]  # the node of each record
+    state: np.ndarray  # step words, int64
+    ids: np.ndarray  # int64 [batch]
+    logits: np.ndarray  # float32 [logit rows, vocab padded to 16]
+    scratch: int  # bytes per thread
+    cache: KVCache
+    keep: list[np.ndarray]
+
+
+def lower(graph: Graph, *, context: int, batch: int, logit_rows: int) -> Plan:
+    """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits, in a context of that many."""
+    return _Lowering(graph, context, batch, logit_rows).run()
+
+
+@dataclass
+class _Rows:
+    """A float buffer: [batch, stride/4]."""
+
+    array: np.ndarray
+    stride: int
+
+    @property
+    def address(self) -> int:
+        return self.array.ctypes.data
+
+
+class _Lowering:
+    """State of one pass over the nodes."""
+
+    def __init__(self, graph: Graph, context: int, batch: int, logit_rows: int):
+        self.graph, self.batch, self.logit_rows = graph, batch, logit_rows
+        self.records: list[np.ndarray] = []
+        self.names: list[str] = []
+        self.keep: list[np.ndarray] = []
+        self.buffers: dict[str, _Rows] = {}
+        self.pool: dict[int, list[np.ndarray]] = {}
+        self.makers = {output: node for node in graph.nodes for output in node.outputs}
+        self.uses = _last_uses(graph)
+        self.users = _users(graph)
+        self.tables: dict[str, np.ndarray] = {}
+        self.row_scratch = self.panel_scratch = 0
+        layers = [n for n in graph.nodes if n.op == "RotaryAttention"]
+        self.layer = {node.name: i for i, node in enumerate(layers)}
+        head = layers[0].attrs
+        self.groups, self.size = int(head["kv_num_heads"]), int(head["head_size"])
+        self.cache = KVCache(len(layers), self.groups, self.size, context)
+        self.digits, self.sums, self.shorts = self._digit_buffers()
+
+    def run(self) -> Plan:
+        ids, state = np.zeros(self.batch, np.int64), np.zeros(8, np.int64)
+        state[ops.STEP_IDS] = ids.ctypes.data
+        for i, node in enumerate(self.graph.nodes):
+            _LOWER[node.op](self, node)
+            for name in {n for n in node.inputs if self.uses.get(n) == i and n in self.buffers}:
+                self._release(name)
+        logits = self.buffers["logits"]
+        scratch = max(
+            1024 + max(self.panel_scratch, 1024),
+            self.row_scratch,
+            ops.attention_scratch(self.size, self.cache.context),
+        )
+        table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
+        table[:] = self.records
+        return Plan(table, self.names, state, ids, logits.array, scratch, self.cache, self.keep)
+
+    # ---- buffers
+    def _rows(self, name: str, columns: int, rows: int | None = None) -> _Rows:
+        """A buffer for value `name`, reused from the pool if one of the size is free."""
+        width = padded(columns, layout.ROWS) + layout.ROWS  # a vector may be read past the end of a half
+        free = self.pool.get(width) if rows is None else None
+        array = free.pop() if free else self._zeros((rows or self.batch, width))
+        self.buffers[name] = _Rows(array, 4 * width)
+        return self.buffers[name]
+
+    def _release(self, name: str) -> None:
+        buffer = self.buffers.pop(name)
+        if not any(other.array is buffer.array for other in self.buffers.values()):
+            self.pool.setdefault(buffer.array.shape[1], []).append(buffer.array)
+
+    def _zeros(self, shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
+        array = aligned(int(np.prod(shape)) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+        self.keep.append(array)
+        return array
+
+    def _held(self, array: np.ndarray, dtype, size: int | None = None) -> int:
+        """The address of a constant, copied only if its type or length must change."""
+        array = np.ascontiguousarray(array, dtype).reshape(-1)
+        if size is not None and array.size != size:
+            array = np.concatenate([array, np.zeros(size - array.size, dtype)])
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def _digit_buffers(self) -> tuple[int, int, int]:
+        """Shared by all products: digits of a step's rows, their sums, and int16 X for sparse excess."""
+        largest = columns = 0
+        for node in self.graph.nodes:
+            if node.op == "FlatLinear":
+                width = padded(int(node.attrs["columns"]), layout.COLUMNS)
+                largest = max(largest, width + 4 * self._wide_groups(node).size)
+                columns = max(columns, width)
+        rows = padded(self.batch, 16)
+        digits = self._zeros((rows * largest + 64,), np.int8)
+        sums, shorts = self._zeros((rows,), np.int32), self._zeros((SPARSE_TOKENS * columns,), np.int16)
+        return digits.ctypes.data, sums.ctypes.data, shorts.ctypes.data
+
+    def _wide_groups(self, node: Node) -> np.ndarray:
+        """Indices of the 4-column groups that hold a channel of more than one digit."""
+        limit = self.graph.array(node.inputs[5])
+        return np.unique(np.flatnonzero(limit > 127) // 4).astype(np.int32)
+
+    def _add(self, name: str, code: int, **fields: int) -> None:
+        record = np.zeros(ops.FIELDS, np.int64)
+        record[0] = code
+        for field, value in fields.items():
+            record[getattr(ops, field)] = value
+        self.records.append(record)
+        self.names.append(name)
+
+    # ---- one method per function
+    def rotary_table(self, node: Node) -> None:
+        frequency = self.graph.array(node.inputs[1])
+        for name, table in zip(
+            node.outputs, reference.rotary_table(np.arange(self.cache.context), frequency), strict=True
+        ):
+            self.tables[name] = np.ascontiguousarray(table)
+            self.keep.append(self.tables[name])
+
+    def embedding(self, node: Node) -> None:
+        _, weight, scale, delta, value = node.inputs
+        bits = _bits(self.graph, weight)
+        columns = padded(int(node.attrs["columns"]), layout.COLUMNS)
+        out = self._rows(node.outputs[0], columns)
+        self._add(
+            node.name, ops.EMBED, EMBED_WEIGHTS=self._weights(weight), EMBED_BITS=bits,
+            EMBED_SCALE=self._held(self.graph.array(scale), np.float32), EMBED_STEPS=columns * bits // 32,
+            EMBED_OUT=out.address, EMBED_STRIDE=out.stride, **self._excess(node, delta, value, "EMBED_"),
+        )  # fmt: skip
+
+    def fused(self, node: Node) -> None:
+        """Norm and SwiGLU run inside the quantization of the FlatLinear they feed."""
+        for user in self.users[node.outputs[0]]:
+            if user.op != "FlatLinear":
+                raise FormatError(f"node {node.name}: {node.op} must feed FlatLinear only, it feeds {user.op}")
+        source = node.inputs[0]
+        self.uses[source] = max(
+            self.uses.get(source, 0), *(self.graph.nodes.index(u) for u in self.users[node.outputs[0]])
+        )
+
+    def linear(self, node: Node) -> None:
+        x, weight, scale, bias, _, _, _, _, delta, value = node.inputs
+        rows, columns = int(node.attrs["rows"]), padded(int(node.attrs["columns"]), layout.COLUMNS)
+        bits, last = _bits(self.graph, weight), int(node.outputs[0] == "logits")
+        excess = self._excess(node, delta, value, "L_")
+        groups = self._wide_groups(node)
+        shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
+        shared["SHORTS"] = self.shorts if excess else 0
+        self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
+        out, residual = self._output(node, rows, last)
+        self._add(
+            node.name, ops.LINEAR, L_BITS=bits, L_X=self.digits, L_SUMS=self.sums, L_PADDED=columns,
+            L_WEIGHTS=self._weights(weight), L_PANELS=padded(rows, layout.ROWS) // layout.ROWS,
+            L_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
+            L_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
+            L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual),
+            **{f"L_{k}": v for k, v in shared.items()}, **excess,
+        )  # fmt: skip
+        self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)
+
+    def _quantize(self, node: Node, x: str, columns: int, shared: dict[str, int]) -> None:
+        maker = self.makers[x]
+        kind = {"Norm": ops.NORM, "SwiGLU": ops.SWIGLU}.get(maker.op, ops.PLAIN)
+        source = self.buffers[maker.inputs[0] if kind else x]
+        inverse, limit = self.graph.array(node.inputs[4]), self.graph.array(node.inputs[5])
+        true_columns = int(node.attrs["columns"])
+        floats = [inverse.reshape(-1)[0], maker.attrs.get("epsilon", 0.0), true_columns]
+        weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
+        self.row_scratch = max(self.row_scratch, 4 * columns)
+        self._add(
+            node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
+            Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),
+            Q_LIMITS=self._held(limit, np.float32, columns), Q_WEIGHT=weight, Q_OUT=self.digits,
+            Q_SUMS=self.sums, **shared,
+        )  # fmt: skip
+
+    def _output(self, node: Node, rows: int, last: int) -> tuple[_Rows, bool]:
+        """Where a product writes: into the residual stream if its only use is an Add whose other side ends there."""
+        name = node.outputs[0]
+        if last:
+            return self._rows(name, rows, self.logit_rows), False
+        users = self.users[name]
+        if len(users) == 1 and users[0].op == "Add":
+            add = users[0]
+            stream = next(i for i in add.inputs if i != name)
+            if stream in self.buffers and self.uses[stream] == self.graph.nodes.index(add):
+                self.buffers[name] = self.buffers[stream]
+                return self.buffers[stream], True
+        return self._rows(name, rows), False
+
+    def add(self, node: Node) -> None:
+        first, second = node.inputs
+        if self.buffers[first].array is not self.buffers[second].array:
+            raise FormatError(f"node {node.name}: Add joins two values of which neither is a product's residual")
+        self.buffers[node.outputs[0]] = self.buffers[first]
+
+    def attention(self, node: Node) -> None:
+        heads, groups, size = (int(node.attrs[a]) for a in ("num_heads", "kv_num_heads", "head_size"))
+        if (groups, size) != (self.groups, self.size):
+            raise FormatError(f"node {node.name}: {groups} K/V heads of {size}, the first layer has others")
+        qkv = self.buffers[node.inputs[0]]
+        cos, sin = (self.tables[name].ctypes.data for name in node.inputs[1:3])
+        layer = self.layer[node.name]
+        keys, values = self.cache.keys[layer].ctypes.data, self.cache.values[layer].ctypes.data
+        self._add(
+            node.name, ops.ROTATE, R_QKV=qkv.address, R_STRIDE=qkv.stride, R_HEADS=heads, R_GROUPS=groups, R_SIZE=size,
+            R_COS=cos, R_SIN=sin, R_KEYS=keys, R_VALUES=values, R_CONTEXT=self.cache.context,
+        )  # fmt: skip
+        out = self._rows(node.outputs[0], heads * size)
+        scale = self._held(np.array([node.attrs["scale"]]), np.float32)
+        self._add(
+            node.name, ops.ATTEND, A_QKV=qkv.address, A_STRIDE=qkv.stride, A_HEADS=heads, A_GROUPS=groups, A_SIZE=size,
+            A_FLOATS=scale, A_KEYS=keys, A_VALUES=values, A_CONTEXT=self.cache.context,
+            A_OUT=out.address, A_OUT_STRIDE=out.stride,
+        )  # fmt: skip
+
+    # ---- constants
+    def _weights(self, name: str) -> int:
+        """The packed bytes where they are mapped: never copied."""
+        data = self.graph.constants[name].data
+        self.keep.append(data)
+        return data.ctypes.data
+
+    def _excess(self, node: Node, delta: str, value: str, prefix: str) -> dict[str, int]:
+        """Where each panel's excess entries begin; nothing for a node without any."""
+        deltas, totals = self.graph.array(delta), self.graph.array(value)
+        if not deltas.size:
+            return {}
+        rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
+        position = np.cumsum(deltas, dtype=np.int64)
+        bases = np.arange(rows // 16 + 1, dtype=np.int64) * columns * 16
+        starts = np.searchsorted(position, bases)
+        before = np.concatenate([[0], position])[starts[:-1]] - bases[:-1]
+        excess = (totals - np.clip(totals, layout.INT4_LOW, layout.INT4_HIGH)).astype(np.int8)
+        return {
+            f"{prefix}STARTS": self._held(starts, np.int64), f"{prefix}ORIGINS": self._held(before, np.int64),
+            f"{prefix}DELTA": self._held(deltas, np.uint8), f"{prefix}EXCESS": self._held(excess, np.int8),
+        }  # fmt: skip
+
+
+_LOWER = {
+    "RotaryTable": _Lowering.rotary_table,
+    "FlatEmbedding": _Lowering.embedding,
+    "Norm": _Lowering.fused,
+    "SwiGLU": _Lowering.fused,
+    "FlatLinear": _Lowering.linear,
+    "Add": _Lowering.add,
+    "RotaryAttention": _Lowering.attention,
+}
+
+
+def _bits(graph: Graph, weight: str) -> int:
+    return {"uint4": 4, "int8": 8}[graph.constants[weight].dtype]
+
+
+def _last_uses(graph: Graph) -> dict[str, int]:
+    return {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+
+
+def _users(graph: Graph) -> dict[str, list[Node]]:
+    users: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            users.setdefault(name, []).append(node)
+    return users

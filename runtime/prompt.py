@@ -1,0 +1,191 @@
+"""Messages to a prompt: the model's own chat template, rendered as transformers renders it.
+
+A template comes with a downloaded model, so it is untrusted code: it runs in jinja2's immutable sandbox and
+sees only plain JSON values.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import BackendError, TemplateError, UsageError
+from runtime.tokenizer import read_json
+
+if TYPE_CHECKING:
+    import jinja2
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "…"}, as in Hugging Face's and OpenAI's interfaces
+
+OLDEST_JINJA = (3, 1, 6)  # older sandboxes have known ways out (CVE-2024-56326, CVE-2025-27516)
+INSTALL = "pip install flatlm[chat]"
+
+
+def load_template(folder: str | Path) -> str | None:
+    """The chat template of a folder: chat_template.jinja, else from tokenizer_config.json, else None."""
+    folder = Path(folder)
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"{path} cannot be read ({error}); export or copy the model again") from None
+    entry = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(entry, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
+        entry = named.get("default")
+    if entry is not None and not isinstance(entry, str):
+        raise TemplateError(f"{folder / 'tokenizer_config.json'}: chat_template is no text")
+    return entry
+
+
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    special: Mapping[str, str] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The prompt for `messages`. `special` are the special tokens by name (bos_token, eos_token …).
+
+    Raises TemplateError where the template is wrong, refuses the messages or tries to leave the sandbox;
+    UsageError where the messages are no list of {role, content} objects; BackendError where jinja2 is missing
+    or too old.
+    """
+    chat, plain_tools = plain(messages), plain(tools)
+    for message in chat:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UsageError(f"a message must be an object with role and content, not {message!r:.80}")
+    compiled = _compile(template)
+    try:
+        return compiled.render(
+            messages=chat,
+            tools=plain_tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **(special or {}),
+        )
+    except Exception as error:  # a template can fail in any way Python can; none of them is our bug
+        raise TemplateError(
+            f"the chat template failed: {_reason(error)}; use --raw to go without it"
+        ) from None
+
+
+def without_template(messages: Sequence[Message]) -> str:
+    """The prompt of a model without a chat template: one message as it is, several with their roles."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    lines = [f"{message['role']}: {message['content']}" for message in messages]
+    return "\n".join([*lines, "assistant:"])
+
+
+def plain(value: Any) -> Any:
+    """`value` rebuilt of JSON's own types, so that a template can reach no object of ours."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"messages and tools must be plain JSON values ({error})") from None
+
+
+def _reason(error: Exception) -> str:
+    line = getattr(error, "lineno", None)
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text}" + (f" (line {line})" if line else "")
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    environment = _environment()
+    try:
+        return environment.from_string(template)
+    except Exception as error:  # TemplateSyntaxError, and RecursionError for a hostile one
+        raise TemplateError(f"the chat template cannot be read: {_reason(error)}; use --raw") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    """The environment transformers renders in: same trimming, filters, globals and tags."""
+    try:
+        import jinja2
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise BackendError(f"chat templates need jinja2: {INSTALL}, or use --raw") from None
+    if _version(jinja2.__version__) < OLDEST_JINJA:
+        needed = ".".join(map(str, OLDEST_JINJA))
+        raise BackendError(
+            f"jinja2 {jinja2.__version__} is unsafe for chat templates, {needed} is needed: {INSTALL}"
+        )
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} … {% endgeneration %} marks text for training; here it is just its body."""
+
+        tags = {"generation"}  # noqa: RUF012  so declared in jinja2
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """jinja2's, which refuses names with an underscore in front: they reach into Python."""
+
+        def __init__(*args: Any, **values: Any) -> None:
+            for name in dict(*args[1:], **values):
+                Namespace._check(name)
+            jinja2.utils.Namespace.__init__(*args, **values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            Namespace._check(name)
+            super().__setitem__(name, value)
+
+        @staticmethod
+        def _check(name: Any) -> None:
+            if isinstance(name, str) and name.startswith("_"):
+                raise jinja2.exceptions.SecurityError(f"access to {name!r} of a namespace is unsafe")
+
+    class Dict:
+        """The part of `dict` that templates use; the class itself would lead into Python."""
+
+        def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+            return dict(*args, **values)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        dict=Dict(),
+        namespace=Namespace,
+    )
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike jinja2's own filter: characters of HTML stay as they are."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in text.split(".")[:3])

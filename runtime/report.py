@@ -1,0 +1,87 @@
+"""What `flatlm info` prints: an artifact as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.artifact import Artifact
+
+# key of a layer's report → heading and how a value is shown; shares are 0 … 1
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "name": ("layer", str),
+    "bits": ("bits", str),
+    "activation_bits": ("act bits", str),
+    "alpha": ("alpha", "{:.2f}".format),
+    "threshold": ("threshold", "{:.3g}".format),
+    "extra_columns": ("extra columns", "{:.2%}".format),
+    "excess": ("excess", "{:.2%}".format),
+    "error": ("rel. error", "{:.2e}".format),
+    "kl": ("KL", "{:.2e}".format),
+}
+
+
+def describe(artifact: Artifact) -> str:
+    """Header, files, and the table per layer; keys that flatlm does not know are shown as they are."""
+    manifest = artifact.manifest
+    facts = {
+        "model": manifest.name,
+        "path": str(artifact.path),
+        "architecture": manifest.architecture,
+        "recipe": manifest.recipe,
+        "parameters": f"{manifest.parameters / 1e6:,.1f} M",
+        "bits per weight": f"{manifest.bits_per_weight:.2f}",
+        "vocabulary": f"{manifest.vocab_size:,}",
+        "context": f"{manifest.context_length:,} tokens",
+        "size": _size(sum(entry.size for entry in manifest.files.values())),
+        "written by": f"flatlm {manifest.flatlm}, format {manifest.format}",
+        **{key.replace("_", " "): _plain(value) for key, value in manifest.totals.items()},
+        **{f"calibration {key.replace('_', ' ')}": _plain(v) for key, v in manifest.calibration.items()},
+    }
+    width = max(map(len, facts))
+    lines = [f"{key:<{width}}  {value}" for key, value in facts.items()]
+    files = [("file", "size", "sha256")]
+    files += [(name, _size(entry.size), entry.sha256[:12]) for name, entry in manifest.files.items()]
+    parts = ["\n".join(lines), table(files)]
+    if manifest.layers:
+        parts.append(table(_layer_rows(manifest.layers)))
+    return "\n\n".join(parts)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length, the first the heading; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    present = dict.fromkeys(key for layer in layers for key in layer)
+    keys = [key for key in _COLUMNS if key in present] + [key for key in present if key not in _COLUMNS]
+    rows = [[_COLUMNS[key][0] if key in _COLUMNS else key.replace("_", " ") for key in keys]]
+    return rows + [[_cell(key, layer.get(key)) for key in keys] for layer in layers]
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key in _COLUMNS and not isinstance(value, str):
+        return _COLUMNS[key][1](value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _size(size: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.2f} GiB"

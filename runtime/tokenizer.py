@@ -1,0 +1,161 @@
+"""Text to token ids and back: the artifact's tokenizer.json, with Hugging Face's rules for special tokens.
+
+Ids out, text in; nothing here knows of models. `Detokenizer` turns a stream of ids into pieces of text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HFTokenizer
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not (yet) UTF-8
+MOST_HELD = 8  # tokens held back for a character; UTF-8 needs 4, more is not text
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A loaded tokenizer. `special` maps bos_token, eos_token … to their text; `eos_ids` end an answer."""
+
+    hf: HFTokenizer
+    config: dict[str, Any]
+    special: dict[str, str]
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of `text`. With `special` a begin token is added where Hugging Face's tokenizer adds one.
+
+        Text that spells a special token (a rendered chat template) becomes that token either way.
+        """
+        explicit = "add_bos_token" in self.config or "add_eos_token" in self.config
+        by_file = special and not explicit and self.hf.post_processor is not None
+        try:
+            ids = self.hf.encode(text, add_special_tokens=by_file).ids
+        except TypeError:
+            raise UsageError("the text is not valid Unicode: it holds bytes that are not UTF-8") from None
+        if special and not by_file and self.config.get("add_bos_token") and self.bos_id is not None:
+            return [self.bos_id, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of `ids`; ids the vocabulary does not have are silent."""
+        return self.hf.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of an artifact (or any Hugging Face folder).
+
+    Raises IntegrityError where tokenizer.json is missing, TokenizerError where it or its configuration is
+    damaged, BackendError where the tokenizers package is missing.
+    """
+    folder = Path(folder)
+    hf = _load_hf(folder / "tokenizer.json")
+    config = read_json(folder / "tokenizer_config.json")
+    generation = read_json(folder / "generation_config.json")
+    special = {name: text for name in SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
+    eos_ids = _id_list(generation.get("eos_token_id"), folder / "generation_config.json")
+    eos_ids |= {number for number in [hf.token_to_id(special.get("eos_token", ""))] if number is not None}
+    special_ids = frozenset(
+        number for number, token in hf.get_added_tokens_decoder().items() if token.special
+    )
+    bos_id = hf.token_to_id(special["bos_token"]) if "bos_token" in special else None
+    return Tokenizer(hf, config, special, bos_id, frozenset(eos_ids), special_ids)
+
+
+def _load_hf(path: Path) -> HFTokenizer:
+    try:
+        from tokenizers import Tokenizer as HFTokenizer
+    except ImportError:
+        raise BackendError("the tokenizers package is not installed: pip install tokenizers") from None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise IntegrityError(f"{path} is missing: the model cannot read text; export it again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path} cannot be read ({error}); export or copy the model again") from None
+    try:
+        hf = HFTokenizer.from_str(text)
+    except Exception as error:  # the package raises the bare class; anything here means the file is damaged
+        raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
+    hf.no_truncation()  # tokenizer.json may carry training-time settings
+    hf.no_padding()
+    return hf
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, {} where the file is missing. TokenizerError where it is no object."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} is damaged (no JSON object); export or copy the model again")
+    return content
+
+
+def _token_text(entry: Any) -> str | None:
+    """The text of a token of tokenizer_config.json: a string, or an object with `content`."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) and content else None
+
+
+def _id_list(entry: Any, path: Path) -> set[int]:
+    ids = [] if entry is None else entry if isinstance(entry, list) else [entry]
+    if not all(isinstance(number, int) for number in ids):
+        raise TokenizerError(f"{path}: eos_token_id is {entry!r}, it must be a number or a list of numbers")
+    return set(ids)
+
+
+class Detokenizer:
+    """Pieces of text from a stream of ids, such that the pieces together are the text of the whole.
+
+    Bytes of an unfinished character are held back until it is complete. A piece is the difference between the
+    text of a window with and without the new ids: decoders drop the space of a first word, so a word's space
+    is known only beside the word before it. The window is the last piece and what is held: a push costs the
+    same however long the answer is. `before` are the ids in front of the first pushed one (the end of a
+    prompt that is continued).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip = tokenizer.special_ids if skip_special else frozenset()
+        self._window = [number for number in before if number not in self._skip][-MOST_HELD:]
+        self._held = 0  # of the window's ids, how many have not been written
+        self._before = self._decode(self._window)
+
+    def push(self, number: int) -> str:
+        """The text that became certain with the id `number`; empty while a character is incomplete."""
+        if number in self._skip:  # never in the window: it would hide the word before the next one
+            return ""
+        self._window.append(number)
+        self._held += 1
+        text = self._decode(self._window)
+        if text.endswith(REPLACEMENT) and self._held < MOST_HELD:
+            return ""
+        return self._take(text)
+
+    def finish(self) -> str:
+        """What is still held, at the end of the answer; an incomplete character becomes U+FFFD."""
+        return self._take(self._decode(self._window)) if self._held else ""
+
+    def _take(self, text: str) -> str:
+        piece = text[len(self._before) :]
+        self._window = self._window[-self._held :]
+        self._held = 0
+        self._before = self._decode(self._window)
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special=False)

@@ -1,0 +1,218 @@
+"""The float graphs: equal to transformers where it is installed, and errors that name what is missing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from export.archs import architectures, build_graph
+from export.config import inverse_frequency
+from export.constants import LazyConstants
+from export.sources import open_source
+from runtime.errors import SourceError, UnsupportedError
+from runtime.graph import Graph, Tensor
+from tests.tiny_models import tiny_model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPES = {
+    "llama_odd": {},
+    "llama_untied": {"tied": False, "heads": 4, "kv_heads": 2, "hidden_size": 52, "head_size": 14},
+    "llama_biases": {"attention_bias": True, "mlp_bias": True, "heads": 5, "kv_heads": 5, "head_size": 12},
+    "llama_llama3_rope": {"rope_scaling": LLAMA3},
+    "qwen2_odd": {"architecture": "qwen2", "vocab_size": 333},
+    "qwen2_untied": {"architecture": "qwen2", "tied": False, "heads": 6, "kv_heads": 2, "head_size": 10},
+}
+
+
+def evaluate(graph: Graph, ids: np.ndarray) -> np.ndarray:
+    """Plain numpy: ids [B, T] → logits [B, T, V], without a past."""
+    values: dict[str, np.ndarray] = {"input_ids": ids, "position_ids": np.arange(ids.shape[1])[None]}
+    for node in graph.nodes:
+        x = [
+            values[i] if i in values else graph.array(i) if i in graph.constants else None
+            for i in node.inputs
+        ]
+        results = OPS[node.op](*x, **node.attrs)
+        values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False))
+    return values["logits"]
+
+
+def norm(x, weight, epsilon):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
+
+
+def swiglu(gate_up):
+    gate, up = np.split(gate_up, 2, axis=-1)
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def rotate(x, cos, sin):
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(qkv, cos, sin, _past_key, _past_value, num_heads, kv_num_heads, head_size, scale):
+    h, g, d, (batch, tokens) = num_heads, kv_num_heads, head_size, qkv.shape[:2]
+    heads = qkv.reshape(batch, tokens, h + 2 * g, d).swapaxes(1, 2)
+    q, k, v = rotate(heads[:, :h], cos, sin), rotate(heads[:, h : h + g], cos, sin), heads[:, h + g :]
+    k, v = np.repeat(k, h // g, axis=1), np.repeat(v, h // g, axis=1)
+    scores = q @ k.swapaxes(2, 3) * scale + np.triu(np.full((tokens, tokens), -np.inf), 1)
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    out = scores / scores.sum(-1, keepdims=True) @ v
+    return out.swapaxes(1, 2).reshape(batch, tokens, h * d)
+
+
+OPS = {
+    "RotaryTable": lambda p, f: (np.cos(p[..., None] * f), np.sin(p[..., None] * f)),
+    "Embedding": lambda ids, weight: weight[ids],
+    "Norm": norm,
+    "Linear": lambda x, weight, bias: x @ weight.T + bias,
+    "RotaryAttention": attend,
+    "SwiGLU": swiglu,
+    "Add": np.add,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_float_graph_gives_the_logits_of_transformers(tmp_path, shape):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_model(tmp_path / "model", **shape)
+    ids = np.random.default_rng(1).integers(0, 301, (2, 40))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    actual = evaluate(build_graph(open_source(str(folder))), ids)
+    assert np.abs(expected).max() > 1
+    assert np.abs(expected - actual).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_nodes_have_the_names_and_the_order_of_the_contract(tmp_path):
+    graph = build_graph(open_source(str(tiny_model(tmp_path, layers=1))))
+    expected = ["rotary", "embedding"]
+    expected += [f"layers.0.attention.{part}" for part in ("norm", "qkv", "attend", "out", "add")]
+    expected += [f"layers.0.mlp.{part}" for part in ("norm", "gate_up", "act", "down", "add")]
+    assert [node.name for node in graph.nodes] == [*expected, "norm", "head"]
+    assert graph.inputs == ["input_ids", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
+    assert graph.outputs == ["logits", "present.0.key", "present.0.value"]
+
+
+def test_every_input_is_made_before_it_is_used(tmp_path):
+    graph = build_graph(open_source(str(tiny_model(tmp_path, architecture="qwen2", tied=False))))
+    known = {*graph.inputs, *graph.constants}
+    for node in graph.nodes:
+        assert known.issuperset(node.inputs), node.name
+        known.update(node.outputs)
+    assert known.issuperset(graph.outputs)
+    assert set(graph.constants) <= {name for node in graph.nodes for name in node.inputs}
+
+
+def test_metadata_tells_the_shape_of_the_model(tmp_path):
+    graph = build_graph(open_source(str(tiny_model(tmp_path))))
+    assert graph.metadata == {
+        "context_length": "128",
+        "vocab_size": "301",
+        "hidden_size": "60",
+        "layers": "2",
+        "num_heads": "3",
+        "kv_num_heads": "1",
+        "head_size": "20",
+        "architecture": "llama",
+    }
+
+
+def test_tied_head_uses_the_embedding_constant(tmp_path):
+    graph = build_graph(open_source(str(tiny_model(tmp_path))))
+    assert graph.nodes[-1].inputs[1] == "embedding.weight"
+    assert "head.weight" not in graph.constants
+
+
+def test_building_reads_no_weight_and_each_access_reads_one(tmp_path):
+    class Counting:
+        def __init__(self, source):
+            self.source, self.reads = source, []
+
+        def __getattr__(self, name):
+            return getattr(self.source, name)
+
+        def read(self, name):
+            self.reads.append(name)
+            return self.source.read(name)
+
+    source = Counting(open_source(str(tiny_model(tmp_path))))
+    graph = build_graph(source)
+    assert source.reads == []
+    assert graph.constants["layers.1.mlp.gate_up.weight"].shape == (168, 60)
+    assert source.reads == [f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")]
+
+
+def test_lazy_constants_keep_what_a_pass_assigns_and_share_the_rest():
+    constants = LazyConstants()
+    constants.define("w", (2,), lambda: np.ones(2, np.float32))
+    other = constants.copy()
+    other["w"] = Tensor.of(np.zeros(3, np.int8))
+    assert (constants["w"].data == 1).all() and constants.shape("w") == (2,)
+    assert (other["w"].data == 0).all() and other.shape("w") == (3,)
+
+
+def test_frequency_factors_divide_the_frequencies():
+    rope = {"rope_theta": 100.0, "rope_type": "frequency_factors", "factors": [1.0, 4.0]}
+    assert inverse_frequency(rope, 4, 128).tolist() == pytest.approx([1.0, 0.025])
+
+
+UNSUPPORTED = {
+    "architecture 'mamba' is not supported; flatlm knows llama, qwen2": {"model_type": "mamba"},
+    "rope_scaling type 'yarn'": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "rope_scaling type 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    "hidden_act 'gelu'": {"hidden_act": "gelu"},
+    "partial_rotary_factor 0.5": {"partial_rotary_factor": 0.5},
+    "sliding_window of 64 tokens": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
+    "mixture of experts (num_local_experts 8)": {"num_local_experts": 8},
+    "model.layers.0.mlp.gate_proj.bias": {"mlp_bias": True},
+    "model.layers.1.": {"num_hidden_layers": 1},
+    "model.embed_tokens.weight is [301, 60], config.json implies [302, 60]": {"vocab_size": 302},
+    "num_attention_heads = None": {"num_attention_heads": None},
+    "3 attention heads, 2 key/value heads": {"num_key_value_heads": 2},
+    "config.json has no model_type": {"model_type": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("message", "change"), UNSUPPORTED.items(), ids=[next(iter(c)) for c in UNSUPPORTED.values()]
+)
+def test_error_names_what_the_config_asks_for(tmp_path, message, change):
+    folder = tiny_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(SourceError) as error:
+        build_graph(open_source(str(folder)))
+    assert message in str(error.value)
+
+
+def test_all_unsupported_features_are_named_at_once(tmp_path):
+    folder = tiny_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu", "num_experts": 4}))
+    with pytest.raises(UnsupportedError, match=r"hidden_act 'relu'.*num_experts 4"):
+        build_graph(open_source(str(folder)))
+
+
+def test_unused_sliding_window_is_no_obstacle(tmp_path):
+    folder = tiny_model(tmp_path, architecture="qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"sliding_window": 64, "use_sliding_window": False})
+    )
+    assert build_graph(open_source(str(folder))).metadata["architecture"] == "qwen2"
+
+
+def test_architectures_are_the_files_of_the_folder():
+    assert architectures() == ["llama", "qwen2"]

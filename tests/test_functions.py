@@ -1,0 +1,200 @@
+"""Each ONNX function in onnxruntime against its formula in docs/format.md."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from export.onnx_functions import function  # noqa: E402
+from kernels_arm import layout, reference  # noqa: E402
+from runtime.functions import FUNCTIONS  # noqa: E402
+from runtime.graph import Tensor  # noqa: E402
+from tests.tiny_graphs import flattening, matrix, packed  # noqa: E402
+
+
+def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **attrs) -> list[np.ndarray]:
+    """Runs one call of `op` on `values` (computed inputs) and `constants` in onnxruntime."""
+    constants = constants or {}
+    names = [*FUNCTIONS[op].inputs, *(["signed"] if op == "FlatLinear" else [])]
+    outputs = list(FUNCTIONS[op].outputs)
+    node = helper.make_node(op, names, outputs, domain="flatlm", **attrs)
+    inputs = [
+        helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim)
+        for k, v in values.items()
+    ]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    initializers = [_initializer(name, tensor) for name, tensor in constants.items()]
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid("flatlm", 1)]
+    graph = helper.make_graph([node], op, inputs, results, initializers)
+    model = helper.make_model(graph, opset_imports=imports, functions=[function(op)], ir_version=11)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, values)
+
+
+def _initializer(name: str, tensor: Tensor) -> TensorProto:
+    if tensor.dtype != "uint4":
+        return numpy_helper.from_array(np.ascontiguousarray(tensor.data), name)
+    return TensorProto(
+        name=name, data_type=TensorProto.UINT4, dims=tensor.shape, raw_data=tensor.data.tobytes()
+    )
+
+
+def linear_case(rows: int, columns: int, bits: int, excess: int, levels: int, signed: int):
+    """Random integers through FlatLinear: (result, expected), both float32."""
+    rng = np.random.default_rng([rows, columns, bits, excess, levels])
+    weights = matrix(rng, rows, columns, bits, excess)
+    tensor, delta, value = packed(weights, bits)
+    arrays = {
+        "scale": rng.random(rows, np.float32),
+        "bias": rng.standard_normal(rows).astype(np.float32),
+        "inverse_scale": np.array(11.3, np.float32),
+        **flattening(rng, columns, levels),
+        "excess_delta": delta,
+        "excess_value": value,
+        "signed": np.array(signed, np.uint8),
+    }
+    x = (rng.standard_normal((2, 3, columns)) * levels / 6).astype(np.float32)
+    attrs = {"rows": rows, "columns": columns, "offset": layout.offset_of(bits), "levels": levels}
+    constants = {"weight": tensor} | {name: Tensor.of(array) for name, array in arrays.items()}
+    (y,) = call("FlatLinear", {"x": x}, constants, **attrs)
+
+    steps = np.rint(x * arrays["inverse_scale"])
+    integers = np.clip(steps, -arrays["limit"], arrays["limit"]).astype(np.int64)
+    acc = (integers @ weights.T.astype(np.int64)).astype(np.int32)
+    return y, acc.astype(np.float32) * arrays["scale"] + arrays["bias"]
+
+
+@pytest.mark.parametrize("signed", [0, 1], ids=["uint8", "int8"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "bits", "excess", "levels"),
+    [
+        (33, 50, 4, 40, 127),
+        (16, 48, 4, 0, 127),
+        (5, 3, 4, 2, 127),
+        (300, 70, 4, 1, 7),
+        (17, 35, 8, 0, 127),
+        (1, 16, 8, 0, 7),
+    ],
+)
+def test_flat_linear_equals_the_integer_product_exactly(rows, columns, bits, excess, levels, signed):
+    y, expected = linear_case(rows, columns, bits, excess, levels, signed)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("signed", [0, 1], ids=["uint8", "int8"])
+def test_the_product_survives_the_largest_sums_a_saturating_kernel_would_cut(signed):
+    rows, columns = 16, 64
+    for sign in (1, -1):
+        weights = np.full((rows, columns), 127 * sign)
+        tensor, delta, value = packed(weights, 8)
+        ones = np.ones(columns, np.float32)
+        arrays = {
+            "scale": np.ones(rows, np.float32),
+            "bias": np.zeros(rows, np.float32),
+            "inverse_scale": np.array(1, np.float32),
+            "limit": 127 * ones,
+            "source": np.arange(columns),
+            "low": 0 * ones,
+            "excess_delta": delta,
+            "excess_value": value,
+            "signed": np.array(signed, np.uint8),
+        }
+        constants = {"weight": tensor} | {name: Tensor.of(array) for name, array in arrays.items()}
+        attrs = {"rows": rows, "columns": columns, "offset": 0, "levels": 127}
+        (y,) = call("FlatLinear", {"x": 127 * ones[None, None]}, constants, **attrs)
+        np.testing.assert_array_equal(y, np.full((1, 1, rows), sign * 127.0 * 127 * columns, np.float32))
+
+
+@pytest.mark.parametrize(("bits", "excess"), [(4, 9), (4, 0), (8, 0)])
+def test_flat_embedding_gives_rows_of_the_weight_times_their_scale(bits, excess):
+    rng = np.random.default_rng(bits + excess)
+    weights = matrix(rng, 41, 19, bits, excess)
+    tensor, delta, value = packed(weights, bits)
+    scale, ids = rng.random(41, np.float32), np.array([[0, 40, 7], [7, 16, 15]])
+    constants = {
+        "weight": tensor,
+        "scale": Tensor.of(scale),
+        "excess_delta": Tensor.of(delta),
+        "excess_value": Tensor.of(value),
+    }
+    (y,) = call("FlatEmbedding", {"ids": ids}, constants, rows=41, columns=19, offset=layout.offset_of(bits))
+    np.testing.assert_array_equal(y, weights[ids].astype(np.float32) * scale[ids][..., None])
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "tokens", "past"),
+    [(9, 3, 8, 5, 7), (4, 4, 16, 1, 3), (6, 2, 10, 4, 0), (5, 1, 4, 3, 1)],
+)
+def test_rotary_attention_is_causal_over_past_and_present(heads, kv_heads, size, tokens, past):
+    rng = np.random.default_rng(heads)
+    qkv = rng.standard_normal((2, tokens, (heads + 2 * kv_heads) * size)).astype(np.float32)
+    keys, values = rng.standard_normal((2, 2, kv_heads, past, size)).astype(np.float32)
+    frequency = (1e4 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
+    cos, sin = reference.rotary_table(np.arange(past, past + tokens), frequency)
+    inputs = {
+        "qkv": qkv,
+        "cos": np.stack([cos, cos]),
+        "sin": np.stack([sin, sin]),
+        "past_key": keys,
+        "past_value": values,
+    }
+    attrs = {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, "scale": size**-0.5}
+    y, present_key, present_value = call("RotaryAttention", inputs, **attrs)
+
+    for b in range(2):
+        q, k, v = np.split(qkv[b].reshape(tokens, -1, size), [heads, heads + kv_heads], axis=1)
+        all_keys = np.concatenate([keys[b].swapaxes(0, 1), reference.rotate(k, cos, sin)])
+        all_values = np.concatenate([values[b].swapaxes(0, 1), v])
+        out = reference.attention(reference.rotate(q, cos, sin), all_keys, all_values, size**-0.5)
+        np.testing.assert_allclose(y[b], out.reshape(tokens, -1), atol=2e-6)
+        np.testing.assert_allclose(present_key[b].swapaxes(0, 1), all_keys, atol=1e-6)
+        np.testing.assert_array_equal(present_value[b].swapaxes(0, 1), all_values)
+
+
+def test_rotary_table_is_exact_far_into_the_context():
+    positions = np.array([[0, 1, 131_071]])
+    frequency = np.array([1.0, 0.1, 1e-4], np.float32)
+    cos, sin = call("RotaryTable", {"position_ids": positions}, {"inverse_frequency": Tensor.of(frequency)})
+    expected = reference.rotary_table(positions[0], frequency)
+    np.testing.assert_allclose([cos[0], sin[0]], expected, atol=1e-7)
+
+
+def test_norm_swiglu_embedding_and_linear_follow_their_formulas():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 3, 18)).astype(np.float32)
+    weight, matrix_, bias = (
+        rng.random(18, np.float32),
+        rng.random((7, 18), np.float32),
+        rng.random(7, np.float32),
+    )
+    ids = np.array([[6, 0, 3]])
+    constants = {"weight": Tensor.of(matrix_), "bias": Tensor.of(bias)}
+    (normed,) = call("Norm", {"x": x}, {"weight": Tensor.of(weight)}, epsilon=1e-3)
+    (gated,) = call("SwiGLU", {"gate_up": x * 4})
+    (y,) = call("Linear", {"x": x}, constants)
+    (embedded,) = call("Embedding", {"ids": ids}, {"weight": Tensor.of(matrix_)})
+    np.testing.assert_allclose(normed, reference.norm(x, weight, 1e-3), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gated, reference.swiglu(x * 4), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, x @ matrix_.T + bias, rtol=1e-5)
+    np.testing.assert_array_equal(embedded, matrix_[ids])
+
+
+def test_every_function_has_a_body_with_the_inputs_of_its_signature():
+    for name, signature in FUNCTIONS.items():
+        if name == "Add":
+            continue
+        body = function(name)
+        extra = ["signed"] if name == "FlatLinear" else []
+        assert list(body.input) == [*signature.inputs, *extra]
+        assert list(body.output) == list(signature.outputs)
+        assert set(body.attribute) == set(signature.attrs)

@@ -1,0 +1,149 @@
+"""runtime.sampler: the distribution after each filter, ties, seeds."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from runtime.errors import BackendError
+from runtime.options import SamplingOptions
+from runtime.sampler import distribution, draw, greedy, make_sampler, penalize, recent
+
+OPEN = {"temp": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def logits_of(probabilities):
+    return np.log(np.asarray(probabilities)).astype(np.float32)
+
+
+def kept(probabilities, **options):
+    return distribution(logits_of(probabilities), SamplingOptions(**{**OPEN, **options}))[0].tolist()
+
+
+def test_greedy_takes_the_lowest_of_equal_ids():
+    assert greedy(np.array([0, 3, 1, 3], np.float32)) == 1
+
+
+def test_without_filters_the_distribution_is_the_softmax():
+    ids, shares = distribution(logits_of([0.1, 0.6, 0.3]), SamplingOptions(**OPEN))
+    assert ids.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(shares, [0.6, 0.3, 0.1], rtol=1e-6)
+
+
+def test_temperature_sharpens():
+    _, shares = distribution(logits_of([0.2, 0.8]), SamplingOptions(**{**OPEN, "temp": 0.5}))
+    np.testing.assert_allclose(shares, [0.64 / 0.68, 0.04 / 0.68], rtol=1e-6)
+
+
+def test_top_k_keeps_k():
+    assert kept([0.1, 0.4, 0.2, 0.3], top_k=2) == [1, 3]
+
+
+def test_top_k_keeps_ties_of_the_last_place():
+    assert kept([0.1, 0.5, 0.2, 0.2], top_k=2) == [1, 2, 3]
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all():
+    assert kept([0.25, 0.5, 0.25], top_k=100) == [1, 0, 2]
+
+
+@pytest.mark.parametrize(("top_p", "expected"), [(0.0, [1]), (0.39, [1]), (0.6, [1, 3]), (0.95, [1, 3, 2, 0])])
+def test_top_p_keeps_the_fewest_that_hold_the_share(top_p, expected):
+    assert kept([0.1, 0.4, 0.2, 0.3], top_p=top_p) == expected
+
+
+def test_top_p_counts_shares_among_the_top_k():
+    assert kept([0.1, 0.4, 0.2, 0.3], top_k=2, top_p=0.5) == [1]
+
+
+@pytest.mark.parametrize(("min_p", "expected"), [(0.3, [1, 3, 2]), (0.6, [1, 3]), (1.0, [1])])
+def test_min_p_is_relative_to_the_likeliest(min_p, expected):
+    assert kept([0.1, 0.45, 0.15, 0.3], min_p=min_p) == expected
+
+
+def test_top_p_looks_beyond_its_first_candidates():
+    ids, _ = distribution(np.zeros(5000, np.float32), SamplingOptions(**{**OPEN, "top_p": 0.5}))
+    assert ids.tolist() == list(range(2500))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_filters_keep_what_those_of_transformers_keep(seed):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(3000) * 3).astype(np.float32)
+    options = SamplingOptions(
+        temp=rng.uniform(0.3, 2), top_k=int(rng.choice([0, 20, 400])), top_p=rng.uniform(0.3, 1), min_p=rng.uniform(0, 0.1)
+    )
+    steps = [
+        transformers.TemperatureLogitsWarper(options.temp),
+        *([transformers.TopKLogitsWarper(options.top_k)] if options.top_k else []),
+        transformers.TopPLogitsWarper(options.top_p),
+        transformers.MinPLogitsWarper(options.min_p),
+    ]
+    expected = torch.tensor(logits)[None]
+    for step in steps:
+        expected = step(None, expected)
+    expected = torch.softmax(expected[0].double(), -1).numpy()
+    ids, shares = distribution(logits, options)
+    actual = np.zeros(3000)
+    actual[ids] = shares
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_penalty_divides_positive_and_multiplies_negative_logits_once_each():
+    logits = np.array([2.0, -2.0, 2.0], np.float32)
+    assert penalize(logits, [0, 1, 0, 1], 2.0).tolist() == [1.0, -4.0, 2.0]
+    assert logits.tolist() == [2.0, -2.0, 2.0]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(2, [3, 4]), (0, []), (-1, [1, 2, 3, 4]), (9, [1, 2, 3, 4])])
+def test_recent_tokens_are_the_last_ones(last, expected):
+    assert list(recent([1, 2, 3, 4], last)) == expected
+
+
+def test_the_penalty_counts_even_when_greedy():
+    logits = np.array([1.0, 1.2], np.float32)
+    assert make_sampler(SamplingOptions(repeat_penalty=2.0))(logits, [1]) == 0
+    assert make_sampler(SamplingOptions(repeat_penalty=2.0, repeat_last_n=1))(logits, [1, 0]) == 1
+
+
+def test_a_seed_repeats_and_another_differs():
+    logits = np.zeros(1000, np.float32)
+
+    def draws(seed):
+        sampler = make_sampler(SamplingOptions(**{**OPEN, "seed": seed}))
+        return [sampler(logits, ()) for _ in range(8)]
+
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
+    assert draws(-1) != draws(-1)
+
+
+def test_draws_follow_the_distribution():
+    sampler = make_sampler(SamplingOptions(**OPEN, seed=3))
+    counts = np.bincount([sampler(logits_of([0.1, 0.6, 0.3]), ()) for _ in range(4000)], minlength=3)
+    np.testing.assert_allclose(counts / 4000, [0.1, 0.6, 0.3], atol=0.03)
+
+
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 7), (0.24, 7), (0.25, 5), (0.9999999999999999, 5)])
+def test_a_draw_lands_where_the_cumulated_shares_say(uniform, expected):
+    assert draw(np.array([7, 5]), np.array([0.25, 0.75]), uniform) == expected
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temp", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(bad, temp):
+    with pytest.raises(BackendError, match="logits"):
+        make_sampler(SamplingOptions(temp=temp))(np.array([0, bad, 1], np.float32), ())
+
+
+def test_sampling_a_large_vocabulary_takes_milliseconds():
+    logits = (np.random.default_rng(0).standard_normal(151_936) * 2).astype(np.float32)
+    sampler = make_sampler(SamplingOptions(temp=0.8, seed=1))
+    sampler(logits, ())
+    started = time.perf_counter()
+    for _ in range(10):
+        sampler(logits, ())
+    assert (time.perf_counter() - started) / 10 < 0.1  # measured: see the module; the bound is for busy machines

@@ -1,0 +1,148 @@
+"""Tiny random quantized graphs, made in memory: one of every function, odd sizes, both packings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_arm import layout
+from runtime.graph import Graph, Node, Tensor
+
+VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
+HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
+
+
+def quantized_graph(seed: int = 0) -> Graph:
+    """A decoder of two layers; embedding and head share one weight, as tied models do."""
+    return _Maker(np.random.default_rng(seed)).decoder()
+
+
+def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
+    """Random integer weights [rows, columns], `excess` of them outside −8…7 if bits is 4."""
+    weights = rng.integers(-8, 8, (rows, columns)) if bits == 4 else rng.integers(-127, 128, (rows, columns))
+    where = rng.choice(weights.size, excess, replace=False)
+    weights.reshape(-1)[where] = rng.choice([-119, -9, 8, 119], excess)
+    return weights
+
+
+def packed(weights: np.ndarray, bits: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Weight tensor, excess_delta, excess_value."""
+    shape = layout.packed_shape(*weights.shape, bits)
+    if bits == 8:
+        data = layout.pack(weights, 8).reshape(shape)
+        return Tensor.of(data), np.zeros(0, np.uint8), np.zeros(0, np.int8)
+    return Tensor("uint4", shape, layout.pack(weights, 4).reshape(-1)), *layout.encode_excess(weights)
+
+
+def flattening(rng: np.random.Generator, columns: int, levels: int) -> dict[str, np.ndarray]:
+    """limit, source and low where a fifth of the channels have two or three pieces."""
+    pieces = np.where(rng.random(columns) < 0.2, rng.integers(2, 4, columns), 1)
+    source = np.repeat(np.arange(columns), pieces)
+    low = np.concatenate([np.arange(p) * levels for p in pieces])
+    return {"limit": np.float32(pieces * levels), "source": source, "low": low.astype(np.float32)}
+
+
+class _Maker:
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.graph = rng, Graph()
+
+    def decoder(self) -> Graph:
+        graph = self.graph
+        frequency = (1e4 ** (-np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)).astype(np.float32)
+        graph.constants["rotary.inverse_frequency"] = Tensor.of(frequency)
+        self.weight("embedding", VOCABULARY, HIDDEN, 4)
+        graph.nodes.append(
+            Node("RotaryTable", ("position_ids", "rotary.inverse_frequency"), ("cos", "sin"), {}, "rotary")
+        )
+        names = [f"embedding.{part}" for part in ("weight", "scale", "excess_delta", "excess_value")]
+        attrs = {"rows": VOCABULARY, "columns": HIDDEN, "offset": 8}
+        x = self.node("FlatEmbedding", "embedding", "input_ids", *names, **attrs)
+        for i in range(LAYERS):
+            x = self.layer(i, x)
+        normed = self.norm("norm", x)
+        self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output="logits")
+        graph.inputs = ["input_ids", "position_ids"]
+        graph.inputs += [f"past_key_values.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+        graph.outputs = ["logits"]
+        graph.outputs += [f"present.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+        graph.metadata = {"vocab_size": str(VOCABULARY), "context_length": str(CONTEXT)}
+        return graph
+
+    def layer(self, i: int, x: str) -> str:
+        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
+        bits = (4, 8)[i % 2]
+        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
+        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
+        past, present = (
+            [f"{name}.{i}.{part}" for part in ("key", "value")] for name in ("past_key_values", "present")
+        )
+        attrs = {
+            "num_heads": HEADS,
+            "kv_num_heads": KV_HEADS,
+            "head_size": HEAD_SIZE,
+            "scale": HEAD_SIZE**-0.5,
+        }
+        attend = Node(
+            "RotaryAttention", (qkv, "cos", "sin", *past), (f"{at}.attend", *present), attrs, f"{at}.attend"
+        )
+        self.graph.nodes.append(attend)
+        out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
+        x = self.node("Add", f"{at}.add", x, out)
+        at = f"layers.{i}.mlp"
+        gate_up = self.linear(
+            f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
+        )
+        down = self.linear(f"{at}.down", self.node("SwiGLU", f"{at}.act", gate_up), HIDDEN, INTERMEDIATE, 4)
+        return self.node("Add", f"{at}.add", x, down)
+
+    def node(self, op: str, name: str, *inputs: str, **attrs) -> str:
+        self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))
+        return name
+
+    def norm(self, name: str, x: str) -> str:
+        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(HIDDEN, np.float32) + 0.5)
+        return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5)
+
+    def weight(self, name: str, rows: int, columns: int, bits: int) -> None:
+        integers = matrix(self.rng, rows, columns, bits, excess=rows // 8 if bits == 4 else 0)
+        tensor, delta, value = packed(integers, bits)
+        step = (0.3 if bits == 4 else 0.03) / np.sqrt(columns)
+        scale = (self.rng.random(rows) * step).astype(np.float32)
+        self.graph.constants |= {
+            f"{name}.weight": tensor,
+            f"{name}.scale": Tensor.of(scale),
+            f"{name}.excess_delta": Tensor.of(delta),
+            f"{name}.excess_value": Tensor.of(value),
+        }
+
+    def linear(
+        self,
+        name: str,
+        x: str,
+        rows: int,
+        columns: int,
+        bits: int,
+        *,
+        levels: int = 127,
+        weight: str = "",
+        output: str = "",
+    ) -> str:
+        if not weight:
+            weight = name
+            self.weight(name, rows, columns, bits)
+        steps = np.float32(levels / 2.0)  # the inputs of a tiny random model are about one
+        scale = self.graph.array(f"{weight}.scale") / steps
+        constants = {
+            "scale": scale,
+            "bias": self.rng.standard_normal(rows).astype(np.float32) * np.float32(0.1),
+            "inverse_scale": np.array(steps),
+            **flattening(self.rng, columns, levels),
+        }
+        self.graph.constants |= {f"{name}.{part}": Tensor.of(array) for part, array in constants.items()}
+        inputs = (
+            *(x, f"{weight}.weight", f"{name}.scale", f"{name}.bias", f"{name}.inverse_scale"),
+            *(f"{name}.{part}" for part in ("limit", "source", "low")),
+            *(f"{weight}.excess_delta", f"{weight}.excess_value"),
+        )
+        attrs = {"rows": rows, "columns": columns, "offset": layout.offset_of(bits), "levels": levels}
+        self.graph.nodes.append(Node("FlatLinear", inputs, (output or name,), attrs, name))
+        return output or name
