@@ -7,8 +7,8 @@ there is a past (onnxruntime issue 29020).
 
 FlatLinear has two products that give the same integers, and the constant `signed` picks one; the other
 is gone once onnxruntime has loaded the model. uint8 · uint8 is the default: int8 activations have no
-x86 kernel (measured 0.8 against 35 GMAC/s on one core with VNNI), and uint8 · int8 saturates on AVX2.
-int8 · int8 is the only product CUDA has.
+fast x86 kernel (0.8 against 35 GMAC/s for one row on one core with VNNI), and uint8 · int8 saturates on
+AVX2. int8 · int8 is the only product CUDA has.
 
 Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, P panels, F columns.
 """
@@ -24,41 +24,57 @@ DOMAIN = "flatlm"
 VERSION = 1
 OPSET = 23
 
-# Packed weight → integers [columns, rows], each `offset` too high: [P, steps, 16, 4, e] becomes
-# [P, k, 16], in which order the excess counts its positions.
+# Packed weight → `plane` [k padded, n padded], uint8, each element its integer + offset + 128. Its rows are
+# the columns of the weight in the order (step, lane j, half e), because that needs two cheap moves of one
+# axis; `order[c]` is the plane's row of column c. What is folded stays until onnxruntime has folded the
+# whole model, so every step here costs a byte per weight of memory at load.
 _UNPACK = """
-    elements = Cast <to = 3> (weight)
-    by_column = Transpose <perm = [0, 1, 4, 3, 2]> (elements)
-    panel_shape = Constant <value_ints = [0, -1, 16]> ()
-    panels = Reshape (by_column, panel_shape)
-    panels_shape = Shape (panels)
-    flat_shape = Constant <value_ints = [-1]> ()
-    flat = Reshape (panels, flat_shape)
+    elements = Cast <to = 2> (weight)
+    sign_bit_int = Constant <value_int = 128> ()
+    sign_bit = Cast <to = 2> (sign_bit_int)
+    raised = BitwiseXor (elements, sign_bit)
+    rows_last = Transpose <perm = [0, 1, 3, 4, 2]> (raised)
+    panels_inside = Transpose <perm = [1, 2, 3, 0, 4]> (rows_last)
+
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    sixteen = Constant <value_int = 16> ()
+    first_axis = Constant <value_ints = [0]> ()
+    last = Constant <value_ints = [-1]> ()
+    halves = Shape <start = 4, end = 5> (elements)
+    steps_lanes = Constant <value_ints = [-1, 4]> ()
+    steps_lanes_halves = Concat <axis = 0> (steps_lanes, halves)
+    steps_1 = Shape <start = 1, end = 2> (elements)
+    four = Constant <value_ints = [4]> ()
+    columns_a_step = Mul (halves, four)
+    width_1 = Mul (steps_1, columns_a_step)
+    width = Squeeze (width_1, first_axis)
+    plane_row = Range (zero, width, one)
+    plane_rows = Reshape (plane_row, steps_lanes_halves)
+    by_column = Transpose <perm = [0, 2, 1]> (plane_rows)
+    order = Reshape (by_column, last)
+    plane_shape = Concat <axis = 0> (width_1, last)
+    plain = Reshape (panels_inside, plane_shape)
 
     delta = Cast <to = 7> (excess_delta)
-    zero = Constant <value_int = 0> ()
     position = CumSum (delta, zero)
-    last = Constant <value_ints = [-1]> ()
-    index = Unsqueeze (position, last)
+    panel_size = Mul (width, sixteen)
+    panel = Div (position, panel_size)
+    in_panel = Mod (position, panel_size)
+    column = Div (in_panel, sixteen)
+    row_in_panel = Mod (in_panel, sixteen)
+    first_row = Mul (panel, sixteen)
+    row = Add (first_row, row_in_panel)
+    at_row = Gather (order, column)
+    index_row = Unsqueeze (at_row, last)
+    index_column = Unsqueeze (row, last)
+    index = Concat <axis = 1> (index_row, index_column)
     offset = Constant <value_int: int = @offset> ()
-    offset_int32 = Cast <to = 6> (offset)
-    value = Cast <to = 6> (excess_value)
-    total_int32 = Add (value, offset_int32)
-    total = Cast <to = 3> (total_int32)
-    scattered = ScatterND (flat, index, total)
-
-    whole = Reshape (scattered, panels_shape)
-    columns_first = Transpose <perm = [1, 0, 2]> (whole)
-    matrix_shape = Constant <value_ints = [0, -1]> ()
-    padded = Reshape (columns_first, matrix_shape)
-    rows = Constant <value_int: int = @rows> ()
-    columns = Constant <value_int: int = @columns> ()
-    first_axis = Constant <value_ints = [0]> ()
-    columns_1 = Unsqueeze (columns, first_axis)
-    rows_1 = Unsqueeze (rows, first_axis)
-    starts = Constant <value_ints = [0, 0]> ()
-    ends = Concat <axis = 0> (columns_1, rows_1)
-    integers = Slice (padded, starts, ends)
+    zero_point_int = Add (offset, sign_bit_int)
+    value = Cast <to = 7> (excess_value)
+    total_int = Add (value, zero_point_int)
+    total = Cast <to = 2> (total_int)
+    plane = ScatterND (plain, index, total)
 """
 
 _BODIES = {
@@ -75,14 +91,18 @@ _BODIES = {
 }""",
     "FlatEmbedding": f"""<rows, columns, offset> (ids, weight, scale, excess_delta, excess_value) => (y) {{
 {_UNPACK}
-    picked = Gather <axis = 1> (integers, ids)
-    embedded = Transpose <perm = [1, 2, 0]> (picked)
-    raised = Cast <to = 1> (embedded)
-    offset_float = Cast <to = 1> (offset)
-    centred = Sub (raised, offset_float)
+    columns = Constant <value_int: int = @columns> ()
+    columns_1 = Unsqueeze (columns, first_axis)
+    own = Slice (order, first_axis, columns_1)
+    picked = Gather <axis = 1> (plane, ids)
+    ordered = Gather <axis = 0> (picked, own)
+    embedded = Transpose <perm = [1, 2, 0]> (ordered)
+    positive = Cast <to = 1> (embedded)
+    zero_point = Cast <to = 1> (zero_point_int)
+    integers = Sub (positive, zero_point)
     row_scale = Gather (scale, ids)
     row_scale_1 = Unsqueeze (row_scale, last)
-    y = Mul (centred, row_scale_1)
+    y = Mul (integers, row_scale_1)
 }}""",
     "Norm": """<epsilon> (x, weight) => (y) {
     y = RMSNormalization <axis = -1, epsilon: float = @epsilon> (x, weight)
@@ -92,42 +112,51 @@ _BODIES = {
 {_UNPACK}
     steps = Mul (x, inverse_scale)
     rounded = Round (steps)
-    floor = Neg (limit)
-    raised = Max (rounded, floor)
-    whole_x = Min (raised, limit)
+    lowest = Neg (limit)
+    not_below = Max (rounded, lowest)
+    whole_x = Min (not_below, limit)
 
     wide = Gather <axis = -1> (whole_x, source)
-    below = Neg (low)
-    wide_raised = Max (wide, below)
-    earlier = Min (wide_raised, low)
+    minus_low = Neg (low)
+    wide_not_below = Max (wide, minus_low)
+    earlier = Min (wide_not_below, low)
     rest = Sub (wide, earlier)
-    levels_int = Constant <value_int: int = @levels> ()
-    level = Cast <to = 1> (levels_int)
+    levels = Constant <value_int: int = @levels> ()
+    level = Cast <to = 1> (levels)
     minus_level = Neg (level)
     piece = Clip (rest, minus_level, level)
 
-    repeated = Gather <axis = 0> (integers, source)
+    repeated_order = Gather (order, source)
+    repeated = Gather <axis = 0> (plane, repeated_order)
     is_signed = Cast <to = 9> (signed)
-    acc = If (is_signed) <
+    padded_acc = If (is_signed) <
         then_branch = signed_product () => (signed_acc) {{
             signed_x = Cast <to = 3> (piece)
             signed_x_zero = Cast <to = 3> (zero)
+            lowered = BitwiseXor (repeated, sign_bit)
+            signed_weight = Cast <to = 3> (lowered)
             signed_zero = Cast <to = 3> (offset)
-            signed_acc = MatMulInteger (signed_x, repeated, signed_x_zero, signed_zero)
+            signed_acc = MatMulInteger (signed_x, signed_weight, signed_x_zero, signed_zero)
         }},
         else_branch = unsigned_product () => (unsigned_acc) {{
-            middle = Constant <value_int = 128> ()
-            middle_float = Cast <to = 1> (middle)
-            middle_int16 = Cast <to = 5> (middle)
-            positive_x = Add (piece, middle_float)
+            middle = Cast <to = 1> (sign_bit_int)
+            positive_x = Add (piece, middle)
             unsigned_x = Cast <to = 2> (positive_x)
-            unsigned_x_zero = Cast <to = 2> (middle)
-            wide_weight = Cast <to = 5> (repeated)
-            positive_weight = Add (wide_weight, middle_int16)
-            unsigned_weight = Cast <to = 2> (positive_weight)
-            zero_int64 = Add (offset, middle)
-            unsigned_zero = Cast <to = 2> (zero_int64)
-            unsigned_acc = MatMulInteger (unsigned_x, unsigned_weight, unsigned_x_zero, unsigned_zero)
+            unsigned_zero = Cast <to = 2> (zero_point_int)
+            unsigned_acc = MatMulInteger (unsigned_x, repeated, sign_bit, unsigned_zero)
+        }}>
+
+    rows = Constant <value_int: int = @rows> ()
+    rows_1 = Unsqueeze (rows, first_axis)
+    padded_rows_1 = Shape <start = 1, end = 2> (plane)
+    padded_rows = Squeeze (padded_rows_1, first_axis)
+    is_whole = Equal (rows, padded_rows)
+    acc = If (is_whole) <
+        then_branch = whole () => (whole_acc) {{
+            whole_acc = Identity (padded_acc)
+        }},
+        else_branch = cut () => (cut_acc) {{
+            cut_acc = Slice (padded_acc, first_axis, rows_1, last)
         }}>
     acc_float = Cast <to = 1> (acc)
     scaled = Mul (acc_float, scale)

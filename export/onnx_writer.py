@@ -76,7 +76,7 @@ def _names_in_use(nodes: Iterable[Node]) -> list[str]:
 
 
 def _write_constant(name: str, tensor: Tensor, data: BinaryIO, external: int = EXTERNAL) -> TensorProto:
-    content = memoryview(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8))
+    content = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data
     elements = int(np.prod(tensor.shape, dtype=np.int64))
     size = (elements + 1) // 2 if tensor.dtype == "uint4" else elements * np.dtype(tensor.dtype).itemsize
     if len(content) != size:
@@ -133,7 +133,7 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
             heads, size = int(node.attrs["kv_num_heads"]), int(node.attrs["head_size"])
             for names, length in ((node.inputs[3:], "past"), (node.outputs[1:], "past + T")):
                 for name in names:
-                    shape = ["B", heads, length, size]
+                    shape: list[str | int | None] = ["B", heads, length, size]
                     infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
     head = graph.nodes[-1]
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]

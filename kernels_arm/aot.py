@@ -1,10 +1,12 @@
-"""Ahead of time: the executor and all its kernels as one object file for a tier, from any machine.
+"""Ahead of time: the executor and all its kernels as object files for a tier, from any machine.
 
 Numba types the Python, its LLVM IR gets the target's triple and features, and llvmlite's LLVM (which carries
-every back end) emits the object. A linker makes it a shared library without libc. Numba is told about the target by
+every back end) emits the object; `linker` makes it a shared library without libc. Numba is told about the target by
 replacing a few methods of its code generator, so this runs in a process of its own:
 
-    python -m kernels_arm.aot TIER OUT.o [--triple aarch64-linux-android24]
+    python -m kernels_arm.aot TIER linux=OUT.o [android=OUT2.o ...]
+
+The systems of one call share Numba's work (6 of the 8 s on one core); LLVM runs once for each.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ from pathlib import Path
 
 from .cpu import BY_NAME, Tier
 
-TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
+SYSTEMS = {"linux": "unknown-linux-gnu", "android": "unknown-linux-android24", "macos": "apple-macosx11"}
 
 
-def compile_in_subprocess(tier: Tier, out: Path, triple: str | None = None) -> None:
-    """Write the object file `out` for a tier. Raises RuntimeError with the compiler's words."""
-    command = [sys.executable, "-m", "kernels_arm.aot", tier.name, str(out)]
-    command += ["--triple", triple] if triple else []
+def triple_of(tier: Tier, system: str) -> str:
+    """LLVM's name of the target."""
+    return f"{tier.machine}-{SYSTEMS[system]}"
+
+
+def compile_in_subprocess(tier: Tier, objects: dict[str, Path]) -> None:
+    """Write one object file for each system. Raises RuntimeError with the compiler's words."""
+    targets = [f"{system}={path}" for system, path in objects.items()]
+    command = [sys.executable, "-m", "kernels_arm.aot", tier.name, *targets]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     if done.returncode:
         raise RuntimeError(f"compiling the {tier.name} kernels failed:\n{done.stderr[-4000:]}")
@@ -42,106 +49,183 @@ def entry_points():
     )
 
 
-def _retarget_numba(tier: Tier, triple: str) -> None:
-    """Make this process's Numba emit code for another target (numba 0.60 … 0.68 have these methods)."""
+def retarget_numba(tier: Tier, triple: str) -> None:
+    """Make this process's Numba emit code for another target, unoptimised: LLVM runs once, when all is linked.
+
+    Numba 0.61 … 0.68 have these methods; optimising each function on its way, as Numba does, took 12 s more.
+    """
+    from numba.core import codegen, cpu
+
+    def init(self, llvm_module):
+        self._tm_features, self._tm = tier.attributes, target_machine(tier, triple)
+        self._engine, self._target_data = _NoEngine(), self._tm.target_data
+        self._data_layout = str(self._target_data)
+        self._loopvect, self._opt_level = False, 0
+
+    def finalize(self):
+        self._finalized = True
+
+    generator, library, context = codegen.JITCPUCodegen, codegen.JITCodeLibrary, cpu.CPUContext
+    generator._init = init
+    generator._get_host_cpu_name = lambda self: tier.cpu
+    generator._get_host_cpu_features = lambda self: tier.attributes
+    generator.set_env = lambda self, name, env: None
+    library.add_llvm_module = lambda self, module: self._final_module.link_in(module)
+    library.finalize = finalize
+    library.get_pointer_to_function = lambda self, name: 0
+    context.create_cpython_wrapper = context.create_cfunc_wrapper = lambda *args, **kwargs: None
+
+
+class _NoEngine:
+    """Nothing compiled here is ever run here."""
+
+    def is_symbol_defined(self, name):
+        return False
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: 0
+
+
+def target_machine(tier: Tier, triple: str):
+    """LLVM's code generator for a tier."""
     import llvmlite.binding as llvm
-    from llvmlite import ir
-    from numba.core import cgutils, codegen
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-
-    class NoEngine:
-        """Nothing compiled here is ever run here."""
-
-        def is_symbol_defined(self, name):
-            return False
-
-        def __getattr__(self, name):
-            return lambda *args, **kwargs: 0
-
-    def init(self, llvm_module):
-        target = llvm.Target.from_triple(triple)
-        self._tm_features = tier.attributes
-        self._tm = target.create_target_machine(
-            cpu=tier.cpu, features=tier.attributes, opt=3, reloc="pic", codemodel="default"
-        )
-        self._engine, self._target_data = NoEngine(), self._tm.target_data
-        self._data_layout = str(self._target_data)
-        self._loopvect, self._opt_level = True, 3
-
-    def empty_module(self, name):
-        module = ir.Module(cgutils.normalize_ir_text(name))
-        module.triple = triple
-        if self._data_layout:  # not yet known while Numba sets itself up
-            module.data_layout = self._data_layout
-        return module
-
-    target = codegen.JITCPUCodegen
-    target._init, target._create_empty_module = init, empty_module
-    target._scan_and_fix_unresolved_refs = lambda self, module: None
-    target._get_host_cpu_name = lambda self: tier.cpu
-    target._get_host_cpu_features = lambda self: tier.attributes
-    target.set_env = lambda self, name, env: None
-    codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: (self._ensure_finalized(), 0)[1]
+    target = llvm.Target.from_triple(triple)
+    return target.create_target_machine(
+        cpu=tier.cpu, features=tier.attributes, opt=3, reloc="pic", codemodel="default"
+    )
 
 
-def _link_modules(entries):
+def link_modules(entries):
     """One LLVM module holding every entry as a C function, everything else internal."""
-    from llvmlite import ir
+    import llvmlite.binding as llvm
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
     with global_compiler_lock:
-        context = cpu_target.target_context
-        library = context.codegen().create_library("flatlm")
+        library = cpu_target.target_context.codegen().create_library("flatlm")
         module = library.create_ir_module("flatlm")
-        for function, signature, name in entries:
-            function.compile(signature.args)
-            compiled = function.overloads[signature.args]
-            described = compiled.fndesc
-            arguments = [context.get_value_type(a) for a in described.argtypes]
-            result = context.get_value_type(described.restype)
-            exported = ir.Function(module, ir.FunctionType(result, arguments), name)
-            builder = ir.IRBuilder(exported.append_basic_block())
-            callee = context.declare_function(module, described)
-            _, value = context.call_conv.call_function(
-                builder, callee, described.restype, described.argtypes, list(exported.args)
-            )
-            builder.ret(value)
-            library.add_linking_library(compiled.library)
+        waiting = [_export(module, *entry) for entry in entries]
         library.add_ir_module(module)
-        library.finalize()
-        return library._final_module, context.codegen()._tm
+    linked, seen = library._final_module, set()
+    while waiting:
+        if (library := waiting.pop()) in seen:
+            continue
+        seen.add(library)
+        waiting += library._linking_libraries
+        for function in library._final_module.functions:
+            if not function.is_declaration and function.linkage == llvm.Linkage.external:
+                function.linkage = "linkonce_odr"
+        linked.link_in(library._final_module, preserve=True)
+    exported = {name for _, _, name in entries}
+    for thing in (*linked.functions, *linked.global_variables):
+        if not thing.is_declaration and thing.name not in exported:
+            thing.linkage = "internal"
+    return linked
 
 
-def emit_object(tier: Tier, triple: str) -> bytes:
-    """Compile in this process (once: it is of no other use afterwards)."""
+def _export(module, function, signature, name: str):
+    """Add the C function `name` to the module; returns Numba's library of what it calls."""
+    from llvmlite import ir
+    from numba.core.registry import cpu_target
+
+    context = cpu_target.target_context
+    function.compile(signature.args)
+    compiled = function.overloads[signature.args]
+    described = compiled.fndesc
+    arguments = [context.get_value_type(a) for a in described.argtypes]
+    result = context.get_value_type(described.restype)
+    exported = ir.Function(module, ir.FunctionType(result, arguments), name)
+    builder = ir.IRBuilder(exported.append_basic_block())
+    callee = context.declare_function(module, described)
+    _, value = context.call_conv.call_function(
+        builder, callee, described.restype, described.argtypes, list(exported.args)
+    )
+    builder.ret(value)
+    return compiled.library
+
+
+def optimize(module, tier: Tier, triple: str):
+    """A copy of the linked module for one triple, optimised; and the machine that emits it."""
     from llvmlite.binding import newpassmanagers as passes
 
+    machine, copy = target_machine(tier, triple), module.clone()
+    copy.triple, copy.data_layout = triple, str(machine.target_data)
+    builder = passes.create_pass_builder(machine, passes.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(copy, builder)
+    _provide_memory_functions(copy)
+    return copy, machine
+
+
+# byte by byte: they clear and copy some hundred bytes, and linked after the optimiser they stay what they are
+_MEMORY_FUNCTIONS = """
+define hidden ptr @memset(ptr %to, i32 %value, i64 %size) {
+entry:
+  %byte = trunc i32 %value to i8
+  %none = icmp eq i64 %size, 0
+  br i1 %none, label %done, label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  %at = getelementptr i8, ptr %to, i64 %i
+  store i8 %byte, ptr %at
+  %next = add i64 %i, 1
+  %last = icmp eq i64 %next, %size
+  br i1 %last, label %done, label %loop
+done:
+  ret ptr %to
+}
+define hidden ptr @memcpy(ptr %to, ptr %from, i64 %size) {
+entry:
+  %none = icmp eq i64 %size, 0
+  br i1 %none, label %done, label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  %source = getelementptr i8, ptr %from, i64 %i
+  %byte = load i8, ptr %source
+  %at = getelementptr i8, ptr %to, i64 %i
+  store i8 %byte, ptr %at
+  %next = add i64 %i, 1
+  %last = icmp eq i64 %next, %size
+  br i1 %last, label %done, label %loop
+done:
+  ret ptr %to
+}
+"""
+
+
+def _provide_memory_functions(module) -> None:
+    """LLVM may have made a loop a call of libc's memset or memcpy; the library has no libc, so it brings them."""
+    import llvmlite.binding as llvm
+
+    if any(f.name.startswith(("llvm.memset.", "llvm.memcpy.")) for f in module.functions):
+        module.link_in(llvm.parse_assembly(_MEMORY_FUNCTIONS))
+
+
+def emit_objects(tier: Tier, systems) -> dict[str, bytes]:
+    """Compile in this process (once: it is of no other use afterwards). System → object file."""
     from . import simd
 
     simd.set_tier(tier)
-    _retarget_numba(tier, triple)
-    entries = entry_points()
-    module, machine = _link_modules(entries)
-    exported = {name for _, _, name in entries}
-    for thing in (*module.functions, *module.global_variables):
-        if not thing.is_declaration and thing.name not in exported:
-            thing.linkage = "internal"
-    builder = passes.create_pass_builder(machine, passes.create_pipeline_tuning_options(speed_level=3))
-    builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+    triples = {system: triple_of(tier, system) for system in systems}
+    retarget_numba(tier, next(iter(triples.values())))
+    linked = link_modules(entry_points())
+    objects = {}
+    for system, triple in triples.items():
+        module, machine = optimize(linked, tier, triple)
+        objects[system] = machine.emit_object(module)
+    return objects
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile the kernels of a tier to an object file.")
+    parser = argparse.ArgumentParser(description="Compile the kernels of a tier to object files.")
     parser.add_argument("tier", choices=sorted(BY_NAME))
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--triple")
+    parser.add_argument("targets", nargs="+", metavar="SYSTEM=OUT.o", help=f"systems: {', '.join(SYSTEMS)}")
     args = parser.parse_args()
-    tier = BY_NAME[args.tier]
-    args.out.write_bytes(emit_object(tier, args.triple or TRIPLES[tier.machine]))
+    paths = dict(target.split("=", 1) for target in args.targets)
+    for system, data in emit_objects(BY_NAME[args.tier], paths).items():
+        Path(paths[system]).write_bytes(data)
     return 0
 
 

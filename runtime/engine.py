@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import ContextError, UsageError
+from runtime.errors import ContextError, TokenizerError, UsageError
 from runtime.progress import Progress
 from runtime.sampler import Sampler
 
@@ -43,7 +43,7 @@ def generate(
     `on_reuse` gets. Raises ContextError where the prompt is longer than the context, UsageError where it is
     empty.
     """
-    check_fits(len(prompt), backend.context)
+    check_prompt(backend, prompt)
     held = [] if held is None else held
     reused = reuse(backend, held, prompt)
     if on_reuse is not None:
@@ -62,13 +62,20 @@ def generate(
         logits = forward(backend, held, [number])
 
 
-def check_fits(length: int, context: int) -> None:
-    """Raise where a prompt of `length` ids cannot be read into a context of `context`."""
-    if length == 0:
+def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
+    """Raise where `ids`, and `more` after them, cannot be read by `backend`."""
+    if len(ids) == 0:
         raise UsageError("the prompt is empty: give at least one token to continue")
-    if length > context:
+    length = len(ids) + more
+    if length > backend.context:
         raise ContextError(
-            f"the prompt is {length} tokens long, the context holds {context}: shorten it or raise --ctx"
+            f"the prompt is {length} tokens long, the context holds {backend.context}: shorten it "
+            "or raise --ctx"
+        )
+    if max(ids) >= backend.vocab:
+        raise TokenizerError(
+            f"the tokenizer gives the id {max(ids)}, the model has {backend.vocab}: they do not belong "
+            "together; export the model again"
         )
 
 

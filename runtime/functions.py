@@ -18,7 +18,7 @@ from runtime.graph import Graph, Node, Tensor
 DOMAIN, VERSION = "flatlm", 1
 STANDARD = ("Add",)  # operators of the standard domain that a graph may call
 
-# An eleventh input that FlatLinear has in the file and not in a Graph; it tells onnxruntime which product to use
+# FlatLinear's eleventh input in the file, not in a Graph: it tells onnxruntime which product to use
 SIGNED = "signed_activations"
 
 PACKED = "packed"  # uint4 or int8 in the packed order, fitting rows × columns
@@ -138,15 +138,18 @@ def _check_node(graph: Graph, node: Node) -> None:
 
 def _check_attributes(node: Node, signature: Signature) -> dict[str, int]:
     """The integer attributes, which are sizes but for `offset`."""
+    sizes = {}
     for name in {*signature.attrs, *node.attrs}:
         kind, value = signature.attrs.get(name), node.attrs.get(name)
         if kind is None:
             raise _misfit(node, f"unknown attribute {name!r}")
         if type(value) is not kind:
             raise _misfit(node, f"attribute {name!r} must be {kind.__name__}, is {value!r}")
-        if kind is int and name != "offset" and not 1 <= value < 1 << 31:
-            raise _misfit(node, f"attribute {name!r} is {value}, not a size")
-    return {name: int(node.attrs[name]) for name, kind in signature.attrs.items() if kind is int}
+        if isinstance(value, int):
+            if name != "offset" and not 1 <= value < 1 << 31:
+                raise _misfit(node, f"attribute {name!r} is {value}, not a size")
+            sizes[name] = value
+    return sizes
 
 
 def _check_constant(node: Node, name: str, tensor: Tensor, expected: Constant, sizes: dict[str, int]) -> None:

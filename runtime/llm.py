@@ -23,6 +23,7 @@ from runtime.errors import BackendError, ContextError
 from runtime.options import BackendOptions, SamplingOptions, from_json
 from runtime.progress import Progress
 from runtime.sampler import make_sampler
+from runtime.stop_text import StopText
 from runtime.tokenizer import Detokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class LLM:
 
         Raises ContextError (with both numbers) before anything is computed.
         """
-        engine.check_fits(len(ids), self.backend.context)
+        engine.check_prompt(self.backend, ids)
         if self._current is not None:
             self._current.close()
         if options.seed < 0:
@@ -263,31 +264,6 @@ class Stream(Iterator[str]):
         self._timings = replace(self._timings, **changes)
 
 
-class StopText:
-    """Lets text through up to the first stop text. What could be the start of one is held back."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
-        self.held = ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """The part of all text so far that is certain and not yet returned."""
-        text = self.held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.found, self.held = True, ""
-            return text[: min(places)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """At the end of the answer the start of a stop text is just text."""
-        text, self.held = self.held, ""
-        return text
-
-
 def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
     """The backend of `options`; auto is native where it opens, else numpy with a SlowBackendWarning."""
     if options.backend != "auto":
@@ -315,12 +291,6 @@ def open_named(name: str, artifact: Artifact, options: BackendOptions) -> Backen
         raise ContextError(f"--ctx {options.ctx} is more than the model was made for, {most} tokens")
     context = options.ctx or min(most, DEFAULT_CONTEXT)
     return open_backend(name, artifact, threads=options.threads, context=context, device=options.device)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`, not all of it."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def _rate(tokens: int, seconds: float) -> float:

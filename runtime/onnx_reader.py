@@ -40,7 +40,7 @@ def read_onnx(path: Path | str) -> Graph:
     """Reads and checks the model; its constants stay in the mapped file for as long as they are used."""
     path = Path(path)
     try:
-        graph = _read_model(memoryview(_map(path)), _Storage(path))
+        graph = _read_model(_map(path).data, _Storage(path))
         functions.check_graph(graph)
     except wire.DamagedError as error:
         raise IntegrityError(f"{path} is damaged or truncated ({error}); copy or export it again") from error

@@ -16,7 +16,7 @@ import numpy as np
 from runtime import engine
 from runtime.evaluate import log_softmax
 from runtime.progress import Progress
-from runtime.sampler import greedy
+from runtime.sampler import demand_numbers, greedy
 
 if TYPE_CHECKING:
     from runtime.backends import Backend
@@ -77,7 +77,7 @@ def compare(
     (name, reference), *others = backends.items()
     for ids in prompts:
         for backend in backends.values():
-            engine.check_fits(len(ids) + n, backend.context)
+            engine.check_prompt(backend, ids, more=n)
     parts: dict[str, list[_Part]] = {other: [] for other, _ in others}
     for i, ids in enumerate(prompts):
         written, expected = write(reference, ids, n)
@@ -121,6 +121,7 @@ def _follow(backend: Backend, ids: Sequence[int], written: Sequence[int], expect
     for start in range(first, len(forced), ROWS):
         chunk = forced[start : start + ROWS]
         logits = backend.forward(chunk, logits=len(chunk))
+        demand_numbers(float(logits.max()))
         wanted = expected[start - first : start - first + len(chunk)]
         difference = max(difference, float(np.abs(logits - wanted).max()))
         p, q = log_softmax(wanted), log_softmax(logits)

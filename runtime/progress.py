@@ -32,7 +32,9 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if done >= total:  # what is written next starts on a clean line
+            self.close()
+        if done >= total or now < self._next:
             return
         self._next = now + (TERMINAL_SECONDS if self._terminal else LOG_SECONDS)
         self._draw(self._text(done, total, now - self._started))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +108,8 @@ def _compile(template: str) -> jinja2.Template:
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """The environment transformers renders in: same trimming, filters, globals and tags."""
     try:
         import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise BackendError(f"chat templates need jinja2: {INSTALL}, or use --raw") from None
     if _version(jinja2.__version__) < OLDEST_JINJA:
@@ -121,70 +117,9 @@ def _environment() -> jinja2.Environment:
         raise BackendError(
             f"jinja2 {jinja2.__version__} is unsafe for chat templates, {needed} is needed: {INSTALL}"
         )
+    from runtime.sandbox import environment
 
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} … {% endgeneration %} marks text for training; here it is just its body."""
-
-        tags = {"generation"}  # noqa: RUF012  so declared in jinja2
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
-
-    class Namespace(jinja2.utils.Namespace):
-        """jinja2's, which refuses names with an underscore in front: they reach into Python."""
-
-        def __init__(*args: Any, **values: Any) -> None:
-            for name in dict(*args[1:], **values):
-                Namespace._check(name)
-            jinja2.utils.Namespace.__init__(*args, **values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            Namespace._check(name)
-            super().__setitem__(name, value)
-
-        @staticmethod
-        def _check(name: Any) -> None:
-            if isinstance(name, str) and name.startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"access to {name!r} of a namespace is unsafe")
-
-    class Dict:
-        """The part of `dict` that templates use; the class itself would lead into Python."""
-
-        def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
-            return dict(*args, **values)
-
-        def fromkeys(self, *args: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*args)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        dict=Dict(),
-        namespace=Namespace,
-    )
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike jinja2's own filter: characters of HTML stay as they are."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return environment()
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """From logits to the next token.
 
 A sampler is a function (logits [V] float32, history: ids so far) -> id. The steps and their order are those
-of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw. Tokens are ordered by
-logit, equal ones by id, so a seed gives the same answer on every machine with the same logits.
+of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the ids left, in
+ascending order. Equal logits are never left to the order of a sort: same logits and seed, same answer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from runtime.options import SamplingOptions
 
 Sampler = Callable[[np.ndarray, Sequence[int]], int]
 
-FIRST_CANDIDATES = (
-    256  # top-p looks at this many first and at 8 times more as long as they do not hold the share
-)
+COLD = 1e-6  # temperatures below it are greedy: the division would only overflow
+BLOCK = 64  # values under one maximum in `likeliest`
+FIRST_CANDIDATES = 256  # top-p looks at this many first, at 8 times more while they do not hold the share
 
 
 def make_sampler(options: SamplingOptions) -> Sampler:
@@ -28,7 +28,7 @@ def make_sampler(options: SamplingOptions) -> Sampler:
 
     def sample(logits: np.ndarray, history: Sequence[int]) -> int:
         logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
-        if options.temp == 0.0 or options.top_k == 1:
+        if options.temp < COLD or options.top_k == 1:
             return greedy(logits)
         ids, shares = distribution(logits, options)
         return draw(ids, shares, float(random.random()))
@@ -39,7 +39,7 @@ def make_sampler(options: SamplingOptions) -> Sampler:
 def greedy(logits: np.ndarray) -> int:
     """The likeliest id of logits [V], the lowest where several are equal."""
     best = int(np.argmax(logits))
-    _demand_numbers(logits[best])
+    demand_numbers(logits[best])
     return best
 
 
@@ -60,23 +60,17 @@ def penalize(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarr
 
 
 def distribution(logits: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that may follow, likeliest first, and their probabilities (float64, sum 1). Needs temp > 0."""
+    """The ids that may follow, ascending, and their probabilities (float64, sum 1). Needs temp > 0."""
     highest = float(logits.max())
-    _demand_numbers(highest)
-    scaled = (logits.astype(np.float64) - highest) / options.temp  # ≤ 0, the best is 0
-    size = len(scaled)
-    kept = _likeliest(scaled, options.top_k) if 0 < options.top_k < size else np.arange(size)
-    if options.min_p > 0.0:  # a bound relative to the best: it commutes with top-p
-        bound = math.log(options.min_p)
-        candidates = kept[scaled[kept] >= bound]
-    else:
-        candidates = kept
+    demand_numbers(highest)
+    ids = likeliest(logits, options.top_k or len(logits))
+    weights = np.exp((logits[ids].astype(np.float64) - highest) / options.temp)  # the best weighs 1
+    total = float(weights.sum())
+    kept = np.flatnonzero(weights >= options.min_p)  # relative to the best, so it may go before top-p
     if options.top_p < 1.0:
-        candidates = _share(scaled, candidates, float(np.exp(scaled[kept]).sum()), options.top_p)
-    else:
-        candidates = _ordered(scaled, candidates)
-    shares = np.exp(scaled[candidates])
-    return candidates, shares / shares.sum()
+        kept = kept[_within(weights[kept], options.top_p * total)]
+    ids, weights = ids[kept], weights[kept]
+    return ids, weights / weights.sum()
 
 
 def draw(ids: np.ndarray, shares: np.ndarray, uniform: float) -> int:
@@ -86,32 +80,42 @@ def draw(ids: np.ndarray, shares: np.ndarray, uniform: float) -> int:
     return int(ids[min(place, len(ids) - 1)])
 
 
-def _likeliest(scaled: np.ndarray, k: int) -> np.ndarray:
-    """The ids of the k greatest values and of any equal to the k-th: ties are not left to the partition."""
-    bound = np.partition(scaled, len(scaled) - k)[len(scaled) - k]
-    return np.flatnonzero(scaled >= bound)
+def likeliest(values: np.ndarray, k: int) -> np.ndarray:
+    """The places of the k greatest values and of any equal to the k-th, ascending.
+
+    The k-th greatest of the maxima of blocks is not above the k-th greatest value: what is below it needs no
+    sorting (0.3 instead of 4 ms for 40 of 151,936).
+    """
+    if k >= len(values):
+        return np.arange(len(values))
+    places = np.arange(len(values))
+    whole = len(values) // BLOCK * BLOCK
+    if whole // BLOCK >= k:
+        maxima = values[:whole].reshape(-1, BLOCK).max(axis=1)
+        places = np.flatnonzero(values >= _kth(maxima, k))
+    return places[values[places] >= _kth(values[places], k)]
 
 
-def _ordered(scaled: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """`ids` (ascending) by falling value, equal ones by rising id."""
-    return ids[np.argsort(-scaled[ids], kind="stable")]
+def _kth(values: np.ndarray, k: int) -> float:
+    return np.partition(values, len(values) - k)[len(values) - k]
 
 
-def _share(scaled: np.ndarray, candidates: np.ndarray, mass: float, top_p: float) -> np.ndarray:
-    """The fewest likeliest of `candidates` that hold the share `top_p` of `mass`, ordered; at least one."""
+def _within(weights: np.ndarray, share: float) -> np.ndarray:
+    """The places of the fewest greatest weights that sum to `share` (at least one; all where it is more)."""
     count = FIRST_CANDIDATES
     while True:
-        first = candidates[_likeliest(scaled[candidates], count)] if count < len(candidates) else candidates
-        first = _ordered(scaled, first)
-        reached = np.cumsum(np.exp(scaled[first])) >= top_p * mass
+        first = likeliest(weights, count)
+        first = first[np.argsort(-weights[first], kind="stable")]  # equal ones by id
+        reached = np.cumsum(weights[first]) >= share
         if reached.any():
-            return first[: int(np.argmax(reached)) + 1]
-        if len(first) == len(candidates):
-            return first
+            return np.sort(first[: int(np.argmax(reached)) + 1])
+        if len(first) == len(weights):
+            return np.sort(first)
         count *= 8
 
 
-def _demand_numbers(value: float) -> None:
+def demand_numbers(value: float) -> None:
+    """Raise where the greatest logit is no number; NaN anywhere makes it NaN."""
     if not math.isfinite(value):
         raise BackendError(
             f"the model's logits contain {value}: the artifact or the backend is broken; try flatlm verify"

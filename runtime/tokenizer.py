@@ -26,26 +26,20 @@ class Tokenizer:
     """A loaded tokenizer. `special` maps bos_token, eos_token … to their text; `eos_ids` end an answer."""
 
     hf: HFTokenizer
-    config: dict[str, Any]
     special: dict[str, str]
-    bos_id: int | None
     eos_ids: frozenset[int]
     special_ids: frozenset[int]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of `text`. With `special` a begin token is added where Hugging Face's tokenizer adds one.
+        """Token ids of `text`; with `special` tokenizer.json adds what it adds, a begin token for instance.
 
-        Text that spells a special token (a rendered chat template) becomes that token either way.
+        As in transformers 5 the file decides that, whatever `add_bos_token` says. Text that spells a special
+        token (a rendered chat template) becomes that token either way.
         """
-        explicit = "add_bos_token" in self.config or "add_eos_token" in self.config
-        by_file = special and not explicit and self.hf.post_processor is not None
         try:
-            ids = self.hf.encode(text, add_special_tokens=by_file).ids
+            return self.hf.encode(text, add_special_tokens=special).ids
         except TypeError:
             raise UsageError("the text is not valid Unicode: it holds bytes that are not UTF-8") from None
-        if special and not by_file and self.config.get("add_bos_token") and self.bos_id is not None:
-            return [self.bos_id, *ids]
-        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; ids the vocabulary does not have are silent."""
@@ -64,12 +58,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     generation = read_json(folder / "generation_config.json")
     special = {name: text for name in SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
     eos_ids = _id_list(generation.get("eos_token_id"), folder / "generation_config.json")
-    eos_ids |= {number for number in [hf.token_to_id(special.get("eos_token", ""))] if number is not None}
+    named = hf.token_to_id(special.get("eos_token", ""))
+    eos_ids |= set() if named is None else {named}
     special_ids = frozenset(
         number for number, token in hf.get_added_tokens_decoder().items() if token.special
     )
-    bos_id = hf.token_to_id(special["bos_token"]) if "bos_token" in special else None
-    return Tokenizer(hf, config, special, bos_id, frozenset(eos_ids), special_ids)
+    return Tokenizer(hf, special, frozenset(eos_ids), special_ids)
 
 
 def _load_hf(path: Path) -> HFTokenizer:

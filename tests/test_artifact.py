@@ -16,7 +16,7 @@ from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 pytest.importorskip("onnx")
 
-from export.onnx_writer import write_onnx  # noqa: E402
+from export.onnx_writer import write_onnx
 
 LAYER = {
     "name": "layers.0.attention.qkv",
@@ -141,7 +141,7 @@ def test_describe_shows_sizes_and_a_row_for_each_layer(folder):
         "7",
     ]
     assert "12.3 M" in text
-    assert [line for line in text.splitlines() if line.startswith("head")][0].split()[1:3] == ["8", "-"]
+    assert next(line for line in text.splitlines() if line.startswith("head")).split()[1:3] == ["8", "-"]
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
@@ -213,7 +213,6 @@ class TestOnnxruntime:
             options = onnxruntime.SessionOptions()
             value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(signed, np.uint8))
             options.add_external_initializers([SIGNED], [value])
-            options.optimized_model_filepath = str(artifact.path / f"{signed}.onnx")
             session = onnxruntime.InferenceSession(str(artifact.path / "model.onnx"), options)
             feeds = {v.name: np.zeros((1, 2, 0, 4), np.float32) for v in session.get_inputs()[2:]}
             feeds["input_ids"] = feeds["position_ids"] = np.arange(9)[None]

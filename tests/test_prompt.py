@@ -18,27 +18,33 @@ CONVERSATION = [
     {"role": "assistant", "content": "  four  "},
     {"role": "user", "content": "naïve 漢字\nand more"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add « two »", "parameters": {"a": 1}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "description": "Add « two »", "parameters": {"a": 1}}}
+]
 SPECIAL = {"bos_token": "<|start|>", "eos_token": "<|end|>"}
 
 TEMPLATES = {
     "chatml": CHATML,
     "llama2": (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
-        "{% set first = messages[0]['content'] %}{% else %}{% set rest = messages %}{% set first = '' %}{% endif %}"
+        "{% set first = messages[0]['content'] %}{% else %}"
+        "{% set rest = messages %}{% set first = '' %}{% endif %}"
         "{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('roles must alternate') }}{% endif %}"
         "{% if m['role'] == 'user' %}[INST] {{ first if loop.first }}{{ m['content'].strip() }} [/INST]"
         "{% else %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}"
     ),
     "blocks on their own lines": (
-        "{%- if tools %}\n    {{- tools | tojson }}\n{%- endif %}\n{% for message in messages %}\n    {% if loop.first %}\n"
-        "first:\n    {% endif %}\n    {# a comment #}\n{{ message.role }}: {{ message.content }}\n{% endfor %}\n"
+        "{%- if tools %}\n    {{- tools | tojson }}\n{%- endif %}\n"
+        "{% for message in messages %}\n    {% if loop.first %}\n"
+        "first:\n    {% endif %}\n    {# a comment #}\n"
+        "{{ message.role }}: {{ message.content }}\n{% endfor %}\n"
         "{{ unknown_token }}{% if missing is not defined %}none{% endif %}"
     ),
     "filters": (
         "{{ tools | tojson(indent=2) }}{{ messages | map(attribute='role') | join(',') }}"
-        "{{ messages | tojson(ensure_ascii=True, sort_keys=True) }}{{ messages | selectattr('role', 'equalto', 'user') "
+        "{{ messages | tojson(ensure_ascii=True, sort_keys=True) }}"
+        "{{ messages | selectattr('role', 'equalto', 'user') "
         "| list | length }}{{ messages[0].content | upper | replace('BE', 'be') }}"
     ),
     "loop controls": (
@@ -46,8 +52,10 @@ TEMPLATES = {
         "{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
     ),
     "namespace and macro": (
-        "{% set ns = namespace(count=0, last='') %}{% macro show(m) %}<{{ m.role }}>{{ caller() if caller }}{% endmacro %}"
-        "{% for m in messages %}{% set ns.count = ns.count + 1 %}{% set ns.last = m.role %}{{ show(m) }}{% endfor %}"
+        "{% set ns = namespace(count=0, last='') %}"
+        "{% macro show(m) %}<{{ m.role }}>{{ caller() if caller }}{% endmacro %}"
+        "{% for m in messages %}{% set ns.count = ns.count + 1 %}{% set ns.last = m.role %}"
+        "{{ show(m) }}{% endfor %}"
         "{{ ns.count }}{{ ns.last }}{{ dict(a=1)['a'] }}{{ dict.fromkeys(['x'], 1) | tojson }}"
     ),
     "generation tag": (
@@ -81,7 +89,9 @@ def test_the_refusal_of_a_template_is_passed_on():
         render(TEMPLATES["llama2"], CONVERSATION[1:2] * 2)
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ messages", "{% for m in messages %}", "{% include 'x' %}"])
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ messages", "{% for m in messages %}", "{% include 'x' %}"]
+)
 def test_a_template_that_cannot_be_read_is_an_error(template):
     with pytest.raises(TemplateError, match="chat template"):
         render(template, CONVERSATION)
@@ -89,7 +99,7 @@ def test_a_template_that_cannot_be_read_is_an_error(template):
 
 @pytest.mark.parametrize("template", ["{{ messages[9].content.x }}", "{{ 1 / 0 }}", "{{ messages + 1 }}"])
 def test_a_template_that_fails_is_an_error_with_its_reason(template):
-    with pytest.raises(TemplateError, match="failed: .+"):
+    with pytest.raises(TemplateError, match=r"failed: .+"):
         render(template, CONVERSATION)
 
 

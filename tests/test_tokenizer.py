@@ -10,7 +10,15 @@ from runtime.errors import IntegrityError, TokenizerError, UsageError
 from runtime.tokenizer import MOST_HELD, Detokenizer, load_tokenizer
 from tests.tiny_text import byte_level, sentencepiece, write_folder
 
-TEXTS = ("Hello wörld", "漢字かな交じり", "👩‍👩‍👧 family", "tab\tnewline\n\n  spaces ", "", "é", "ends with 🙂")
+TEXTS = (
+    "Hello wörld",
+    "漢字かな交じり",
+    "👩‍👩‍👧 family",
+    "tab\tnewline\n\n  spaces ",
+    "",
+    "é",
+    "ends with 🙂",
+)
 
 
 @pytest.fixture
@@ -90,7 +98,9 @@ def test_any_stream_of_ids_gives_what_decoding_it_whole_gives(bytes_tokenizer):
 def test_a_push_decodes_no_more_late_in_an_answer_than_early(bytes_tokenizer, monkeypatch):
     lengths = []
     decode = Detokenizer._decode
-    monkeypatch.setattr(Detokenizer, "_decode", lambda self, ids: lengths.append(len(ids)) or decode(self, ids))
+    monkeypatch.setattr(
+        Detokenizer, "_decode", lambda self, ids: lengths.append(len(ids)) or decode(self, ids)
+    )
     pieces(bytes_tokenizer, bytes_tokenizer.encode("some text " * 100))
     assert max(lengths) <= 2 * MOST_HELD
 
@@ -100,7 +110,9 @@ def test_an_id_beyond_the_vocabulary_is_silent(bytes_tokenizer):
 
 
 def test_end_tokens_come_from_both_configurations(tmp_path):
-    folder = write_folder(tmp_path, byte_level(), {"eos_token": {"content": "<|end|>"}}, {"eos_token_id": [2, 1]})
+    folder = write_folder(
+        tmp_path, byte_level(), {"eos_token": {"content": "<|end|>"}}, {"eos_token_id": [2, 1]}
+    )
     assert load_tokenizer(folder).eos_ids == {0, 1, 2}
 
 
@@ -112,14 +124,6 @@ def test_one_end_token_may_stand_alone(tmp_path):
 def test_a_begin_token_is_added_where_the_file_says_so(words_tokenizer):
     assert words_tokenizer.encode("hello")[0] == 1
     assert words_tokenizer.encode("hello", special=False)[0] != 1
-
-
-@pytest.mark.parametrize("add", [True, False, None])
-def test_the_configuration_overrides_the_file_on_begin_tokens(tmp_path, add):
-    config = {} if add is None else {"add_bos_token": add}
-    by_bytes = load_tokenizer(write_folder(tmp_path / "bytes", byte_level(), config))
-    by_words = load_tokenizer(write_folder(tmp_path / "words", sentencepiece(["▁hello"]), config))
-    assert [by_bytes.encode("x")[0] == 1, by_words.encode("hello")[0] == 1] == [bool(add), add is not False]
 
 
 @pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False}])

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 SPECIAL = ("<|end|>", "<|start|>", "<|stop|>")  # ids 0, 1, 2
 
 CHATML = (
-    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
@@ -46,7 +47,9 @@ def sentencepiece(words: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def write_folder(folder: Path, tokenizer: Tokenizer, config: dict | None = None, generation: dict | None = None) -> Path:
+def write_folder(
+    folder: Path, tokenizer: Tokenizer, config: dict | None = None, generation: dict | None = None
+) -> Path:
     """A model folder with the files that concern text."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -103,7 +103,7 @@ def _import() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f"the backend 'ort' needs onnxruntime ({error}): pip install onnxruntime, or onnxruntime-gpu"
+            f"the backend 'ort' needs onnxruntime ({error}): pip install 'flatlm[ort]' or 'flatlm[gpu]'"
         ) from error
     return onnxruntime
 
@@ -112,7 +112,7 @@ def _session(ort: Any, model: str, threads: int | None, device: str) -> Any:
     if device not in _PROVIDERS:
         raise BackendError(f"the backend 'ort' has no device {device!r}; there are {', '.join(_PROVIDERS)}")
     provider, settings = _PROVIDERS[device]
-    advice = "install onnxruntime-gpu in the place of onnxruntime, with the CUDA and cuDNN it asks for"
+    advice = "install onnxruntime-gpu in the place of onnxruntime (flatlm[gpu]), and the CUDA it asks for"
     if provider not in ort.get_available_providers():
         raise BackendError(f"this onnxruntime {ort.__version__} has no {provider}; {advice}")
     options = ort.SessionOptions()
@@ -121,9 +121,10 @@ def _session(ort: Any, model: str, threads: int | None, device: str) -> Any:
     if device == "cuda":  # it multiplies int8 by int8 only
         signed = ort.OrtValue.ortvalue_from_numpy(np.array(1, np.uint8))
         options.add_external_initializers([SIGNED], [signed])
+    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_failures(ort))
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-    except (RuntimeError, ValueError, *_failures(ort)) as error:
+    except failures as error:
         raise FormatError(f"onnxruntime {ort.__version__} cannot load {model}: {error}") from error
     if provider not in session.get_providers():  # onnxruntime falls back to the CPU without an error
         raise BackendError(f"{provider} does not start on this machine; {advice}")

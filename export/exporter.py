@@ -1,0 +1,144 @@
+"""From a source to an artifact: read, quantize, write, check, and only then rename into place.
+
+Everything is written into a temporary folder beside the target; a failure or Ctrl-C at any moment leaves neither
+a half-written artifact nor a damaged old one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export import calibrate, execute
+from export.archs import build_graph
+from export.quantize import quantize
+from export.recipe import Recipe
+from export.report import Report
+from export.sources.source import Source
+from runtime.artifact import Manifest, write_manifest
+from runtime.errors import FlatlmError, ResourceError, UsageError
+from runtime.graph import Graph
+from runtime.onnx_reader import read_onnx
+from runtime.tokenizer import load_tokenizer
+
+Tell = Callable[[str], Callable[[int, int], None]]  # names a stage, returns its progress function
+CHECK_TOKENS = 256  # of the calibration text, on which the written file is compared with the float model
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    path: Path
+    manifest: Manifest
+    report: Report
+
+
+def export(
+    source: Source, out: Path, recipe: Recipe, *, tell: Tell, text: Path | None = None, force: bool = False
+) -> Exported:
+    """Write the artifact folder `out`. `text` replaces the shipped calibration text.
+
+    Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full disk.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
+    float_graph = build_graph(source)
+    with _folder_beside(out) as folder:
+        _copy_files(source, folder)
+        tokens = np.array(load_tokenizer(folder).encode(calibrate.text(text), special=False), np.int64)
+        graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
+        from export.onnx_writer import write_onnx
+
+        write_onnx(graph, folder, tell("writing"))
+        checked = _compare(float_graph, folder, tokens, tell("checking"))
+        manifest = write_manifest(
+            folder, tell("hashing"), **_manifest_fields(source, graph, report, recipe, tokens, checked)
+        )
+        _rename_into_place(folder, out)
+    return Exported(out, manifest, report)
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, gone afterwards unless it was renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk of {out.parent} is full; nothing of the export was kept") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_files(source: Source, folder: Path) -> None:
+    for name, content in source.files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+
+
+def _compare(float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Callable[[int, int], None]) -> dict:
+    """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
+    progress(0, 2)
+    reopened = read_onnx(folder / "model.onnx")
+    window = tokens[:CHECK_TOKENS][None]
+    scores = execute.evaluate(reopened, window, reference=float_graph)
+    progress(2, 2)
+    if scores.kl is None or not np.isfinite(scores.kl):
+        raise FlatlmError("the exported model gives no finite logits; nothing was kept. Try --recipe w8a8, and report this")
+    return {"tokens": int(window.size), "kl_to_float": scores.kl, "top1_agreement": scores.top1}
+
+
+def _manifest_fields(source: Source, graph: Graph, report: Report, recipe: Recipe, tokens, checked: dict) -> dict:
+    parameters = _parameters(graph)
+    return {
+        "name": source.name,
+        "architecture": graph.metadata["architecture"],
+        "recipe": recipe.name,
+        "vocab_size": int(graph.metadata["vocab_size"]),
+        "context_length": int(graph.metadata["context_length"]),
+        "parameters": parameters,
+        "bits_per_weight": 8 * report.bytes_total / parameters,
+        "layers": report.rows(),
+        "totals": report.totals() | {"check": checked},
+        "calibration": {"tokens": len(tokens), "source": source.digest} | asdict(recipe),
+    }
+
+
+def _parameters(graph: Graph) -> int:
+    """Weights of matrices (a tied matrix counts once) and of norms."""
+    sizes = {}
+    for node in graph.nodes:
+        if node.op in ("FlatLinear", "FlatEmbedding"):
+            sizes[node.inputs[1]] = int(node.attrs["rows"]) * int(node.attrs["columns"])
+        elif node.op == "Norm":
+            sizes[node.inputs[1]] = int(np.prod(graph.constants[node.inputs[1]].shape))
+    return sum(sizes.values())
+
+
+def _rename_into_place(folder: Path, out: Path) -> None:
+    """Swap in the finished folder; an old one is removed only after the new one stands."""
+    os.chmod(folder, 0o755)
+    if not out.exists():
+        os.replace(folder, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    os.replace(out, old / out.name)
+    try:
+        os.replace(folder, out)
+    except OSError:
+        os.replace(old / out.name, out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

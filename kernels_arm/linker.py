@@ -1,0 +1,72 @@
+"""Object files to shared libraries: no libc, no start-up code, 16 KiB pages (Android 15, macOS), a digest at the end.
+
+The digest lets a loader tell a damaged file before the system maps and runs it. A Mach-O file carries none: it ends
+with its code signature, which macOS checks page by page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .cpu import Tier
+
+_ELF_MACHINE = {62: "x86_64", 183: "aarch64"}
+_MACHO_MACHINE = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
+_DIGEST = 32  # bytes of a SHA-256
+
+
+def link(made: Path, out: Path, tier: Tier, system: str) -> str | None:
+    """Link one object into the library `out`; returns None, or why there is none (no linker, its complaint)."""
+    complaint = "no linker: pip install ziglang"
+    for command in _linkers(made, out, tier, system):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return None
+        complaint = f"{' '.join(command[:4])} …: {done.stderr.strip()[-1000:]}"
+    return complaint
+
+
+def _linkers(made: Path, out: Path, tier: Tier, system: str) -> list[list[str]]:
+    """The command lines that may do it, best first."""
+    zig = [sys.executable, "-m", "ziglang"] if importlib.util.find_spec("ziglang") else None
+    if system == "macos":
+        flags = ["-shared", "-nostdlib", "-s", "-o", str(out), str(made)]
+        found = [[*zig, "cc", "-target", f"{tier.machine}-macos.11.0", *flags]] if zig else []
+        return found + ([["cc", *flags]] if sys.platform == "darwin" else [])
+    flags = ["-shared", "-z", "defs", "-z", "max-page-size=16384", "-z", "noexecstack", "-s"]
+    flags += ["-soname", f"flatlm-{system}-{tier.name}.so", "-o", str(out), str(made)]
+    found = [[*zig, "ld.lld", *flags]] if zig else []
+    return found + [[path, *flags] for name in ("ld.lld", "ld") if (path := shutil.which(name))]
+
+
+def seal(path: Path) -> None:
+    """Append the digest of the file's bytes, if it is an ELF file."""
+    data = path.read_bytes()
+    if data[:4] == b"\x7fELF":
+        with path.open("ab") as file:
+            file.write(hashlib.sha256(data).digest())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def fault(path: Path, machine: str) -> str | None:
+    """Why the file must not be loaded on this machine, judged by its bytes alone; None if it may."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if data[:4] == b"\x7fELF":
+        if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
+            return "is damaged (its digest does not match)"
+        found = _ELF_MACHINE.get(int.from_bytes(data[18:20], "little"))
+    elif data[:4] == b"\xcf\xfa\xed\xfe":
+        found = _MACHO_MACHINE.get(int.from_bytes(data[4:8], "little"))
+    else:
+        return "is not a library"
+    return None if found == machine else f"is for {found or 'another processor'}, this is {machine}"

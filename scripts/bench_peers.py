@@ -1,0 +1,256 @@
+"""flatlm beside llama.cpp, in turns within one run, so that what else the machine does falls on both.
+
+    python scripts/bench_peers.py --artifact edge=models/smollm2-135m-edge --gguf Q4_0=smollm2-Q4_0.gguf \\
+        -p 512 -n 128 -r 7 -t 2 --json peers.json --png peers.png
+
+A round measures every model once, in an order that turns from round to round. pp: one forward pass over p
+random ids. tg: n forward passes over one id each, from an empty context; nothing is sampled. Both sides go
+through the code of `flatlm bench` and `flatlm eval`. A ratio is taken within a round; its median and extremes
+over the rounds are reported. stdout has the tables in Markdown. Needs flatlm[export,bench].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_peer import LlamaPeer
+
+from kernels_arm.cpu import choose
+from runtime.artifact import open_artifact
+from runtime.backends import open_backend
+from runtime.bench import markdown, measure
+from runtime.evaluate import perplexity
+from runtime.progress import ProgressLine
+from runtime.tokenizer import load_tokenizer
+
+PAUSE = 0.05  # s between measurements: both libraries' threads spin some ms after their last work
+WINDOW = 512
+
+
+def main() -> None:
+    args = arguments()
+    with ExitStack() as stack:
+        ours = {name: stack.enter_context(Ours(path, args)) for name, path in args.artifact}
+        peers = {name: stack.enter_context(Peer(path, args)) for name, path in args.gguf}
+        sides: dict[str, Any] = ours | peers
+        tests = {f"pp{args.p}": ("pp", args.p), f"tg{args.n}": ("tg", args.n)}
+        rates = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r)
+        pairs = [(mine, other) for mine in ours for other in peers]
+        result = {
+            "machine": machine(args.t),
+            "models": {name: side.facts for name, side in sides.items()},
+            "rates": rates,
+            "ratios": {f"{mine}/{other}": compare(rates[mine], rates[other]) for mine, other in pairs},
+        }
+        print(speed_table(result))
+        if pairs:
+            print("\n" + ratio_table(result))
+        if args.perplexity:
+            result["perplexity"] = perplexities(sides, args)
+            print("\n" + perplexity_table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.png:
+        draw(result, args.png)
+
+
+def arguments() -> argparse.Namespace:
+    def named(text: str) -> tuple[str, Path]:
+        name, mark, path = text.partition("=")
+        if not mark:
+            raise argparse.ArgumentTypeError(f"{text!r}: write NAME=PATH")
+        if not Path(path).exists():
+            raise argparse.ArgumentTypeError(f"{path} is not there")
+        return name, Path(path)
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--artifact", type=named, action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--gguf", type=named, action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("-p", type=int, default=512, help="prompt tokens; 0: no (default 512)")
+    parser.add_argument("-n", type=int, default=128, help="tokens to write; 0: no (default 128)")
+    parser.add_argument("-r", type=int, default=7, help="rounds (default 7)")
+    parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
+    parser.add_argument(
+        "--perplexity", type=Path, metavar="TEXT", help=f"also on this text, windows of {WINDOW}"
+    )
+    parser.add_argument("--tokens", type=int, default=20480, help="of the text (default 20480)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the speeds")
+    args = parser.parse_args()
+    names = [name for name, _ in args.artifact + args.gguf]
+    if not names or len(set(names)) != len(names):
+        parser.error("give at least one --artifact or --gguf, each with a name of its own")
+    return args
+
+
+def context(args: argparse.Namespace) -> int:
+    return max(args.p, args.n, WINDOW)
+
+
+class Ours:
+    """An artifact on the native backend."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        artifact = open_artifact(folder)
+        self.backend = open_backend("native", artifact, threads=args.t, context=context(args))
+        self._folder = folder
+        size = sum(
+            entry.size for name, entry in artifact.manifest.files.items() if name.startswith("model.onnx")
+        )
+        self.facts = {"engine": "flatlm", "recipe": artifact.manifest.recipe, "bytes": size}
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(load_tokenizer(self._folder).encode(text, special=False), np.int64)
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.backend.close()
+
+
+class Peer:
+    """A GGUF file on llama.cpp."""
+
+    def __init__(self, path: Path, args: argparse.Namespace) -> None:
+        self.backend = LlamaPeer(path, threads=args.t, context=context(args))
+        self.encode = self.backend.encode
+        self.facts = {"engine": "llama.cpp", "bytes": self.backend.bytes}
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.backend.close()
+
+
+def run_rounds(
+    sides: dict[str, Any], tests: dict[str, tuple[str, int]], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Tokens per second: {model: {test: one per round}}."""
+    rates: dict[str, dict[str, list[float]]] = {name: {test: [] for test in tests} for name in sides}
+    order, total = list(sides), rounds * len(tests)
+    with ProgressLine("measuring", "rounds") as progress:
+        for i in range(rounds):
+            for j, (test, (kind, tokens)) in enumerate(tests.items()):
+                for name in order:
+                    time.sleep(PAUSE)
+                    rates[name][test] += measure(sides[name].backend, kind, tokens, 1)  # warms up first
+                progress(i * len(tests) + j + 1, total)
+            order = order[1:] + order[:1] if len(order) > 2 else order[::-1]
+    return rates
+
+
+def compare(mine: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """{test: median, min, max of the rounds' ratios}."""
+    ratios = {test: [a / b for a, b in zip(mine[test], other[test], strict=True)] for test in mine}
+    return {t: {"median": statistics.median(r), "min": min(r), "max": max(r)} for t, r in ratios.items()}
+
+
+def perplexities(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Each model on the same ids: those of the first model's tokenizer. Says where another's differ."""
+    text = args.perplexity.read_text(encoding="utf-8")
+    first, results = next(iter(sides)), {}
+    ids = sides[first].encode(text)[: args.tokens]
+    for name, side in sides.items():
+        theirs = side.encode(text)[: args.tokens]
+        differing = len(ids) if len(theirs) != len(ids) else int((theirs != ids).sum())
+        if differing:
+            print(
+                f"{name} would tokenize {differing} places otherwise; it reads {first}'s ids", file=sys.stderr
+            )
+        with ProgressLine(f"perplexity of {name}", "windows") as progress:
+            found = perplexity(side.backend, ids.tolist(), WINDOW, progress)
+        results[name] = {"perplexity": found.perplexity, "nll": found.nll, "nll_error": found.nll_error}
+    return results
+
+
+def machine(threads: int) -> dict[str, Any]:
+    import llama_cpp
+
+    tier = choose().tier
+    return {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "threads": threads,
+        "flatlm_kernels": tier.name if tier else None,
+        "llama_cpp_python": llama_cpp.__version__,
+        "llama_cpp": llama_cpp.llama_print_system_info().decode().strip(" |"),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def speed_table(result: dict[str, Any]) -> str:
+    tests = list(next(iter(result["rates"].values())))
+    rows = []
+    for name, rates in result["rates"].items():
+        facts = result["models"][name]
+        cells = [
+            f"{statistics.median(rates[t]):.1f} ({min(rates[t]):.1f}..{max(rates[t]):.1f})" for t in tests
+        ]
+        rows.append([name, facts["engine"], f"{facts['bytes'] / 2**20:.1f} MiB", *cells])
+    return markdown(["model", "engine", "size", *(f"{test} t/s" for test in tests)], rows, left=2)
+
+
+def ratio_table(result: dict[str, Any]) -> str:
+    tests = list(next(iter(result["ratios"].values())))
+    rows = [
+        [pair, *(f"{found[t]['median']:.3f} ({found[t]['min']:.3f}..{found[t]['max']:.3f})" for t in tests)]
+        for pair, found in result["ratios"].items()
+    ]
+    return markdown(["ratio", *tests], rows, left=1)
+
+
+def perplexity_table(result: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{found['perplexity']:.3f}", f"{found['nll']:.4f} ± {found['nll_error']:.4f}"]
+        for name, found in result["perplexity"].items()
+    ]
+    return markdown(["model", "perplexity", "nll"], rows, left=1)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """One panel a test, one bar a model (median) with a dot per round."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rates = result["rates"]
+    tests = list(next(iter(rates.values())))
+    figure, panels = pyplot.subplots(1, len(tests), figsize=(4.5 * len(tests), 3.5), squeeze=False)
+    for panel, test in zip(panels[0], tests, strict=True):
+        for i, (name, found) in enumerate(rates.items()):
+            colour = "tab:green" if result["models"][name]["engine"] == "flatlm" else "tab:gray"
+            panel.bar(i, statistics.median(found[test]), color=colour, alpha=0.7)
+            panel.plot([i] * len(found[test]), found[test], "k.", markersize=4)
+        panel.set_xticks(range(len(rates)), list(rates), rotation=20)
+        panel.set_title(f"{test}, tokens per second")
+    figure.suptitle(f"{result['machine']['processor']}, {result['machine']['threads']} threads", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

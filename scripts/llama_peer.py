@@ -1,0 +1,91 @@
+"""llama.cpp behind flatlm's backend protocol, so that both are measured and evaluated by the same code.
+
+Straight on llama-cpp-python's C interface: a forward pass is one llama_decode of a batch built in numpy, and
+the logits are a view of llama.cpp's own buffer. Settings are llama-bench's defaults (n_batch 2048, n_ubatch
+512, flash attention on auto, weights mapped, K/V in F16) except for the threads and the context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+_quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
+
+
+def silence() -> None:
+    """llama.cpp's log goes nowhere."""
+    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+
+
+class LlamaPeer:
+    """One sequence over one GGUF file, on the CPU."""
+
+    name = "llama.cpp"
+
+    def __init__(self, path: str | Path, *, threads: int, context: int) -> None:
+        silence()
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_default_params()
+        model.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
+        if not self._model:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_threads, params.n_threads_batch = context, threads, threads
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise SystemExit(f"llama.cpp makes no context of {context} tokens for {path}")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+        self._size = params.n_batch
+        self.context, self.threads, self.position = context, threads, 0
+        self.vocab = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        self.parameters = llama_cpp.llama_model_n_params(self._model)
+        self.bytes = llama_cpp.llama_model_size(self._model)
+
+    def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
+        """Appends ids [m], m ≤ n_batch; float32 [min(logits, m), vocab], valid until the next call."""
+        m, wanted = len(ids), min(logits, len(ids))
+        assert m <= self._size
+        assert self.position + m <= self.context
+        batch = self._batch
+        batch.n_tokens = m
+        _view(batch.token, m)[:] = ids
+        _view(batch.pos, m)[:] = np.arange(self.position, self.position + m)
+        _view(batch.n_seq_id, m)[:] = 1
+        flags = _view(batch.logits, m)
+        flags[:] = 0
+        flags[m - wanted :] = 1
+        for i in range(m):
+            batch.seq_id[i][0] = 0
+        if status := llama_cpp.llama_decode(self._context, batch):
+            raise SystemExit(f"llama_decode failed with {status} at position {self.position}")
+        self.position += m
+        rows = llama_cpp.llama_get_logits(self._context)  # waits for the computation
+        return np.ctypeslib.as_array(rows, (wanted, self.vocab))
+
+    def truncate(self, length: int) -> None:
+        if length < self.position:
+            llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
+            self.position = length
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text` without a begin token, text that spells special tokens left as text."""
+        data = text.encode()
+        ids = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), False, False)
+        return np.ctypeslib.as_array(ids)[:count].astype(np.int64)
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+
+def _view(pointer: ctypes._Pointer, count: int) -> np.ndarray:
+    return np.ctypeslib.as_array(pointer, (count,))

@@ -1,0 +1,26 @@
+"""What every test file shares: how hypothesis runs, and the exported model that tests marked `real` read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# An example may compile a kernel, so examples have no deadline; in CI they are the same ones every time.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+REAL = "FLATLM_TEST_MODEL"  # environment: an exported model to use in the place of the demo's
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of a real exported model; skips where there is none."""
+    default = Path(__file__).parent.parent / "models" / "smollm2-135m-edge"
+    path = Path(os.environ.get(REAL, default))
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there: run scripts/demo, or set {REAL}")
+    return path

@@ -1,0 +1,87 @@
+"""The order of the packages, kernels_arm ◄─ runtime ◄─ export, and what importing them pulls in."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("kernels_arm", "runtime", "export")  # each may import itself and those before it
+OPTIONAL = {  # packages that a device with a wheel of flatlm need not have
+    "gguf", "huggingface_hub", "jinja2", "llvmlite", "numba", "onnx", "onnxruntime", "torch", "transformers",
+}  # fmt: skip
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of all absolute imports under `tree`; a relative one stays in its package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def imported_on_import(tree: ast.Module) -> set[str]:
+    """What runs when the module is imported: not the bodies of functions, nor of `if TYPE_CHECKING`."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= set(imported(node))
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_its_own_package_and_those_below(path):
+    package = path.relative_to(ROOT).parts[0]
+    above = PACKAGES[PACKAGES.index(package) + 1 :]
+    assert set(imported(ast.parse(path.read_text(encoding="utf-8")))).isdisjoint(above)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "runtime" in p.parts], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_file_of_runtime_imports_an_optional_package_at_module_level(path):
+    assert imported_on_import(ast.parse(path.read_text(encoding="utf-8"))) & OPTIONAL == set()
+
+
+def test_the_check_sees_an_import_in_a_class_and_not_one_in_a_function():
+    tree = ast.parse("class A:\n import onnx\ndef f():\n import numba\nif TYPE_CHECKING:\n import jinja2")
+    assert imported_on_import(tree) == {"onnx"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules in sys.modules after `code` ran in a fresh interpreter."""
+    code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_runtime_loads_no_optional_package():
+    assert loaded_by("import runtime") & (OPTIONAL | {"export", "kernels_arm", "numpy"}) == set()
+
+
+def test_importing_every_module_of_runtime_loads_no_optional_package():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if "runtime" in path.parts
+    ]
+    code = "\n".join(f"import {module}" for module in modules if not module.endswith("__init__"))
+    assert loaded_by(code) & (OPTIONAL | {"export"}) == set()
+
+
+def test_the_command_line_answers_help_without_loading_numpy():
+    assert "numpy" not in loaded_by("from runtime.cli import main; main(['--help'])")

@@ -1,0 +1,63 @@
+"""runtime.evaluate and runtime.parity: perplexity by its definition, and where backends part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.errors import ContextError, UsageError
+from runtime.evaluate import log_softmax, perplexity
+from runtime.parity import compare, write
+from tests.tiny_text import FakeBackend
+
+
+def _logits_after(ids):
+    return FakeBackend().forward(np.array(ids))
+
+
+def test_perplexity_is_that_of_the_definition():
+    ids = np.random.default_rng(0).integers(0, 300, 45).tolist()
+    losses = []
+    for start in (0, 20):
+        window = ids[start : start + 20]
+        losses += [-log_softmax(_logits_after(window[:i]))[0, window[i]] for i in range(1, 20)]
+    result = perplexity(FakeBackend(), ids, window=20)
+    assert (result.windows, result.tokens) == (2, 38)
+    assert result.nll == pytest.approx(np.mean(losses), rel=1e-9)
+    assert result.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-9)
+    assert result.nll_error == pytest.approx(np.std(losses, ddof=1) / np.sqrt(38), rel=1e-9)
+
+
+def test_a_text_shorter_than_a_window_is_wrong_use():
+    with pytest.raises(UsageError, match="19 tokens, one window needs 20"):
+        perplexity(FakeBackend(), [1] * 19, window=20)
+
+
+def test_a_window_longer_than_the_context_gives_both_numbers():
+    with pytest.raises(ContextError, match=r"512.*64"):
+        perplexity(FakeBackend(), [1] * 600)
+
+
+def test_backends_that_compute_the_same_agree():
+    (row,) = compare({"native": FakeBackend(), "numpy": FakeBackend()}, [[1, 2, 3], [4]], 20)
+    assert (row.positions, row.top1_agreement, row.first_difference, row.identical_prompts) == (
+        40,
+        1.0,
+        None,
+        2,
+    )
+    assert (row.max_logit_difference, row.max_kl) == (0.0, 0.0)
+
+
+def test_the_first_difference_is_where_two_greedy_runs_part():
+    class Other(FakeBackend):
+        def row(self):
+            row = super().row()
+            return -row if len(self.ids) == 7 else row
+
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    (row,) = compare({"native": FakeBackend(), "ort": Other()}, prompts, 20)
+    free = [write(FakeBackend(), prompts[0], 20)[0], write(Other(), prompts[0], 20)[0]]
+    assert row.first_difference == (0, next(i for i in range(20) if free[0][i] != free[1][i])) == (0, 4)
+    assert row.top1_agreement == 38 / 40
+    assert row.max_kl > row.mean_kl > 0
