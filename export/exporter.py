@@ -19,6 +19,7 @@ import numpy as np
 
 from export import calibrate, execute
 from export.archs import build_graph
+from export.passages import passages
 from export.quantize import quantize
 from export.recipe import Recipe
 from export.report import Report
@@ -27,6 +28,7 @@ from runtime.artifact import Manifest, write_manifest
 from runtime.errors import FlatlmError, ResourceError, UsageError
 from runtime.graph import Graph
 from runtime.onnx_reader import read_onnx
+from runtime.prompt import load_template
 from runtime.tokenizer import load_tokenizer
 
 Tell = Callable[[str], Callable[[int, int], None]]  # names a stage, returns its progress function
@@ -52,7 +54,7 @@ def export(
     float_graph = build_graph(source)
     with _folder_beside(out) as folder:
         _copy_files(source, folder)
-        tokens = np.array(load_tokenizer(folder).encode(calibrate.text(text), special=False), np.int64)
+        tokens = passages(load_tokenizer(folder), load_template(folder), calibrate.text(text), recipe.windows)
         graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
         from export.onnx_writer import write_onnx
 
@@ -92,7 +94,7 @@ def _compare(float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Cal
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
     reopened = read_onnx(folder / "model.onnx")
-    window = tokens[:CHECK_TOKENS][None]
+    window = tokens[-CHECK_TOKENS:][None]
     scores = execute.evaluate(reopened, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):

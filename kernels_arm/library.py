@@ -1,6 +1,7 @@
 """Finding the compiled kernels: shipped in the wheel, else kept in the cache, else compiled once with Numba.
 
-A library is named after the sources it was made from, so an edited kernel is never mistaken for a built one.
+A library is named after the sources it was made from, so an edited kernel is never mistaken for a built one. What is
+damaged, of another architecture or above the processor is never mapped; the reason is kept and told if all fails.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import cpu, linker
 from .cpu import Tier
 
 HERE = Path(__file__).parent
 SOURCES = ("aot", "attention", "cpu", "executor", "jit", "linear", "ops", "pointwise", "reference", "simd")
+COMPILING = "about 10 s, once"
 
 
-class KernelsUnavailable(RuntimeError):
+class KernelsUnavailable(RuntimeError):  # noqa: N818  what it says is a state, not a fault
     """No library for this processor and nothing to compile one with."""
 
 
@@ -39,6 +40,7 @@ class Library:
     keep: object  # what must outlive the entry points
 
 
+# ---------------------------------------------------------------------------------------- names and places
 def source_hash() -> str:
     """Identity of the kernels: a hash of their sources."""
     digest = hashlib.sha256()
@@ -57,6 +59,11 @@ def library_name(tier: Tier, system: str | None = None) -> str:
     return f"flatlm-{system or platform_name()}-{tier.name}-{source_hash()}"
 
 
+def prebuilt_folder() -> Path:
+    """Where a wheel carries its libraries."""
+    return HERE / "native"
+
+
 def cache_folder() -> Path:
     """FLATLM_CACHE, or the user's cache folder."""
     if folder := os.environ.get("FLATLM_CACHE"):
@@ -65,70 +72,103 @@ def cache_folder() -> Path:
     return Path(base) / "flatlm"
 
 
-def find(tier: Tier) -> tuple[Path, str] | None:
-    """The library's file and its origin, if it exists already."""
-    name = library_name(tier)
-    for folder, origin in ((HERE / "native", "prebuilt"), (cache_folder(), "cache")):
-        for suffix in (".so", ".o"):
-            if (path := folder / f"{name}{suffix}").is_file():
-                return path, origin
-    return None
-
-
+# ------------------------------------------------------------------------------------------------- loading
 def load(tier: Tier, progress: Callable[[str], None] | None = None) -> Library:
-    """The kernels for a tier; compiles them if need be (about 20 s, once). Raises KernelsUnavailable."""
-    found = find(tier)
-    if found is None:
-        if importlib.util.find_spec("numba") is None:
-            raise KernelsUnavailable(
-                f"no built kernels for {platform_name()}/{tier.name} and numba is not installed to compile them: "
-                "install a flatlm wheel that carries them, or `pip install numba`"
-            )
-        if progress:
-            progress(f"compiling the {tier.name} kernels, once (about 20 s) …")
-        found = build(tier, cache_folder()), "compiled now"
-    path, origin = found
-    return _load_object(path, tier, origin) if path.suffix == ".o" else _load_shared(path, tier, origin)
+    """The kernels for a tier; compiles them if need be. Raises KernelsUnavailable with every reason."""
+    if refusal := cpu.objection(tier):
+        raise KernelsUnavailable(f"the {refusal}")
+    reasons: list[str] = []
+    for path, origin in _candidates(tier, reasons):
+        try:
+            return _open(path, tier, origin)
+        except OSError as error:
+            reasons.append(f"{path}: {error}")
+    if missing := _no_compiler():
+        reasons.append(missing)
+        raise KernelsUnavailable(_message(tier, reasons))
+    if progress:
+        progress(f"compiling the {tier.name} kernels ({COMPILING}) …")
+    try:
+        return _open(build(tier, cache_folder()), tier, "compiled now")
+    except (OSError, RuntimeError) as error:
+        raise KernelsUnavailable(_message(tier, [*reasons, str(error)])) from error
 
 
+def describe() -> dict[str, str]:
+    """What `flatlm doctor` tells: features, tier, why no better one, and where its library would come from."""
+    choice = cpu.choose()
+    facts = {"features": " ".join(sorted(cpu.features())) or "unknown", "kernels": "none", "library": "none"}
+    if tier := choice.tier:
+        reasons: list[str] = []
+        found = _candidates(tier, reasons)
+        compiled = "; ".join([*reasons, _no_compiler() or f"to be compiled with numba ({COMPILING})"])
+        facts["kernels"] = f"{tier.name}: {tier.what}"
+        facts["library"] = f"{found[0][1]}: {found[0][0]}" if found else compiled
+    return {**facts, "not chosen": "; ".join(choice.objections) or "nothing better exists"}
+
+
+def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
+    """Existing libraries for the tier with their origin, best first; why others were left goes to `reasons`."""
+    name, found = library_name(tier), []
+    for folder, origin in ((prebuilt_folder(), "prebuilt"), (cache_folder(), "cache")):
+        for suffix in (".so", ".o"):
+            path = folder / f"{name}{suffix}"
+            if not path.is_file():
+                continue
+            if fault := linker.fault(path, cpu.machine()):
+                reasons.append(f"{path} {fault}")
+            else:
+                found.append((path, origin))
+    return found
+
+
+def _no_compiler() -> str | None:
+    if importlib.util.find_spec("numba"):
+        return None
+    return "numba is not installed to compile them: install a flatlm wheel that carries them, or `pip install numba`"
+
+
+def _message(tier: Tier, reasons: list[str]) -> str:
+    return f"no {tier.name} kernels for {platform_name()}: {'; '.join(reasons)}"
+
+
+# ---------------------------------------------------------------------------------------------- building
 def build(tier: Tier, folder: Path) -> Path:
-    """Compile and, where a linker is at hand, link; the file appears whole or not at all."""
-    from .aot import compile_in_subprocess
+    """Compile for this system and, where a linker is at hand, link; the file appears whole or not at all."""
+    from .aot import SYSTEMS, compile_in_subprocess
 
+    system = platform_name()
+    if system not in SYSTEMS:
+        raise RuntimeError(f"kernels are compiled for {', '.join(SYSTEMS)}, not for {system}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        made = Path(temporary) / "kernels.o"
-        compile_in_subprocess(tier, made)
-        linked = link(made, Path(temporary) / "kernels.so", tier)
-        made = linked or made
+        made, linked = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
+        compile_in_subprocess(tier, {system: made})
+        if linker.link(made, linked, tier, system) is None:
+            made = linked
+        linker.seal(made)
         final = folder / f"{library_name(tier)}{made.suffix}"
         os.replace(made, final)
     return final
 
 
-def link(made: Path, out: Path, tier: Tier) -> Path | None:
-    """Link one object into a shared library; None if no linker for the target is installed."""
-    flags = ["-shared", "-z", "max-page-size=16384", "-z", "noexecstack", "-o", str(out), str(made)]
-    candidates = []
-    if importlib.util.find_spec("ziglang"):
-        candidates.append([sys.executable, "-m", "ziglang", "ld.lld"])
-    candidates += [[path] for name in ("ld.lld", "ld") if (path := shutil.which(name))]
-    for linker in candidates:
-        if subprocess.run([*linker, *flags], capture_output=True).returncode == 0:
-            return out
-    return None
+# ------------------------------------------------------------------------------------------- entry points
+_SIGNATURES = {"flatlm_step": 1, "flatlm_serve": 3, "flatlm_parked": 1}
 
 
-def _load_shared(path: Path, tier: Tier, origin: str) -> Library:
+def _open(path: Path, tier: Tier, origin: str) -> Library:
+    """Map the file and bind its entry points. OSError if the system refuses it."""
+    if path.suffix == ".o":
+        return _open_object(path, tier, origin)
     library = ctypes.CDLL(str(path))
-    return _library({n: _address(library, n) for n in _SIGNATURES}, tier, origin, library)
+    try:
+        addresses = {n: ctypes.cast(getattr(library, n), ctypes.c_void_p).value or 0 for n in _SIGNATURES}
+    except AttributeError as error:
+        raise OSError(str(error)) from error
+    return _library(addresses, tier, origin, library)
 
 
-def _address(library: ctypes.CDLL, name: str) -> int:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-
-
-def _load_object(path: Path, tier: Tier, origin: str) -> Library:
+def _open_object(path: Path, tier: Tier, origin: str) -> Library:
     """Without a linker: LLVM's in-memory loader (llvmlite is there, it compiled the object)."""
     import llvmlite.binding as llvm
 
@@ -139,9 +179,6 @@ def _load_object(path: Path, tier: Tier, origin: str) -> Library:
     engine.add_object_file(llvm.ObjectFileRef.from_path(str(path)))
     engine.finalize_object()
     return _library({n: engine.get_function_address(n) for n in _SIGNATURES}, tier, origin, engine)
-
-
-_SIGNATURES = {"flatlm_step": 1, "flatlm_serve": 3, "flatlm_parked": 1}
 
 
 def _library(addresses: dict[str, int], tier: Tier, origin: str, keep: object) -> Library:

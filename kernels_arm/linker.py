@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -49,10 +48,7 @@ def seal(path: Path) -> None:
     """Append the digest of the file's bytes, if it is an ELF file."""
     data = path.read_bytes()
     if data[:4] == b"\x7fELF":
-        with path.open("ab") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.flush()
-            os.fsync(file.fileno())
+        path.write_bytes(data + hashlib.sha256(data).digest())
 
 
 def fault(path: Path, machine: str) -> str | None:

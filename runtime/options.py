@@ -23,7 +23,7 @@ T = TypeVar("T")
 def option(
     default: Any,
     *flags: str,
-    help: str,
+    help: str,  # noqa: A002  argparse's word
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),

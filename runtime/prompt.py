@@ -69,7 +69,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **(special or {}),
         )
-    except Exception as error:  # a template can fail in any way Python can; none of them is our bug
+    except Exception as error:  # noqa: BLE001  a template can fail in any way Python can; none of them is our bug
         raise TemplateError(
             f"the chat template failed: {_reason(error)}; use --raw to go without it"
         ) from None
@@ -102,7 +102,7 @@ def _compile(template: str) -> jinja2.Template:
     environment = _environment()
     try:
         return environment.from_string(template)
-    except Exception as error:  # TemplateSyntaxError, and RecursionError for a hostile one
+    except Exception as error:  # noqa: BLE001  TemplateSyntaxError, and RecursionError for a hostile one
         raise TemplateError(f"the chat template cannot be read: {_reason(error)}; use --raw") from None
 
 

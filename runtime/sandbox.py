@@ -1,35 +1,40 @@
 """The jinja2 environment of chat templates: the trimming, filters, globals and tags of transformers 5.
 
 A template is untrusted code. The sandbox refuses attributes with an underscore in front and changing its
-inputs; what is put into it here is kept free of ways around that. Imports jinja2, so `prompt` imports it
-late.
+inputs; what is put into it here is kept free of ways around that. jinja2 is optional: it is imported inside.
 """
 
 from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+if TYPE_CHECKING:
+    import jinja2
+    import jinja2.ext
+    import jinja2.utils
 
 
 def environment() -> jinja2.Environment:
     """A new environment; templates of it share nothing."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols]
     )
     made.filters["tojson"] = tojson
     made.globals.update(
-        raise_exception=raise_exception, strftime_now=strftime_now, dict=Dict(), namespace=Namespace
+        raise_exception=raise_exception, strftime_now=strftime_now, dict=Dict(), namespace=_safe_namespace()
     )
     return made
 
 
 def raise_exception(message: str) -> NoReturn:
     """How a template refuses messages."""
+    import jinja2
+
     raise jinja2.exceptions.TemplateError(message)
 
 
@@ -51,17 +56,6 @@ def tojson(
     )
 
 
-class Generation(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %} marks text for training; here it is just its body."""
-
-    tags = {"generation"}  # noqa: RUF012  so declared in jinja2
-
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
 class Dict:
     """The part of `dict` that templates use; the class itself would lead into Python."""
 
@@ -72,19 +66,42 @@ class Dict:
         return dict.fromkeys(*args)
 
 
-class Namespace(jinja2.utils.Namespace):
-    """jinja2's, which refuses names with an underscore in front: they reach into Python."""
+def _generation_tag() -> type[jinja2.ext.Extension]:
+    from jinja2 import nodes
+    from jinja2.ext import Extension
 
-    def __init__(*args: Any, **values: Any) -> None:
-        for name in dict(*args[1:], **values):
-            Namespace._check(name)
-        jinja2.utils.Namespace.__init__(*args, **values)
+    class Generation(Extension):
+        """{% generation %} … {% endgeneration %} marks text for training; here it is just its body."""
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        Namespace._check(name)
-        super().__setitem__(name, value)
+        tags = {"generation"}  # noqa: RUF012  so declared in jinja2
 
-    @staticmethod
-    def _check(name: Any) -> None:
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(
+                parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line
+            )
+
+    return Generation
+
+
+def _safe_namespace() -> type[jinja2.utils.Namespace]:
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace as Unsafe
+
+    def check(name: Any) -> None:
         if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"access to {name!r} of a namespace is unsafe")
+            raise SecurityError(f"access to {name!r} of a namespace is unsafe")
+
+    class Namespace(Unsafe):
+        """jinja2's, which refuses names with an underscore in front: they reach into Python."""
+
+        def __init__(*args: Any, **values: Any) -> None:
+            for name in dict(*args[1:], **values):
+                check(name)
+            Unsafe.__init__(*args, **values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
+
+    return Namespace

@@ -79,7 +79,7 @@ def _load_hf(path: Path) -> HFTokenizer:
         raise TokenizerError(f"{path} cannot be read ({error}); export or copy the model again") from None
     try:
         hf = HFTokenizer.from_str(text)
-    except Exception as error:  # the package raises the bare class; anything here means the file is damaged
+    except Exception as error:  # noqa: BLE001  the package raises just that for a damaged file
         raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
     hf.no_truncation()  # tokenizer.json may carry training-time settings
     hf.no_padding()

@@ -7,12 +7,16 @@ A round measures every model once, in an order that turns from round to round. p
 random ids. tg: n forward passes over one id each, from an empty context; nothing is sampled. Both sides go
 through the code of `flatlm bench` and `flatlm eval`. A ratio is taken within a round; its median and extremes
 over the rounds are reported. stdout has the tables in Markdown. Needs flatlm[export,bench].
+
+The machine must be idle: with other work on its cores llama.cpp's threads, which meet at barriers, lose far
+more than flatlm's do (ratios of 4 to 9 were seen that mean nothing). A warning says so, the load is recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -34,10 +38,14 @@ from runtime.tokenizer import load_tokenizer
 
 PAUSE = 0.05  # s between measurements: both libraries' threads spin some ms after their last work
 WINDOW = 512
+IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
 
 
 def main() -> None:
     args = arguments()
+    load = os.getloadavg()[0]
+    if load > IDLE:
+        print(f"the machine is busy (load {load:.1f}): the ratios will mean little", file=sys.stderr)
     with ExitStack() as stack:
         ours = {name: stack.enter_context(Ours(path, args)) for name, path in args.artifact}
         peers = {name: stack.enter_context(Peer(path, args)) for name, path in args.gguf}
@@ -46,7 +54,7 @@ def main() -> None:
         rates = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r)
         pairs = [(mine, other) for mine in ours for other in peers]
         result = {
-            "machine": machine(args.t),
+            "machine": machine(args.t) | {"load_before": load},
             "models": {name: side.facts for name, side in sides.items()},
             "rates": rates,
             "ratios": {f"{mine}/{other}": compare(rates[mine], rates[other]) for mine, other in pairs},

@@ -84,7 +84,7 @@ def table(rows: list[Agreement]) -> str:
         "top-1",
         "same prompts",
         "first difference",
-        "max |Δ logit|",
+        "max logit Δ",
         "mean KL",
     ]
     return markdown([*head, "max KL", "s"], (_cells(row) for row in rows), left=2)
