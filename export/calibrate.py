@@ -52,6 +52,9 @@ class Inputs:
     def divided(self, s: np.ndarray) -> Inputs:
         return Inputs(self.maxima / s, self.sample / s)
 
+    def picked(self, channels: np.ndarray) -> Inputs:
+        return Inputs(self.maxima[channels], self.sample[:, channels])
+
 
 def inputs(values: Iterable[np.ndarray]) -> Inputs:
     """Of values [B, T, k]; the sampled rows lie evenly spread."""

@@ -94,7 +94,7 @@ def _compare(float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Cal
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
     reopened = read_onnx(folder / "model.onnx")
-    window = tokens[-CHECK_TOKENS:][None]
+    window = tokens[-calibrate.WINDOW :][None, :CHECK_TOKENS]
     scores = execute.evaluate(reopened, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):

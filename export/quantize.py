@@ -21,14 +21,13 @@ from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
 from .calibrate import Moments
-from .passes import smooth
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
 from .passes.gptq import damped, gptq
 from .passes.grid import Grid, excess_share, round_weights, weight_grid
 from .recipe import Recipe
 from .report import LayerReport, Report
-from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey
+from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey, transform
 
 Progress = Callable[[int, int], None]
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
@@ -70,9 +69,7 @@ def quantize(
     layers: list[LayerReport] = []
     for i, nodes in enumerate(groups):
         local = load(graph, nodes)
-        for fold in smooth.folds(nodes, local):
-            if fold.linear.name in found.smoothing:
-                smooth.apply(local, fold, found.smoothing[fold.linear.name][1])
+        transform(local, found)
         later = [node for group in groups[i + 1 :] for node in group]
         layers += _quantize_block(local, later, bits, found, recipe, streams, result)
         told()

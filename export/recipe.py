@@ -12,6 +12,7 @@ from runtime.options import check_fields, option
 
 INGREDIENTS = (
     "smooth",  # move range from activations into weights
+    "split",  # per-tensor weights: several intermediate channels for one of enormous down weights
     "flatten",  # several columns for a large activation channel
     "gptq",  # else weights are rounded to nearest
     "order",  # GPTQ: columns of large inputs first
@@ -44,10 +45,13 @@ class Recipe:
         2.5, "--sigma", low=1.0, high=20.0, help="4-bit weights beyond this many sigma go to the sparse excess"
     )
     alphas: tuple[float, ...] = option(
-        (0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"
+        (0.0, 0.1, 0.2, 0.35, 0.5, 0.65), low=0.0, high=1.0, help="smoothing strengths to try per layer"
     )
-    extra_columns: float = option(
-        0.06, "--extra-columns", low=0.0, high=1.0, help="budget of flattening: columns added, as a share"
+    wide_channels: float = option(
+        0.05, "--wide-channels", low=0.0, high=0.5, help="share of input channels that may become several columns"
+    )
+    split_channels: float = option(
+        0.02, "--split-channels", low=0.0, high=1.0, help="share of intermediate channels that splitting may add"
     )
     margin: float = option(
         1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"

@@ -19,10 +19,12 @@ from runtime.graph import Graph, Node
 from . import calibrate, execute
 from .calibrate import Inputs
 from .passes import smooth
+from .passes import split as splitting
 from .passes.bits import Choice, within_bytes, within_kl
 from .passes.flatten import Flattening, flatten
 from .passes.flatten import quantize as to_steps
 from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .passes.split import Split, split
 from .recipe import Recipe
 
 WINDOWS = 8  # on which smoothing is chosen
@@ -34,6 +36,7 @@ _EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of t
 class Survey:
     """What the sweep found, by the name of the linear layer."""
 
+    splits: dict[str, Split] = field(default_factory=dict)
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     choices: dict[str, Choice] = field(default_factory=dict)
 
@@ -57,7 +60,21 @@ def lowest_bits(recipe: Recipe) -> int:
 def flatten_inputs(maxima: np.ndarray, bits: int, recipe: Recipe) -> Flattening:
     """How a layer with weights of `bits` quantizes inputs of these maxima [k]."""
     levels = 127 if bits == 8 else recipe.low_levels
-    return flatten(maxima * recipe.margin, levels, recipe.extra_columns if recipe.does("flatten") else 0.0)
+    return flatten(maxima * recipe.margin, levels, wide_share(recipe))
+
+
+def wide_share(recipe: Recipe) -> float:
+    return recipe.wide_channels if recipe.does("flatten") else 0.0
+
+
+def transform(local: Graph, found: Survey) -> None:
+    """Applies to the block's constants what the survey decided; the function stays the same."""
+    for fold in smooth.folds(local.nodes, local):
+        if fold.linear.name in found.splits:
+            splitting.apply(local, fold, found.splits[fold.linear.name])
+    for fold in smooth.folds(local.nodes, local):  # again: splitting adds channels
+        if fold.linear.name in found.smoothing:
+            smooth.apply(local, fold, found.smoothing[fold.linear.name][1])
 
 
 def layer_grid(weight: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Grid:
@@ -78,7 +95,7 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
     found = Survey()
     measure = recipe.weight_bits == "auto"
     groups = execute.blocks(graph)
-    if not measure and not recipe.does("smooth"):
+    if not measure and not recipe.does("smooth") and not recipe.does("split"):
         for _ in groups:
             tell()
         return found
@@ -89,6 +106,8 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
         local = load(graph, nodes)
         later = [node for group in groups[i + 1 :] for node in group]
         seen = _run_and_look(local, envs, later)
+        if recipe.weight_scale == "tensor" and recipe.does("split"):
+            _split(local, seen, recipe, found)
         if recipe.does("smooth"):
             _smooth(local, seen, recipe, found)
         if measure:
@@ -113,6 +132,20 @@ def _run_and_look(local: Graph, envs: list[execute.Env], later: list[Node]) -> d
     return {name: calibrate.inputs(values) for name, values in read.items()}
 
 
+def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
+    """Splits the intermediate channels of the block's gated MLP."""
+    for fold in smooth.folds(local.nodes, local):
+        if not smooth.gated(fold, local.nodes):
+            continue
+        name = fold.linear.name
+        weight = local.array(fold.linear.inputs[1])
+        found_split = split(seen[name].maxima, weight, recipe.split_channels, wide_share(recipe))
+        if found_split is not None:
+            splitting.apply(local, fold, found_split)
+            seen[name] = seen[name].picked(found_split.channel)
+            found.splits[name] = found_split
+
+
 def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
     """Chooses and applies the smoothing of every layer of the block that allows it."""
     for fold in smooth.folds(local.nodes, local):
@@ -122,7 +155,7 @@ def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey
         def error(s: np.ndarray, fold=fold, inputs=inputs, weight=weight) -> float:
             return _output_error(inputs.divided(s), weight * s, fold.linear, local, recipe)
 
-        alpha, s = smooth.search(inputs.maxima, weight, fold.index, recipe.alphas, error)
+        alpha, s = smooth.search(inputs.maxima, weight, fold.index, recipe.alphas, wide_share(recipe), error)
         smooth.apply(local, fold, s)
         seen[fold.linear.name] = inputs.divided(s)
         found.smoothing[fold.linear.name] = alpha, s

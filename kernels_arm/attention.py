@@ -52,7 +52,11 @@ def _rows(rows: int):
 
 _scores_1, _values_1 = _rows(1)
 _scores_2, _values_2 = _rows(2)
+_scores_3, _values_3 = _rows(3)
 _scores_4, _values_4 = _rows(4)
+_scores_5, _values_5 = _rows(5)
+_scores_6, _values_6 = _rows(6)
+_scores_7, _values_7 = _rows(7)
 _scores_8, _values_8 = _rows(8)
 
 
@@ -62,8 +66,16 @@ def scores_of(rows, query, keys, blocks, size, scores):
         _scores_1(query, keys, blocks, size, scores)
     elif rows == 2:
         _scores_2(query, keys, blocks, size, scores)
+    elif rows == 3:
+        _scores_3(query, keys, blocks, size, scores)
     elif rows == 4:
         _scores_4(query, keys, blocks, size, scores)
+    elif rows == 5:
+        _scores_5(query, keys, blocks, size, scores)
+    elif rows == 6:
+        _scores_6(query, keys, blocks, size, scores)
+    elif rows == 7:
+        _scores_7(query, keys, blocks, size, scores)
     else:
         _scores_8(query, keys, blocks, size, scores)
 
@@ -74,8 +86,16 @@ def values_of(rows, weights, values, count, width, out):
         _values_1(weights, values, count, width, out)
     elif rows == 2:
         _values_2(weights, values, count, width, out)
+    elif rows == 3:
+        _values_3(weights, values, count, width, out)
     elif rows == 4:
         _values_4(weights, values, count, width, out)
+    elif rows == 5:
+        _values_5(weights, values, count, width, out)
+    elif rows == 6:
+        _values_6(weights, values, count, width, out)
+    elif rows == 7:
+        _values_7(weights, values, count, width, out)
     else:
         _values_8(weights, values, count, width, out)
 
@@ -98,18 +118,6 @@ def softmax_row(scores, stride, visible, blocks, scale):
     for block in range(used, blocks):
         store_floats(scores + stride * block, splat_float(ZERO))
     return ONE / sum_floats(total)
-
-
-@inlined
-def rows_of(left):
-    """The largest compiled row count that is not more than `left`."""
-    if left >= 8:
-        return 8
-    if left >= 4:
-        return 4
-    if left >= 2:
-        return 2
-    return 1
 
 
 @kernel
@@ -157,7 +165,7 @@ def run_attend(op, step, first, last, scratch):
         group, token = item % groups, item // groups * BLOCK
         left, row = min(BLOCK, tokens - token) * share, 0
         while left > 0:
-            rows = rows_of(left)
+            rows = min(left, ATTEND_ROWS)
             attend_rows(op, group, row, rows, token, past, scratch)
             row += rows
             left -= rows

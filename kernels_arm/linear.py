@@ -18,7 +18,7 @@ from .ops import (
     L_SCALE, L_SHORTS, L_STARTS, L_STRIDE, L_SUMS, L_WEIGHTS, L_X, STEP_LOGITS, STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
-    add_tiles, dot, get_i16, get_i32, get_i64, get_i8, get_u8, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
+    add_scaled_shorts, add_tiles, dot, get_i32, get_i64, get_i8, get_u8, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
     low_nibbles, minus_eight, offset_int8, set_i8, set_i32, splat_int, store_bytes, store_floats, store_tile,
     tile_times_128, to_floats, zero_ints,
 )  # fmt: skip
@@ -130,8 +130,7 @@ def _excess(tokens: int):
             position += get_u8(deltas + entry)
             value = np.int32(get_i8(values + entry))
             x, acc = shorts + 2 * tokens * (position >> 4), side + 4 * tokens * (position & 15)
-            for i in range(tokens):
-                set_i32(acc + 4 * i, get_i32(acc + 4 * i) + value * np.int32(get_i16(x + 2 * i)))
+            add_scaled_shorts(acc, x, value, tokens)
             entry += 1
         for i in range(tokens):
             for r in range(16):

@@ -350,6 +350,24 @@ def store_tile(typing, address, stride, tile):
     return types.void(types.int64, types.int64, tile), emit
 
 
+@intrinsic(prefer_literal=True)
+def add_scaled_shorts(typing, address, shorts, factor, count):
+    """int32 [count] at address += int16 [count] at shorts · factor; `count` is a compile-time constant."""
+    width = count.literal_value
+
+    def emit(context, builder, signature, args):
+        place = _address(builder, args[0], _vector(_INT, width))
+        x = builder.load(_address(builder, args[1], _vector(_SHORT, width)))
+        x.align = 2
+        old = builder.load(place)
+        old.align = 4
+        product = builder.mul(builder.sext(x, old.type), _splat(builder, args[2], width))
+        builder.store(builder.add(old, product), place).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int32, count), emit
+
+
 # -------------------------------------------------------------------------------------- the dot product
 def _quarter(builder, vector, i: int):
     """Bytes or ints i-th quarter of a 512-bit vector."""

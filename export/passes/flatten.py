@@ -60,29 +60,27 @@ class Flattening:
         return int((self.pieces > 1).sum())
 
 
-def flatten(maxima: np.ndarray, levels: int, budget: float) -> Flattening:
-    """Channel maxima [k] and a budget of extra columns (a share of k; 0: none) → how to flatten."""
+def flatten(maxima: np.ndarray, levels: int, wide: float) -> Flattening:
+    """Channel maxima [k], and the share of channels that may become several columns → how to flatten.
+
+    T is never so small that a channel would need more than 127 columns: `smooth.relieve` sees to those.
+    """
     maxima = np.asarray(maxima, np.float64)
-    threshold = box_threshold(maxima, budget)
-    pieces = np.clip(np.ceil(maxima / threshold * (1 - 1e-9)), 1, MAX_PIECES).astype(np.int64)
+    threshold = max(box_threshold(maxima, wide), float(maxima.max(initial=0)) / MAX_PIECES)
+    pieces = np.ceil(maxima / threshold * (1 - 1e-9)).clip(1, MAX_PIECES).astype(np.int64)
     return Flattening(threshold, levels, pieces)
 
 
-def box_threshold(maxima: np.ndarray, budget: float) -> float:
-    """T = Q3 + β · IQR of the channel maxima (a box plot's fence) with the least β ≥ 0 within the budget."""
-    top = float(maxima.max(initial=0.0))
+def box_threshold(maxima: np.ndarray, wide: float) -> float:
+    """T = Q3 + β · IQR of the channel maxima [k] (a box plot's fence) with the least β ≥ 0 for which at most
+    wide · k channels lie beyond it. 1 where all maxima are 0."""
+    top = float(np.max(maxima, initial=0.0))
     if top == 0.0:
         return 1.0
     q1, q3 = np.quantile(maxima, [0.25, 0.75])
-    spread = (q3 - q1) or top
-    lowest = top / MAX_PIECES
-    low, high = 0.0, (top - q3) / spread  # β: too many columns, none at all
-    for _ in range(40):
-        beta = (low + high) / 2
-        fence = max(q3 + beta * spread, lowest)
-        extra = np.ceil(maxima / fence).clip(1).sum() - len(maxima)
-        low, high = (low, beta) if extra <= budget * len(maxima) else (beta, high)
-    return float(max(q3 + high * spread, lowest))
+    beyond = np.sort(maxima)[::-1][min(int(wide * len(maxima)), len(maxima) - 1)]  # the largest that must not be wide
+    beta = max(0.0, (beyond - q3) / (q3 - q1)) if q3 > q1 else 0.0
+    return float(max(q3 + beta * (q3 - q1), beyond))
 
 
 def quantize(x: np.ndarray, flattening: Flattening) -> np.ndarray:

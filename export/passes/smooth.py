@@ -7,7 +7,8 @@ nothing where x is made by something linear in a vector of weights:
     qkv ─► attention ─► out            the rows of v do; the query heads of one key/value head share them
     gate, up ─► silu(gate) · up ─► down    the rows of up do
 
-α is searched per layer by the output error under the quantizer that will be used.
+Which s is best is searched per layer, by the output error under the quantizer that will be used: the formula at
+several α, and some that only tame weight columns beyond a quantile of the columns' maxima.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import numpy as np
 
 from runtime.graph import Graph, Node, Tensor
 
+from .flatten import MAX_PIECES, box_threshold
+
+FENCES = (0.5, 0.9, 0.98)
 _LEAST = 1e-5  # as in SmoothQuant: a channel that never speaks is not scaled up without end
 
 
@@ -65,6 +69,11 @@ def _origin(linear: Node, producer: dict[str, Node], graph: Graph) -> tuple[Node
     return None, columns
 
 
+def gated(fold: Fold, nodes: Sequence[Node]) -> bool:
+    """Whether the fold goes through silu(gate) · up."""
+    return any(node.op == "SwiGLU" and fold.linear.inputs[0] in node.outputs for node in nodes)
+
+
 def parts(linear: Node, nodes: Sequence[Node], graph: Graph) -> list[slice]:
     """The row ranges of a fused layer that were tensors of their own: q, k, v or gate, up."""
     rows = graph.constants[linear.inputs[1]].shape[0]
@@ -82,6 +91,18 @@ def scales(maxima: np.ndarray, weight: np.ndarray, index: np.ndarray, alpha: flo
     reach, peak = (_tied(v, index).clip(_LEAST) for v in (maxima, np.abs(weight).max(0)))
     exponent = alpha * np.log(reach) - (1 - alpha) * np.log(peak)
     return np.exp(exponent - exponent.mean()).astype(np.float32)
+
+
+def fence(weight: np.ndarray, index: np.ndarray, quantile: float) -> np.ndarray:
+    """s float32 [k] that brings weight columns down to this quantile of their maxima, and is 1 elsewhere."""
+    peak = _tied(np.abs(weight).max(0), index).clip(_LEAST)
+    return np.minimum(1, np.quantile(peak, quantile) / peak).astype(np.float32)
+
+
+def relieve(maxima: np.ndarray, s: np.ndarray, index: np.ndarray, wide: float) -> np.ndarray:
+    """s, larger where x / s would flatten into more than the 127 columns there can be."""
+    reach = _tied(maxima / s, index)
+    return (s * np.maximum(1, reach / (MAX_PIECES * box_threshold(maxima / s, wide)))).astype(np.float32)
 
 
 def _tied(values: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -109,14 +130,20 @@ def _set(graph: Graph, name: str, value: np.ndarray) -> None:
 
 
 def search(
-    maxima: np.ndarray,
+    inputs_maxima: np.ndarray,
     weight: np.ndarray,
     index: np.ndarray,
     alphas: Sequence[float],
+    wide: float,
     error: Callable[[np.ndarray], float],
 ) -> tuple[float | None, np.ndarray]:
-    """The α (None: no smoothing) and s for which `error(s)`, the output error under quantization, is least."""
-    candidates = [(None, np.ones(len(maxima), np.float32))]
-    candidates += [(alpha, scales(maxima, weight, index, alpha)) for alpha in alphas]
-    errors = [error(s) for _, s in candidates]
-    return candidates[int(np.argmin(errors))]
+    """The α (None: not by the formula) and s [k] for which `error(s)`, the quantized layer's error, is least.
+
+    inputs_maxima [k] of |x|; weight [n, k]; wide: the share of channels that flattening may widen.
+    """
+    candidates: list[tuple[float | None, np.ndarray]] = [(None, np.ones(len(index), np.float32))]
+    candidates += [(None, fence(weight, index, quantile)) for quantile in FENCES]
+    candidates += [(alpha, scales(inputs_maxima, weight, index, alpha)) for alpha in alphas]
+    relieved = [(alpha, relieve(inputs_maxima, s, index, wide)) for alpha, s in candidates]
+    errors = [error(s) for _, s in relieved]
+    return relieved[int(np.argmin(errors))]
