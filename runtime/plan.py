@@ -271,11 +271,7 @@ class _Lowering:
         if not deltas.size:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
-        position = np.cumsum(deltas, dtype=np.int64)
-        bases = np.arange(rows // 16 + 1, dtype=np.int64) * columns * 16
-        starts = np.searchsorted(position, bases)
-        before = np.concatenate([[0], position])[starts[:-1]] - bases[:-1]
-        excess = (totals - np.clip(totals, layout.INT4_LOW, layout.INT4_HIGH)).astype(np.int8)
+        starts, before, excess = excess_tables(deltas, totals, rows, columns)
         return {
             f"{prefix}STARTS": self._held(starts, np.int64), f"{prefix}ORIGINS": self._held(before, np.int64),
             f"{prefix}DELTA": self._held(deltas, np.uint8), f"{prefix}EXCESS": self._held(excess, np.int8),
@@ -291,6 +287,15 @@ _LOWER = {
     "Add": _Lowering.add,
     "RotaryAttention": _Lowering.attention,
 }
+
+
+def excess_tables(deltas: np.ndarray, totals: np.ndarray, rows: int, columns: int):
+    """For padded sizes: (starts int64 [panels + 1], position before each panel's first entry, excess int8 [E])."""
+    position = np.cumsum(deltas, dtype=np.int64)
+    bases = np.arange(rows // 16 + 1, dtype=np.int64) * columns * 16
+    starts = np.searchsorted(position, bases)
+    before = np.concatenate([[0], position])[starts[:-1]] - bases[:-1]
+    return starts, before, (totals - np.clip(totals, layout.INT4_LOW, layout.INT4_HIGH)).astype(np.int8)
 
 
 def _bits(graph: Graph, weight: str) -> int:

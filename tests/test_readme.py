@@ -36,12 +36,14 @@ def test_the_file_map_names_every_file_and_no_other():
         for path in (ROOT / folder).rglob("*.py")
         if not EMPTY.fullmatch(path.read_text(encoding="utf-8"))
     }
-    found |= {f"scripts/{path.name}" for path in (ROOT / "scripts").iterdir() if path.is_file()}
+    scripts = (path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    found |= {str(path.relative_to(ROOT)) for path in scripts}
     found |= {path for path in (".ci/run", "hatch_build.py") if (ROOT / path).exists()}
     assert mapped() == found
 
 
-SHOWN = sorted(set(re.findall(r"^(flatlm [^#\n]+)", README, re.MULTILINE)))
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+SHOWN = sorted(set(re.findall(r"^(flatlm [^#\n]+)", SHELL, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", SHOWN)

@@ -45,7 +45,8 @@ def folds(nodes: Sequence[Node], graph: Graph) -> list[Fold]:
     found = []
     for linear in (node for node in nodes if node.op == "Linear"):
         source, index = _origin(linear, producer, graph)
-        if source and readers[source.outputs[0]] == 1 and readers[linear.inputs[0]] == 1:
+        alone = [source and source.outputs[0], linear.inputs[0], linear.inputs[1]]  # a tied head's weight is not
+        if source and all(readers[name] == 1 for name in alone):
             found.append(Fold(linear, source, index))
     return found
 

@@ -37,6 +37,10 @@ class NativeBackend:
         self.plan = lower(artifact.graph, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH)
         self.team = team.Team(kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads())
 
+    @property
+    def threads(self) -> int:
+        return self.team.threads
+
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         ids = np.asarray(ids, np.int64).reshape(-1)
         if self.position + len(ids) > self.context:

@@ -1,0 +1,94 @@
+"""Runs one operation of the executor on arrays, by a plan of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_arm import cpu, layout, library, ops
+from kernels_arm.layout import padded
+from kernels_arm.team import Team, aligned
+
+
+def native_library() -> library.Library:
+    tier = cpu.choose().tier
+    assert tier is not None
+    return library.load(tier)
+
+
+def record(code: int, **fields: int) -> np.ndarray:
+    row = np.zeros(ops.FIELDS, np.int64)
+    row[0] = code
+    for name, value in fields.items():
+        row[getattr(ops, name)] = value
+    return row
+
+
+def run(records: list[np.ndarray], tokens: int, scratch: int, threads: int = 1) -> None:
+    table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
+    table[:] = records
+    state = np.zeros(8, np.int64)
+    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
+    team = Team(native_library(), table, state, scratch, threads)
+    team.step()
+    team.close()
+
+
+def fitted(array: np.ndarray, size: int, dtype) -> np.ndarray:
+    out = np.zeros(size, dtype)
+    out[: array.size] = array.reshape(-1)
+    return out
+
+
+def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, residual=None) -> np.ndarray:
+    """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n]."""
+    (m, k), n = x.shape, len(weights)
+    kp, np_ = padded(k, 16), padded(n, 16)
+    groups = np.unique(np.flatnonzero(limit > 127) // 4).astype(np.int32)
+    keep = {
+        "x": np.zeros((m, kp), np.float32),
+        "floats": np.array([inverse_scale, 0, k], np.float32),
+        "limits": fitted(limit, kp, np.float32),
+        "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + 64, np.int8),
+        "sums": np.zeros(padded(m, 16), np.int32),
+        "shorts": np.zeros(8 * kp, np.int16),
+        "weights": aligned(layout.pack(weights, bits).nbytes),
+        "scale": fitted(scale, np_, np.float32),
+        "bias": fitted(bias, np_, np.float32),
+        "out": np.zeros((m, np_), np.float32),
+    }
+    keep["x"][:, :k] = x
+    keep["weights"][:] = layout.pack(weights, bits).reshape(-1).view(np.uint8)
+    if residual is not None:
+        keep["out"][:, :n] = residual
+    at = {name: array.ctypes.data for name, array in keep.items()}
+    extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data}
+    excess, held = _excess(weights, bits, np_, kp)
+    extras["SHORTS"] = at["shorts"] if excess else 0
+    records = [
+        record(
+            ops.QUANTIZE, Q_KIND=ops.PLAIN, Q_IN=at["x"], Q_IN_STRIDE=4 * kp, Q_COLUMNS=k, Q_PADDED=kp,
+            Q_FLOATS=at["floats"], Q_LIMITS=at["limits"], Q_OUT=at["digits"], Q_SUMS=at["sums"],
+            **{f"Q_{name}": value for name, value in extras.items()},
+        ),
+        record(
+            ops.LINEAR, L_BITS=bits, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=kp, L_WEIGHTS=at["weights"],
+            L_PANELS=np_ // 16, L_SCALE=at["scale"], L_BIAS=at["bias"], L_OUT=at["out"], L_STRIDE=4 * np_,
+            L_ADD=int(residual is not None), **{f"L_{name}": value for name, value in extras.items()}, **excess,
+        ),
+    ]  # fmt: skip
+    run(records, m, 4096 + 16 * kp, threads)
+    assert held is not None
+    return keep["out"][:, :n]
+
+
+def _excess(weights: np.ndarray, bits: int, rows: int, columns: int) -> tuple[dict[str, int], list[np.ndarray]]:
+    from runtime.plan import excess_tables
+
+    if bits == 8:
+        return {}, []
+    delta, value = layout.encode_excess(weights)
+    if not delta.size:
+        return {}, []
+    tables = [np.ascontiguousarray(t) for t in (*excess_tables(delta, value, rows, columns), delta)]
+    starts, origins, excess, deltas = (t.ctypes.data for t in tables)
+    return {"L_STARTS": starts, "L_ORIGINS": origins, "L_EXCESS": excess, "L_DELTA": deltas}, tables

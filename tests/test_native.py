@@ -1,0 +1,103 @@
+"""The native backend against the numpy one: the same bits, whatever the batch, the threads and the neighbours."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.backends.native import NativeBackend
+from runtime.backends.numpy import NumpyBackend
+from runtime.errors import BackendError, ContextError
+from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
+
+CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] * 6, [8] * 3]
+
+
+@pytest.fixture(scope="module")
+def artifact():
+    return SimpleNamespace(graph=quantized_graph(0))
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def expected(artifact, ids):
+    return NumpyBackend(artifact).forward(ids, CONTEXT)
+
+
+def logits_in(backend, ids, cut):
+    backend.truncate(0)
+    ends = np.cumsum(cut)
+    return np.concatenate([backend.forward(ids[end - size : end], size) for end, size in zip(ends, cut, strict=True)])
+
+
+def same_bits(a, b):
+    return np.array_equal(a.view(np.int32), b.view(np.int32))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_logits_equal_the_reference_however_the_tokens_are_cut(artifact, ids, expected, cut, threads):
+    backend = NativeBackend(artifact, threads=threads)
+    assert same_bits(logits_in(backend, ids, cut), expected)
+    backend.close()
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_other_weights_agree_too(seed, ids):
+    artifact = SimpleNamespace(graph=quantized_graph(seed))
+    backend = NativeBackend(artifact, threads=2)
+    assert same_bits(backend.forward(ids, CONTEXT), NumpyBackend(artifact).forward(ids, CONTEXT))
+    backend.close()
+
+
+def test_forgetting_tokens_leaves_no_trace(artifact, ids, expected):
+    backend = NativeBackend(artifact, threads=2)
+    backend.forward(ids[:10])
+    backend.forward(ids[::-1][:9])
+    backend.truncate(10)
+    assert backend.position == 10
+    assert same_bits(backend.forward(ids[10:], 14), expected[10:])
+    backend.close()
+
+
+def test_two_models_share_a_process(ids):
+    artifacts = [SimpleNamespace(graph=quantized_graph(seed)) for seed in (5, 6)]
+    backends = [NativeBackend(a, threads=2) for a in artifacts]
+    wanted = [NumpyBackend(a).forward(ids, CONTEXT) for a in artifacts]
+    rows = [[b.forward(ids[i : i + 1])[0] for i in range(CONTEXT)] for b in backends]
+    for got, want in zip(rows, wanted, strict=True):
+        assert same_bits(np.array(got), want)
+    for backend in backends:
+        backend.close()
+
+
+def test_threads_that_slept_wake_for_the_next_step(artifact, ids, expected):
+    import time
+
+    backend = NativeBackend(artifact, threads=3)
+    for i in range(3):
+        assert same_bits(backend.forward(ids[i : i + 1]), expected[i : i + 1])
+        time.sleep(0.1)  # long enough for the team to park
+    backend.close()
+
+
+def test_more_tokens_than_the_context_are_refused_with_both_numbers(artifact, ids):
+    backend = NativeBackend(artifact, context=16)
+    backend.forward(ids[:10])
+    with pytest.raises(ContextError, match=r"10 \+ 7 tokens.*16"):
+        backend.forward(ids[:7])
+    assert backend.position == 10
+    backend.close()
+
+
+def test_an_id_outside_the_vocabulary_is_refused(artifact):
+    backend = NativeBackend(artifact)
+    with pytest.raises(BackendError, match=f"0 … {VOCABULARY - 1}"):
+        backend.forward(np.array([VOCABULARY]))
+    backend.close()

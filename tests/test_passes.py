@@ -1,0 +1,252 @@
+"""The passes keep what they promise, alone and together on a tiny random model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from export import calibrate, execute
+from export.passes import bits, smooth, split
+from export.passes.flatten import MAX_PIECES, columns, flatten
+from export.passes.flatten import quantize as to_steps
+from export.passes.grid import excess_share, round_weights, weight_grid
+from export.quantize import packed, quantize
+from export.recipe import INGREDIENTS, RECIPES
+from kernels_arm import layout
+from runtime.backends.numpy import NumpyBackend
+from runtime.errors import UsageError
+from runtime.functions import check_graph
+from runtime.graph import Graph, Node, Tensor
+
+VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
+
+
+def float_graph(seed: int = 0, tied: bool = True) -> Graph:
+    """A decoder in the float functions, with odd sizes and a few channels and weights far larger than the rest."""
+    rng = np.random.default_rng(seed)
+    graph = Graph(inputs=["input_ids", "position_ids"], outputs=["logits"])
+    graph.metadata = {"vocab_size": str(VOCABULARY), "context_length": "64"}
+
+    def constant(name: str, value: np.ndarray) -> str:
+        graph.constants[name] = Tensor.of(np.asarray(value, np.float32))
+        return name
+
+    def node(op: str, name: str, *inputs: str, outputs: tuple[str, ...] = (), **attrs) -> str:
+        graph.nodes.append(Node(op, inputs, outputs or (name,), attrs, name))
+        return graph.nodes[-1].outputs[0]
+
+    def norm(name: str, x: str) -> str:
+        weight = rng.uniform(0.5, 1.5, HIDDEN) * np.where(np.arange(HIDDEN) == 3, 9, 1)
+        return node("Norm", name, x, constant(f"{name}.weight", weight), epsilon=1e-5)
+
+    def linear(name: str, x: str, n: int, k: int) -> str:
+        weight = rng.normal(size=(n, k)) / np.sqrt(k)
+        weight[n // 2, k // 2] *= 20
+        constant(f"{name}.weight", weight)
+        return node("Linear", name, x, f"{name}.weight", constant(f"{name}.bias", rng.normal(size=n) / 9))
+
+    frequency = constant("rotary.inverse_frequency", 100.0 ** (-np.arange(0, SIZE, 2) / SIZE))
+    rotary = ("cos", "sin")
+    node("RotaryTable", "rotary", "position_ids", frequency, outputs=rotary)
+    x = node("Embedding", "embedding", "input_ids", constant("embedding.weight", rng.normal(size=(VOCABULARY, HIDDEN))))
+    for i in range(LAYERS):
+        at, past = f"layers.{i}.attention", [f"past_key_values.{i}.{part}" for part in ("key", "value")]
+        graph.inputs += past
+        qkv = linear(f"{at}.qkv", norm(f"{at}.norm", x), (HEADS + 2 * GROUPS) * SIZE, HIDDEN)
+        present = (f"{at}.attend", f"present.{i}.key", f"present.{i}.value")
+        shape = {"num_heads": HEADS, "kv_num_heads": GROUPS, "head_size": SIZE, "scale": SIZE**-0.5}
+        attended = node("RotaryAttention", f"{at}.attend", qkv, *rotary, *past, outputs=present, **shape)
+        x = node("Add", f"{at}.add", x, linear(f"{at}.out", attended, HIDDEN, HEADS * SIZE))
+        at = f"layers.{i}.mlp"
+        act = node("SwiGLU", f"{at}.act", linear(f"{at}.gate_up", norm(f"{at}.norm", x), 2 * WIDE, HIDDEN))
+        x = node("Add", f"{at}.add", x, linear(f"{at}.down", act, HIDDEN, WIDE))
+    normed = norm("norm", x)
+    head = "embedding.weight" if tied else constant("head.weight", rng.normal(size=(VOCABULARY, HIDDEN)))
+    bias = constant("head.bias", np.zeros(VOCABULARY))
+    node("Linear", "head", normed, head, bias, outputs=("logits",))
+    return graph
+
+
+def random_tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, count)
+
+
+# ---- flatten
+@pytest.mark.parametrize("levels", [7, 127])
+def test_pieces_of_a_flattened_input_sum_to_the_clipped_input(levels: int):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(50, 30)) * np.exp(rng.normal(size=30) * 1.5)).astype(np.float32)
+    f = flatten(np.abs(x).max(0), levels, 0.2)
+    steps = to_steps(2 * x, f)
+    pieces = columns(steps, f)
+    assert f.wide > 0
+    assert np.abs(pieces).max() == levels
+    total = np.zeros_like(steps)
+    np.add.at(total.T, f.source, pieces.T)
+    assert np.array_equal(total, np.clip(np.rint(2 * x * f.inverse_scale), -f.limit, f.limit))
+
+
+def test_flattening_covers_the_maxima_within_its_share_of_channels():
+    maxima = np.exp(np.random.default_rng(1).normal(size=400) * 2)
+    f = flatten(maxima, 127, 0.05)
+    assert f.wide <= 20
+    assert (f.pieces * f.threshold >= maxima * (1 - 1e-6)).all()
+    assert f.pieces.max() <= MAX_PIECES
+    assert f.threshold < flatten(maxima, 127, 0.0).threshold == pytest.approx(maxima.max())
+
+
+def test_a_layer_that_only_ever_sees_zeros_flattens_to_one_column_each():
+    f = flatten(np.zeros(5), 127, 0.05)
+    assert f.pieces.tolist() == [1] * 5
+    assert np.isfinite(f.inverse_scale)
+
+
+# ---- weights
+@pytest.mark.parametrize("per_row", [False, True])
+def test_sparse_excess_holds_large_weights_exactly(per_row: bool):
+    rng = np.random.default_rng(2)
+    weight = rng.standard_t(2, size=(37, 50)).astype(np.float32)
+    grid = weight_grid(weight, [slice(0, 20), slice(20, 37)], 4, per_row, 2.5)
+    integers = round_weights(weight, grid)
+    delta, value = layout.encode_excess(integers.astype(np.int16))
+    kept = layout.totals_of(packed(integers, 4).data, 37, 50, 4, delta, value)
+    assert 0 < excess_share(integers, 4) < 0.1
+    assert np.array_equal(kept, integers)
+    assert np.abs(weight - kept * grid.steps[:, None]).max() <= 0.5001 * grid.steps.max()
+
+
+def test_fused_tensors_each_have_their_own_step():
+    weight = np.vstack([np.ones((4, 8)), 100 * np.ones((2, 8))]).astype(np.float32)
+    grid = weight_grid(weight, [slice(0, 4), slice(4, 6)], 8, False, 2.5)
+    assert grid.steps == pytest.approx([1 / 127] * 4 + [100 / 127] * 2)
+
+
+# ---- smooth and split
+def test_smoothing_leaves_the_float_function_unchanged():
+    graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
+    before = execute.logits(graph, tokens)
+    rng = np.random.default_rng(3)
+    folds = smooth.folds(graph.nodes, graph)
+    assert len(folds) == 4 * LAYERS
+    for fold in folds:
+        k = len(fold.index)
+        s = smooth.scales(rng.uniform(0.1, 9, k), graph.array(fold.linear.inputs[1]), fold.index, 0.5)
+        smooth.apply(graph, fold, s)
+    assert execute.logits(graph, tokens) == pytest.approx(before, rel=1e-3, abs=1e-3)
+
+
+def test_heads_that_share_a_value_row_share_its_smoothing():
+    graph = float_graph()
+    fold = next(f for f in smooth.folds(graph.nodes, graph) if f.linear.name.endswith("out"))
+    s = smooth.scales(np.arange(1.0, 25), graph.array(fold.linear.inputs[1]), fold.index, 0.5)
+    heads = s.reshape(GROUPS, HEADS // GROUPS, SIZE)
+    assert (heads == heads[:, :1]).all()
+    assert len(np.unique(heads[:, 0])) > 1
+
+
+def test_only_an_untied_head_may_be_smoothed():
+    linears = [{fold.linear.name for fold in smooth.folds(g.nodes, g)} for g in (float_graph(), float_graph(tied=False))]
+    assert ["head" in names for names in linears] == [False, True]
+
+
+def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_weight():
+    graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
+    before = execute.logits(graph, tokens)
+    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f, graph.nodes))
+    name = fold.linear.inputs[1]
+    largest = np.abs(graph.array(name)).max()
+    found = split.split(np.ones(WIDE), graph.array(name), budget=0.2, wide=0.05)
+    assert found is not None
+    assert 0 < len(found.channel) - WIDE <= 0.2 * WIDE
+    split.apply(graph, fold, found)
+    assert np.abs(graph.array(name)).max() < 0.5 * largest
+    assert execute.logits(graph, tokens) == pytest.approx(before, rel=1e-3, abs=1e-3)
+
+
+def test_relief_grows_the_scale_of_a_channel_too_large_to_flatten():
+    maxima, index = np.ones(100), np.arange(100)
+    maxima[7] = 1e4
+    s = smooth.relieve(maxima, np.ones(100, np.float32), index, 0.05)
+    assert s[7] == pytest.approx(1e4 / MAX_PIECES)
+    assert (np.delete(s, 7) == 1).all()
+
+
+# ---- bits
+def test_bytes_go_where_they_save_most_divergence():
+    choices = {
+        "a": bits.Choice(kl=0.5, weights=100, bytes_low=52, bytes_high=100),
+        "b": bits.Choice(kl=0.6, weights=400, bytes_low=208, bytes_high=400),
+        "c": bits.Choice(kl=0.1, weights=100, bytes_low=52, bytes_high=100),
+    }
+    assert bits.within_bytes(choices, 4.9) == {"a": 8, "b": 4, "c": 4}
+    assert bits.within_bytes(choices, 8.0) == {"a": 8, "b": 8, "c": 8}
+    assert bits.within_bytes(choices, 4.0) == {"a": 4, "b": 4, "c": 4}
+    assert bits.within_kl(choices, 0.7) == {"a": 8, "b": 4, "c": 4}
+
+
+# ---- all of it
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_quantized_model_is_valid_and_runs_as_the_reference_does(name: str, tied: bool):
+    graph = float_graph(tied=tied)
+    result, report = quantize(graph, dataclasses.replace(RECIPES[name], windows=4), random_tokens(2048))
+    check_graph(result)
+    backend = NumpyBackend(_Artifact(result))
+    ids = random_tokens(20, seed=1)
+    assert execute.logits(result, ids[None])[0] == pytest.approx(backend.forward(ids, 20), rel=0.02, abs=0.05)
+    assert len(report.layers) == 4 * LAYERS + 1
+    assert report.bytes_total == sum(t.data.nbytes for t in result.constants.values())
+    assert {node.op for node in graph.nodes} & {"FlatLinear"} == set()
+
+
+@dataclasses.dataclass
+class _Artifact:
+    graph: Graph
+
+
+def test_eight_bits_stay_close_to_the_float_model_and_flattening_helps():
+    graph, tokens, test = float_graph(), random_tokens(2048), random_tokens(256, 1).reshape(4, 64)
+    kl = {}
+    for name in ("w8a8", "naive8"):
+        result, _ = quantize(graph, RECIPES[name], tokens)
+        kl[name] = execute.evaluate(result, test, graph).kl
+    assert kl["w8a8"] < 0.3 * kl["naive8"]
+
+
+def test_each_ingredient_can_be_left_out():
+    graph, tokens = float_graph(), random_tokens(512)
+    for ingredient in INGREDIENTS:
+        recipe = dataclasses.replace(RECIPES["w8a8"], skip=(ingredient,), windows=1)
+        check_graph(quantize(graph, recipe, tokens)[0])
+
+
+def test_the_float_graph_is_left_as_it_was():
+    graph = float_graph()
+    before = {name: tensor.data.copy() for name, tensor in graph.constants.items()}
+    quantize(graph, RECIPES["edge"], random_tokens(512))
+    assert all(np.array_equal(graph.constants[name].data, data) for name, data in before.items())
+
+
+def test_the_budget_of_bits_is_kept_and_four_bits_are_used():
+    recipe = dataclasses.replace(RECIPES["edge"], bits_per_weight=6.0)
+    _, report = quantize(float_graph(), recipe, random_tokens(1024))
+    assert {layer.bits for layer in report.body} == {4, 8}
+    weights = sum(layer.weights for layer in report.body)
+    assert sum(layer.weights * (layer.bits + 17 * layer.excess) for layer in report.body) <= 6.1 * weights
+
+
+def test_progress_is_told_to_the_end():
+    told: list[tuple[int, int]] = []
+    quantize(float_graph(), RECIPES["naive8"], random_tokens(64), lambda done, total: told.append((done, total)))
+    assert told == [(i + 1, len(told)) for i in range(len(told))]
+
+
+def test_a_calibration_text_too_short_is_an_error_that_says_so():
+    with pytest.raises(UsageError, match="3 tokens"):
+        calibrate.windows(np.arange(3), 4)
+
+
+def test_the_calibration_text_that_ships_is_long_enough():
+    assert 60_000 < len(calibrate.text()) < 110_000
