@@ -70,16 +70,18 @@ def channel_maxima(values: Iterable[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of a layer's quantized inputs Xq, beside the float model's inputs X, over all rows."""
+    """Of a layer's quantized inputs Xq beside the float model's inputs X, over all rows."""
 
-    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]
-    drift: np.ndarray | None  # (X − Xq)ᵀ · Xq, [k, k]
+    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]; of deviations from the means if centred
+    drift: np.ndarray | None  # (X − Xq)ᵀ · Xq, [k, k], likewise
     mean: np.ndarray  # of Xq, [k]
     mean_float: np.ndarray  # of X, [k]
 
 
-def moments(quantized: Iterable[np.ndarray], floats: Iterable[np.ndarray], drift: bool) -> Moments:
-    """From values [B, T, k] in pairs."""
+def moments(
+    quantized: Iterable[np.ndarray], floats: Iterable[np.ndarray], drift: bool, centred: bool
+) -> Moments:
+    """From values [B, T, k] in pairs. centred: as fits a layer whose bias takes the mean error."""
     hessian = cross = mean = mean_float = 0.0
     count = 0
     for xq, x in zip(quantized, floats, strict=True):
@@ -89,4 +91,8 @@ def moments(quantized: Iterable[np.ndarray], floats: Iterable[np.ndarray], drift
         if drift:
             cross = cross + (x - xq).T @ xq
         count += len(x)
-    return Moments(hessian, cross if drift else None, mean / count, mean_float / count)
+    mean, mean_float = mean / count, mean_float / count
+    if centred:
+        hessian = hessian - np.outer(mean, count * mean).astype(np.float32)
+        cross = cross - np.outer(mean_float - mean, count * mean).astype(np.float32)
+    return Moments(hessian, cross if drift else None, mean, mean_float)

@@ -23,7 +23,7 @@ from . import calibrate, execute
 from .calibrate import Moments
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
-from .passes.gptq import damped, gptq
+from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights, weight_grid
 from .recipe import Recipe
 from .report import LayerReport, Report
@@ -137,7 +137,7 @@ def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, stream
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
-    seen = calibrate.moments(quantized, floats, recipe.does("feedback"))
+    seen = calibrate.moments(quantized, floats, recipe.does("feedback"), centred=recipe.does("bias"))
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
@@ -153,10 +153,7 @@ def row_grid(weight: np.ndarray) -> Grid:
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    if seen.drift is not None:  # least squares: (W + W·drift·H⁻¹)·Xq is closest to W·X
-        repair = np.linalg.solve(damped(seen.hessian, recipe.damping), seen.drift.T).T
-        weight = weight + weight @ repair.astype(np.float32)
-    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"))
+    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.drift)
 
 
 def _relative_error(floats: execute.Step, steps: execute.Step, streams: Streams) -> float:

@@ -119,6 +119,8 @@ def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
                 reasons.append(f"{path} {fault}")
             else:
                 found.append((path, origin))
+    if not found and (others := sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))):
+        reasons.append(f"{others[0]} was built from other sources")
     return found
 
 

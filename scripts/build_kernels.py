@@ -33,17 +33,16 @@ TARGETS = {  # tier: the systems it ships for. Every Mac with an ARM processor h
 
 def build(tier: Tier, systems: tuple[str, ...], out: Path) -> list[Path]:
     """Compile, link and seal one tier for its systems. Raises RuntimeError with the tool's words."""
-    started, made = time.monotonic(), []
+    started, made = time.monotonic(), [out / f"{library.library_name(tier, s)}.so" for s in systems]
     with tempfile.TemporaryDirectory(dir=out) as temporary:
         objects = {system: Path(temporary) / f"{system}.o" for system in systems}
         compile_in_subprocess(tier, objects)
-        for system, path in objects.items():
+        for (system, path), final in zip(objects.items(), made, strict=True):
             linked = path.with_suffix(".so")
             if complaint := linker.link(path, linked, tier, system):
                 raise RuntimeError(f"linking the {tier.name} kernels for {system} failed: {complaint}")
             linker.seal(linked)
-            made.append(out / f"{library.library_name(tier, system)}.so")
-            os.replace(linked, made[-1])
+            os.replace(linked, final)
     seconds = time.monotonic() - started
     sizes = ", ".join(f"{s} {p.stat().st_size:,} B" for s, p in zip(systems, made, strict=True))
     print(f"{tier.name:10s} {seconds:5.1f} s  {sizes}", file=sys.stderr, flush=True)

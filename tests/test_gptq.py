@@ -91,3 +91,14 @@ def test_the_hessian_of_flattened_columns_with_tied_weights_is_the_plain_one():
         np.einsum("nk,kl,nl->n", tied, pieces.T @ pieces, tied),
         np.einsum("nk,kl,nl->n", error, summed.T @ summed, error),
     )
+
+
+def test_with_drift_it_rounds_the_least_squares_solution():
+    rng = np.random.default_rng(6)
+    wanted = rng.normal(size=(200, 9)) @ rng.normal(size=(9, 9))
+    inputs = wanted + 0.3 * rng.normal(size=wanted.shape)
+    weight = rng.normal(size=(5, 9)).astype(np.float32)
+    fine = Grid(8, np.full(5, 1e-5), 10**9)
+    integers = gptq(weight, inputs.T @ inputs, fine, 1e-9, True, (wanted - inputs).T @ inputs)
+    best = np.linalg.lstsq(inputs, wanted @ weight.T, rcond=None)[0].T
+    assert integers * 1e-5 == pytest.approx(best, abs=1e-4)
