@@ -119,7 +119,7 @@ def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
                 reasons.append(f"{path} {fault}")
             else:
                 found.append((path, origin))
-    if not found and (others := sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))):
+    if not found and not reasons and (others := sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))):
         reasons.append(f"{others[0]} was built from other sources")
     return found
 

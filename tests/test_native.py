@@ -9,7 +9,7 @@ import pytest
 
 from runtime.backends.native import NativeBackend
 from runtime.backends.numpy import NumpyBackend
-from runtime.errors import BackendError, ContextError
+from runtime.errors import BackendError, ContextError, ResourceError
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] * 6, [8] * 3]
@@ -94,6 +94,12 @@ def test_more_tokens_than_the_context_are_refused_with_both_numbers(artifact, id
         backend.forward(ids[:7])
     assert backend.position == 10
     backend.close()
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(artifact, monkeypatch):
+    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 1_000)
+    with pytest.raises(ResourceError, match=r"weights .* K/V cache .* 24 tokens.* 0 MB are free: use a smaller --ctx"):
+        NativeBackend(artifact)
 
 
 def test_an_id_outside_the_vocabulary_is_refused(artifact):

@@ -9,6 +9,7 @@ import numpy as np
 from kernels_arm import cpu, library, team
 
 from ..errors import BackendError, ContextError
+from ..memory import require_memory
 from ..plan import lower
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
@@ -31,6 +32,7 @@ class NativeBackend:
         metadata = artifact.graph.metadata
         longest = int(metadata["context_length"])
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
+        require_memory(artifact.graph, self.context)
         self.vocab = int(metadata["vocab_size"])
         self.position = 0
         self.kernels = kernels

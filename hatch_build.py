@@ -1,0 +1,37 @@
+"""The wheel's build: cross-compile the kernels for every device and put them into the one py3-none-any wheel.
+
+FLATLM_BUILD_KERNELS says which: `all`, `host` (what this machine loads) or `none` (they are compiled by Numba on first
+use). Default: all for a wheel, none for an editable install, where the sources that name the libraries change.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+CHOICES = {"all": [], "host": ["--host"], "none": None}
+
+
+class KernelsHook(BuildHookInterface):
+    """Fills kernels_arm/native before the wheel's files are collected; git ignores that folder."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        wanted = os.environ.get("FLATLM_BUILD_KERNELS") or ("none" if version == "editable" else "all")
+        if wanted not in CHOICES:
+            raise ValueError(f"FLATLM_BUILD_KERNELS={wanted}: one of {', '.join(CHOICES)}")
+        flags, folder = CHOICES[wanted], Path(self.root, "kernels_arm", "native")
+        if flags is None:
+            return
+        self.app.display_waiting("Compiling the kernels, about a minute …")
+        for old in folder.glob("flatlm-*"):
+            old.unlink()
+        script = Path(self.root, "scripts", "build_kernels.py")
+        subprocess.run([sys.executable, str(script), *flags, str(folder)], check=True, stdout=subprocess.DEVNULL)
+        build_data["artifacts"].append("/kernels_arm/native/*")

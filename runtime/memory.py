@@ -1,0 +1,40 @@
+"""Does it fit? Asked before anything is allocated: a phone kills what takes too much, without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .cache import KVCache
+from .errors import ResourceError
+from .graph import Graph
+
+
+def available_bytes() -> int | None:
+    """What the system says it can give without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def require_memory(graph: Graph, context: int) -> None:
+    """ResourceError where weights and a full K/V cache exceed the memory that is available."""
+    available = available_bytes()
+    weights = sum(tensor.data.nbytes for tensor in graph.constants.values())
+    cache = cache_bytes(graph, context)
+    if available is not None and weights + cache > available:
+        raise ResourceError(
+            f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a context of "
+            f"{context} tokens), {_mb(available)} are free: use a smaller --ctx, a smaller model, or close something"
+        )
+
+
+def cache_bytes(graph: Graph, context: int) -> int:
+    layers = [node for node in graph.nodes if node.op == "RotaryAttention"]
+    first = layers[0].attrs
+    return KVCache.bytes_needed(len(layers), int(first["kv_num_heads"]), int(first["head_size"]), context)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
