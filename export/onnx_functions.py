@@ -38,7 +38,6 @@ _UNPACK = """
 
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
-    sixteen = Constant <value_int = 16> ()
     first_axis = Constant <value_ints = [0]> ()
     last = Constant <value_ints = [-1]> ()
     halves = Shape <start = 4, end = 5> (elements)
@@ -58,13 +57,8 @@ _UNPACK = """
 
     delta = Cast <to = 7> (excess_delta)
     position = CumSum (delta, zero)
-    panel_size = Mul (width, sixteen)
-    panel = Div (position, panel_size)
-    in_panel = Mod (position, panel_size)
-    column = Div (in_panel, sixteen)
-    row_in_panel = Mod (in_panel, sixteen)
-    first_row = Mul (panel, sixteen)
-    row = Add (first_row, row_in_panel)
+    row = Div (position, width)
+    column = Mod (position, width)
     at_row = Gather (order, column)
     index_row = Unsqueeze (at_row, last)
     index_column = Unsqueeze (row, last)

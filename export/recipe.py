@@ -45,7 +45,7 @@ class Recipe:
         2.5, "--sigma", low=1.0, high=20.0, help="4-bit weights beyond this many sigma go to the sparse excess"
     )
     alphas: tuple[float, ...] = option(
-        (0.0, 0.1, 0.2, 0.35, 0.5, 0.65), low=0.0, high=1.0, help="smoothing strengths to try per layer"
+        (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95), low=0.0, high=1.0, help="smoothing strengths to try per layer"
     )
     wide_channels: float = option(
         0.05, "--wide-channels", low=0.0, high=0.5, help="share of input channels that may become several columns"

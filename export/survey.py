@@ -205,8 +205,9 @@ def _try_low(node: Node, local: Graph, inputs: Inputs, recipe: Recipe, found: Su
     grid = layer_grid(weight, node, local, 4, recipe)
     flattening = flatten_inputs(inputs.maxima, 4, recipe)
     integers = round_weights(weight, grid)
+    tables = 8 * len(bias) + 4 * weight.shape[1] + 12 * len(flattening.source)  # bytes
     low = weight.size * (0.5 + _EXCESS_BYTES * excess_share(integers, 4))
-    found.choices[node.name] = Choice(0.0, weight.size, low, weight.size)
+    found.choices[node.name] = Choice(0.0, weight.size, tables + low, tables + weight.size)
     scale = (flattening.step * grid.steps).astype(np.float32)
     return execute.flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
 

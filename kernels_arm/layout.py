@@ -9,6 +9,8 @@ Also the sparse excess of 4-bit weights, and the activation's digits.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 ROWS = 16  # rows of a panel: one 512-bit accumulator of int32
@@ -67,16 +69,15 @@ def unpack(packed: np.ndarray, rows: int, columns: int, bits: int) -> np.ndarray
 def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Integers [rows, columns] → (delta uint8 [E], total int8 [E]) of those outside −8…7.
 
-    Entries are sorted by ((panel · columns_padded) + column) · 16 + row in the panel; fillers bridge
-    gaps over 255 and carry the plane's own value, so that scattering them changes nothing.
+    Entries are sorted by position, row · columns_padded + column; fillers bridge gaps over 255 and carry the
+    plane's own value, so that scattering them changes nothing.
     """
     if np.abs(totals).max(initial=0) > MAX_TOTAL:
         raise ValueError(f"weight totals reach {np.abs(totals).max()}, the format holds ±{MAX_TOTAL}")
     rows, columns = totals.shape
-    panels, width = padded(rows, ROWS) // ROWS, padded(columns, COLUMNS)
-    plane = np.zeros((panels * ROWS, width), np.int8)
+    plane = np.zeros((padded(rows, ROWS), padded(columns, COLUMNS)), np.int8)
     plane[:rows, :columns] = totals
-    flat = np.ascontiguousarray(plane.reshape(panels, ROWS, width).transpose(0, 2, 1)).reshape(-1)
+    flat = plane.reshape(-1)
     outside = np.flatnonzero((flat < INT4_LOW) | (flat > INT4_HIGH))
     gaps = np.diff(outside, prepend=0)
     fillers = np.maximum(gaps - 1, 0) // MAX_GAP  # a gap of 256 needs one filler, of 255 none
@@ -86,23 +87,43 @@ def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return delta, flat[np.cumsum(delta, dtype=np.int64)]
 
 
-def decode_excess(delta: np.ndarray, value: np.ndarray, packed_rows: int, packed_columns: int):
-    """(panel, column, row in the panel, excess) of each entry, fillers included with excess 0."""
+def decode_excess(delta: np.ndarray, value: np.ndarray, rows: int, columns: int) -> ExcessTable:
+    """The entries of a padded matrix, fillers included with excess 0."""
     position = np.cumsum(delta, dtype=np.int64)
-    panel, rest = np.divmod(position, packed_columns * ROWS)
-    if position.size and panel[-1] >= packed_rows // ROWS:
+    if position.size and position[-1] >= rows * columns:
         raise ValueError(f"excess position {position[-1]} lies beyond the matrix")
-    column, row = np.divmod(rest, ROWS)
+    starts = np.searchsorted(position, np.arange(rows + 1, dtype=np.int64) * columns)
     total = value.astype(np.int16)
-    return panel, column, row, (total - np.clip(total, INT4_LOW, INT4_HIGH)).astype(np.int8)
+    excess = (total - np.clip(total, INT4_LOW, INT4_HIGH)).astype(np.int8)
+    return ExcessTable(starts.astype(np.int32), (position % columns).astype(np.uint16), excess)
 
 
-def totals_of(packed: np.ndarray, rows: int, columns: int, bits: int, delta, value) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class ExcessTable:
+    """Sparse excess as the kernels read it: row r has the entries starts[r] … starts[r + 1]."""
+
+    starts: np.ndarray  # int32 [rows + 1]
+    columns: np.ndarray  # uint16 [E]
+    excess: np.ndarray  # int8 [E], what is added to the plane
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each entry."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    @property
+    def most_in_a_panel(self) -> int:
+        return int(np.diff(self.starts[::ROWS]).max(initial=0))
+
+
+def totals_of(
+    packed: np.ndarray, rows: int, columns: int, bits: int, delta: np.ndarray, value: np.ndarray
+) -> np.ndarray:
     """The integer weights int8 [rows, columns] with the excess added: what a kernel multiplies by."""
     weights = unpack(packed, padded(rows, ROWS), padded(columns, COLUMNS), bits)
     if len(delta):
-        panel, column, row, excess = decode_excess(delta, value, *weights.shape)
-        weights[panel * ROWS + row, column] += excess
+        table = decode_excess(delta, value, *weights.shape)
+        weights[table.rows, table.columns] += table.excess
     return np.ascontiguousarray(weights[:rows, :columns])
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from .jit import inlined, kernel
 from .ops import (
-    L_ADD, L_BIAS, L_BITS, L_DELTA, L_EXCESS, L_EXTRAS, L_GROUPS, L_LAST, L_ORIGINS, L_OUT, L_PADDED, L_PANELS,
+    L_ADD, L_BIAS, L_BITS, L_COLUMNS, L_EXCESS, L_EXTRAS, L_GROUPS, L_LAST, L_OUT, L_PADDED, L_PANELS,
     L_SCALE, L_SHORTS, L_STARTS, L_STRIDE, L_SUMS, L_WEIGHTS, L_X, STEP_LOGITS, STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
-    add_scaled_shorts, add_tiles, dot, get_i32, get_i64, get_i8, get_u8, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
-    low_nibbles, minus_eight, offset_int8, set_i8, set_i32, splat_int, store_bytes, store_floats, store_tile,
-    tile_times_128, to_floats, zero_ints,
+    add_scaled_shorts, add_tiles, dot, get_i32, get_i64, get_i8, get_u16, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
+    low_nibbles, minus_eight, offset_int8, set_i8, set_i32, splat_int, store_bytes, store_floats, store_sums, store_tile,
+    tile_times_128, to_floats, zero_ints, zero_sums,
 )  # fmt: skip
 
 TILE = 16  # tokens of a full tile
@@ -119,23 +119,28 @@ def product_int8(tile, weights, padded, x, extras, groups, out):
 
 
 def _excess(tokens: int):
-    """Sparse entries of one panel for a tile of constant size: the inner loop becomes one vector operation."""
+    """Sparse entries of one panel for a tile of constant size.
+
+    Entries come row by row. The sum runs on across rows and every partial sum is stored: a row's share is the
+    difference of two of them. So there is neither a branch per row nor an add to memory that the next must await.
+    """
 
     @inlined
-    def add(entry, end, position, deltas, values, shorts, side, out):
+    def add(starts, columns, values, shorts, sums, out):
+        first, total = get_i32(starts), zero_sums(tokens)
+        store_sums(sums, total)
+        at = sums
+        for entry in range(first, get_i32(starts + 64)):
+            at += 4 * tokens
+            x = shorts + 2 * tokens * np.int64(get_u16(columns + 2 * entry))
+            total = add_scaled_shorts(total, x, np.int32(get_i8(values + entry)))
+            store_sums(at, total)
         for r in range(16):
+            low = sums + 4 * tokens * (get_i32(starts + 4 * r) - first)
+            high = sums + 4 * tokens * (get_i32(starts + 4 * r + 4) - first)
             for i in range(tokens):
-                set_i32(side + 4 * (tokens * r + i), 0)
-        while entry < end:
-            position += get_u8(deltas + entry)
-            value = np.int32(get_i8(values + entry))
-            x, acc = shorts + 2 * tokens * (position >> 4), side + 4 * tokens * (position & 15)
-            add_scaled_shorts(acc, x, value, tokens)
-            entry += 1
-        for i in range(tokens):
-            for r in range(16):
-                at = out + 64 * i + 4 * r
-                set_i32(at, get_i32(at) + get_i32(side + 4 * (tokens * r + i)))
+                y = out + 64 * i + 4 * r
+                set_i32(y, get_i32(y) + get_i32(high + 4 * i) - get_i32(low + 4 * i))
 
     return add
 
@@ -144,20 +149,21 @@ _excess_1, _excess_2, _excess_4, _excess_8 = (_excess(m) for m in (1, 2, 4, 8))
 
 
 @kernel
-def add_excess(op, panel, tile, side, out):
-    """out[i, r] += X[i, k] · excess for each sparse entry (row r, column k) of the panel. side: int32 [16, tile]."""
-    deltas, values, shorts = get_i64(op + 8 * L_DELTA), get_i64(op + 8 * L_EXCESS), get_i64(op + 8 * L_SHORTS)
-    starts = get_i64(op + 8 * L_STARTS) + 8 * panel
-    entry, end = get_i64(starts), get_i64(starts + 8)
-    position = get_i64(get_i64(op + 8 * L_ORIGINS) + 8 * panel)
+def add_excess(op, panel, tile, sums, out):
+    """out[i, r] += X[i, k] · excess for each sparse entry (row r, column k) of the panel.
+
+    sums: scratch for the partial sums, int32 [entries of the panel + 1, tile].
+    """
+    columns, values, shorts = get_i64(op + 8 * L_COLUMNS), get_i64(op + 8 * L_EXCESS), get_i64(op + 8 * L_SHORTS)
+    starts = get_i64(op + 8 * L_STARTS) + 64 * panel
     if tile == 1:
-        _excess_1(entry, end, position, deltas, values, shorts, side, out)
+        _excess_1(starts, columns, values, shorts, sums, out)
     elif tile == 2:
-        _excess_2(entry, end, position, deltas, values, shorts, side, out)
+        _excess_2(starts, columns, values, shorts, sums, out)
     elif tile == 4:
-        _excess_4(entry, end, position, deltas, values, shorts, side, out)
+        _excess_4(starts, columns, values, shorts, sums, out)
     else:
-        _excess_8(entry, end, position, deltas, values, shorts, side, out)
+        _excess_8(starts, columns, values, shorts, sums, out)
 
 
 @kernel
@@ -168,14 +174,13 @@ def expand_panel(op, panel, weights, out):
         packed = load_bytes(weights + 64 * step)
         store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
         store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
-    deltas, values = get_i64(op + 8 * L_DELTA), get_i64(op + 8 * L_EXCESS)
-    starts = get_i64(op + 8 * L_STARTS) + 8 * panel
-    position = get_i64(get_i64(op + 8 * L_ORIGINS) + 8 * panel)
-    for entry in range(get_i64(starts), get_i64(starts + 8)):
-        position += get_u8(deltas + entry)
-        column = position >> 4
-        at = out + (column >> 2) * 64 + (position & 15) * 4 + (column & 3)
-        set_i8(at, get_i8(at) + get_i8(values + entry))
+    columns, values = get_i64(op + 8 * L_COLUMNS), get_i64(op + 8 * L_EXCESS)
+    starts = get_i64(op + 8 * L_STARTS) + 64 * panel
+    for r in range(16):
+        for entry in range(get_i32(starts + 4 * r), get_i32(starts + 4 * r + 4)):
+            column = np.int64(get_u16(columns + 2 * entry))
+            at = out + (column >> 2) * 64 + r * 4 + (column & 3)
+            set_i8(at, get_i8(at) + get_i8(values + entry))
 
 
 @kernel

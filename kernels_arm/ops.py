@@ -14,7 +14,7 @@ NAMES = {EMBED: "embed", QUANTIZE: "quantize", LINEAR: "linear", ROTATE: "rotate
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
-EMBED_STARTS, EMBED_ORIGINS, EMBED_DELTA, EMBED_EXCESS = range(7, 11)  # starts = 0: no excess
+EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no excess
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, SWIGLU = range(3)
@@ -25,9 +25,9 @@ Q_EXTRAS, Q_GROUPS, Q_SHORTS, Q_LAST = range(11, 15)
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
-L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_ORIGINS, L_DELTA, L_EXCESS, L_LAST = range(12, 20)
-# L_ADD: add to what is in out (the residual); L_STARTS int64 [panels + 1] and L_ORIGINS int64 [panels]: where a
-# panel's excess entries begin, and the position before the first; 0 where there is no excess
+L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_COLUMNS, L_EXCESS, L_LAST = range(12, 19)
+# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS int8 [E]: the
+# sparse excess, row by row; L_STARTS is 0 where there is none
 
 # rotary embedding in place on q; k and v are appended to the cache
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)

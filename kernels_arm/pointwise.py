@@ -7,14 +7,14 @@ import numpy as np
 from .jit import inlined, kernel
 from .linear import TILE, tile_of
 from .ops import (
-    EMBED_BITS, EMBED_DELTA, EMBED_EXCESS, EMBED_ORIGINS, EMBED_OUT, EMBED_SCALE, EMBED_STARTS, EMBED_STEPS,
+    EMBED_BITS, EMBED_COLUMNS, EMBED_EXCESS, EMBED_OUT, EMBED_SCALE, EMBED_STARTS, EMBED_STEPS,
     EMBED_STRIDE, EMBED_WEIGHTS, NORM, Q_COLUMNS, Q_EXTRAS, Q_FLOATS, Q_GROUPS, Q_IN, Q_IN_STRIDE, Q_KIND, Q_LAST,
     Q_LIMITS, Q_OUT, Q_PADDED, Q_SHORTS, Q_SUMS, Q_WEIGHT, R_CONTEXT, R_COS, R_GROUPS, R_HEADS, R_KEYS, R_QKV, R_SIN,
     R_SIZE, R_STRIDE, R_VALUES, STEP_IDS, STEP_LOGITS, STEP_PAST, STEP_TOKENS, SWIGLU,
 )  # fmt: skip
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
-    get_f32, get_i8, get_i32, get_i64, get_u8, greater, load_floats, power_of_two, round_even, round_f32, set_f32,
+    get_f32, get_i8, get_i32, get_i64, get_u8, get_u16, greater, load_floats, power_of_two, round_even, round_f32, set_f32,
     set_i8, set_i16, set_i32, smaller, splat_float, splat_int, sqrt_f32, store_floats, store_ints, store_steps, sum_floats,
     sum_ints, to_floats, to_ints, zero_below,
 )  # fmt: skip
@@ -66,15 +66,13 @@ def run_embed(op, step, first, last):
 @kernel
 def embed_excess(op, row, scale, y):
     """Replace the row's outliers by (plane + excess) · scale: the plane there is at its bound, −8 or 7."""
-    panel, deltas, values = row >> 4, get_i64(op + 8 * EMBED_DELTA), get_i64(op + 8 * EMBED_EXCESS)
-    starts = get_i64(op + 8 * EMBED_STARTS) + 8 * panel
-    position = get_i64(get_i64(op + 8 * EMBED_ORIGINS) + 8 * panel)
-    for entry in range(get_i64(starts), get_i64(starts + 8)):
-        position += get_u8(deltas + entry)
+    columns, values = get_i64(op + 8 * EMBED_COLUMNS), get_i64(op + 8 * EMBED_EXCESS)
+    starts = get_i64(op + 8 * EMBED_STARTS) + 4 * row
+    for entry in range(get_i32(starts), get_i32(starts + 4)):
         value = np.int64(get_i8(values + entry))
-        if position & 15 == row & 15 and value != 0:
+        if value != 0:
             total = value + (7 if value > 0 else -8)
-            set_f32(y + 4 * (position >> 4), np.float32(total) * scale)
+            set_f32(y + 4 * np.int64(get_u16(columns + 2 * entry)), np.float32(total) * scale)
 
 
 # ------------------------------------------------------------------------------------- rows before linear

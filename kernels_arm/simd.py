@@ -124,6 +124,7 @@ get_i32 = _loader(types.int32, _INT, 4)
 get_i16 = _loader(types.int16, _SHORT, 2)
 get_i8 = _loader(types.int8, _BYTE, 1)
 get_u8 = _loader(types.uint8, _BYTE, 1)
+get_u16 = _loader(types.uint16, _SHORT, 2)
 set_f32 = _storer(types.float32, _FLOAT, 4)
 set_i64 = _storer(types.int64, _LONG, 8)
 set_i32 = _storer(types.int32, _INT, 4)
@@ -350,22 +351,43 @@ def store_tile(typing, address, stride, tile):
     return types.void(types.int64, types.int64, tile), emit
 
 
+class Shorts(types.Type):
+    """`count` int32 lanes, one a token: the running sums of the sparse excess."""
+
+    def __init__(self, count: int):
+        self.llvm = _vector(_INT, count)
+        super().__init__(f"shorts{count}")
+
+
+register_model(Shorts)(_VectorModel)
+
+
 @intrinsic(prefer_literal=True)
-def add_scaled_shorts(typing, address, shorts, factor, count):
-    """int32 [count] at address += int16 [count] at shorts · factor; `count` is a compile-time constant."""
-    width = count.literal_value
+def zero_sums(typing, count):
+    sums = Shorts(count.literal_value)
+    return sums(count), lambda c, b, s, a: _constant(sums.llvm, 0)
+
+
+@intrinsic
+def add_scaled_shorts(typing, sums, address, factor):
+    """sums + int16 [count] at the address · factor."""
 
     def emit(context, builder, signature, args):
-        place = _address(builder, args[0], _vector(_INT, width))
-        x = builder.load(_address(builder, args[1], _vector(_SHORT, width)))
+        x = builder.load(_address(builder, args[1], _vector(_SHORT, sums.llvm.count)))
         x.align = 2
-        old = builder.load(place)
-        old.align = 4
-        product = builder.mul(builder.sext(x, old.type), _splat(builder, args[2], width))
-        builder.store(builder.add(old, product), place).align = 4
+        product = builder.mul(builder.sext(x, sums.llvm), _splat(builder, args[2], sums.llvm.count))
+        return builder.add(args[0], product)
+
+    return sums(sums, types.int64, types.int32), emit
+
+
+@intrinsic
+def store_sums(typing, address, sums):
+    def emit(context, builder, signature, args):
+        builder.store(args[1], _address(builder, args[0], sums.llvm)).align = 4
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int32, count), emit
+    return types.void(types.int64, sums), emit
 
 
 # -------------------------------------------------------------------------------------- the dot product

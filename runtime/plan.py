@@ -74,7 +74,7 @@ class _Lowering:
         self.uses = _last_uses(graph)
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
-        self.row_scratch = self.panel_scratch = 0
+        self.row_scratch = self.panel_scratch = self.excess_scratch = 0
         layers = [n for n in graph.nodes if n.op == "RotaryAttention"]
         self.layer = {node.name: i for i, node in enumerate(layers)}
         head = layers[0].attrs
@@ -91,7 +91,7 @@ class _Lowering:
                 self._release(name)
         logits = self.buffers["logits"]
         scratch = max(
-            1024 + max(self.panel_scratch, 1024),
+            1024 + max(self.panel_scratch, self.excess_scratch),
             self.row_scratch,
             ops.attention_scratch(self.size, self.cache.context),
         )
@@ -266,16 +266,18 @@ class _Lowering:
         return data.ctypes.data
 
     def _excess(self, node: Node, delta: str, value: str, prefix: str) -> dict[str, int]:
-        """Where each panel's excess entries begin; nothing for a node without any."""
+        """The sparse excess row by row; nothing for a node without any."""
         deltas, totals = self.graph.array(delta), self.graph.array(value)
         if not deltas.size:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
-        starts, before, excess = excess_tables(deltas, totals, rows, columns)
+        table = layout.decode_excess(deltas, totals, rows, columns)
+        self.excess_scratch = max(self.excess_scratch, 4 * SPARSE_TOKENS * (table.most_in_a_panel + 1))
         return {
-            f"{prefix}STARTS": self._held(starts, np.int64), f"{prefix}ORIGINS": self._held(before, np.int64),
-            f"{prefix}DELTA": self._held(deltas, np.uint8), f"{prefix}EXCESS": self._held(excess, np.int8),
-        }  # fmt: skip
+            f"{prefix}STARTS": self._held(table.starts, np.int32),
+            f"{prefix}COLUMNS": self._held(table.columns, np.uint16),
+            f"{prefix}EXCESS": self._held(table.excess, np.int8),
+        }
 
 
 _LOWER = {
@@ -287,15 +289,6 @@ _LOWER = {
     "Add": _Lowering.add,
     "RotaryAttention": _Lowering.attention,
 }
-
-
-def excess_tables(deltas: np.ndarray, totals: np.ndarray, rows: int, columns: int):
-    """For padded sizes: (starts int64 [panels + 1], position before each panel's first entry, excess int8 [E])."""
-    position = np.cumsum(deltas, dtype=np.int64)
-    bases = np.arange(rows // 16 + 1, dtype=np.int64) * columns * 16
-    starts = np.searchsorted(position, bases)
-    before = np.concatenate([[0], position])[starts[:-1]] - bases[:-1]
-    return starts, before, (totals - np.clip(totals, layout.INT4_LOW, layout.INT4_HIGH)).astype(np.int8)
 
 
 def _bits(graph: Graph, weight: str) -> int:

@@ -76,19 +76,16 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             L_ADD=int(residual is not None), **{f"L_{name}": value for name, value in extras.items()}, **excess,
         ),
     ]  # fmt: skip
-    run(records, m, 4096 + 16 * kp, threads)
+    run(records, m, 4096 + 16 * kp * 32, threads)
     assert held is not None
     return keep["out"][:, :n]
 
 
 def _excess(weights: np.ndarray, bits: int, rows: int, columns: int) -> tuple[dict[str, int], list[np.ndarray]]:
-    from runtime.plan import excess_tables
-
-    if bits == 8:
-        return {}, []
-    delta, value = layout.encode_excess(weights)
+    delta, value = layout.encode_excess(weights) if bits == 4 else (np.zeros(0, np.uint8), np.zeros(0, np.int8))
     if not delta.size:
         return {}, []
-    tables = [np.ascontiguousarray(t) for t in (*excess_tables(delta, value, rows, columns), delta)]
-    starts, origins, excess, deltas = (t.ctypes.data for t in tables)
-    return {"L_STARTS": starts, "L_ORIGINS": origins, "L_EXCESS": excess, "L_DELTA": deltas}, tables
+    table = layout.decode_excess(delta, value, rows, columns)
+    held = [table.starts, table.columns, table.excess]
+    starts, where, excess = (array.ctypes.data for array in held)
+    return {"L_STARTS": starts, "L_COLUMNS": where, "L_EXCESS": excess}, held
