@@ -1,7 +1,7 @@
-"""The wheel's build: cross-compile the kernels for every device and put them into the one py3-none-any wheel.
+"""The wheel's build: cross-compiles the kernels for every device into the one py3-none-any wheel.
 
-FLATLM_BUILD_KERNELS says which: `all`, `host` (what this machine loads) or `none` (they are compiled by Numba on first
-use). Default: all for a wheel, none for an editable install, where the sources that name the libraries change.
+FLATLM_BUILD_KERNELS says which: `all`, `host` (what this machine loads) or `none` (Numba compiles them on
+first use). Default: all for a wheel, none for an editable install, whose sources change.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ class KernelsHook(BuildHookInterface):
         self.app.display_waiting("Compiling the kernels, about a minute …")
         for old in folder.glob("flatlm-*"):
             old.unlink()
-        script = Path(self.root, "scripts", "build_kernels.py")
-        subprocess.run([sys.executable, str(script), *flags, str(folder)], check=True, stdout=subprocess.DEVNULL)
+        script = str(Path(self.root, "scripts", "build_kernels.py"))
+        subprocess.run([sys.executable, script, *flags, str(folder)], check=True, stdout=subprocess.DEVNULL)
         build_data["artifacts"].append("/kernels_arm/native/*")

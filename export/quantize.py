@@ -129,7 +129,7 @@ def _quantize_block(
 def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
-    flattening = flatten_inputs(calibrate.channel_maxima(inputs), bits, recipe)
+    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, bits, recipe)
     if not node.name.startswith("layers."):  # the head; where tied, the embedding's bytes
         grid = row_grid(weight)
         return Rounded(round_weights(weight, grid), grid, flattening, bias)

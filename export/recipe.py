@@ -48,7 +48,7 @@ class Recipe:
         (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95), low=0.0, high=1.0, help="smoothing strengths to try per layer"
     )
     wide_channels: float = option(
-        0.05, "--wide-channels", low=0.0, high=0.5, help="share of input channels that may become several columns"
+        0.05, "--wide-channels", low=0.0, high=0.5, help="share of input channels that may become several columns, on average"
     )
     split_channels: float = option(
         0.02, "--split-channels", low=0.0, high=1.0, help="share of intermediate channels that splitting may add"

@@ -1,8 +1,8 @@
 """Ahead of time: the executor and all its kernels as object files for a tier, from any machine.
 
 Numba types the Python, its LLVM IR gets the target's triple and features, and llvmlite's LLVM (which carries
-every back end) emits the object; `linker` makes it a shared library without libc. Numba is told about the target by
-replacing a few methods of its code generator, so this runs in a process of its own:
+every back end) emits the object; `linker` makes it a shared library without libc. Numba is told about the
+target by replacing a few methods of its code generator, so this runs in a process of its own:
 
     python -m kernels_arm.aot TIER linux=OUT.o [android=OUT2.o ...]
 
@@ -50,9 +50,9 @@ def entry_points():
 
 
 def retarget_numba(tier: Tier, triple: str) -> None:
-    """Make this process's Numba emit code for another target, unoptimised: LLVM runs once, when all is linked.
+    """Make this process's Numba emit unoptimised code for another target: LLVM runs once, when all is linked.
 
-    Numba 0.61 … 0.68 have these methods; optimising each function on its way, as Numba does, took 12 s more.
+    Numba 0.61 … 0.68 have these methods. Optimising each function on its way, as Numba does, took 12 s more.
     """
     from numba.core import codegen, cpu
 
@@ -73,7 +73,8 @@ def retarget_numba(tier: Tier, triple: str) -> None:
     library.add_llvm_module = lambda self, module: self._final_module.link_in(module)
     library.finalize = finalize
     library.get_pointer_to_function = lambda self, name: 0
-    context.create_cpython_wrapper = context.create_cfunc_wrapper = lambda *args, **kwargs: None
+    for wrapper in ("create_cpython_wrapper", "create_cfunc_wrapper"):
+        setattr(context, wrapper, lambda *args, **kwargs: None)
 
 
 class _NoEngine:
@@ -155,52 +156,7 @@ def optimize(module, tier: Tier, triple: str):
     copy.triple, copy.data_layout = triple, str(machine.target_data)
     builder = passes.create_pass_builder(machine, passes.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(copy, builder)
-    _provide_memory_functions(copy)
     return copy, machine
-
-
-# byte by byte: they clear and copy some hundred bytes, and linked after the optimiser they stay what they are
-_MEMORY_FUNCTIONS = """
-define hidden ptr @memset(ptr %to, i32 %value, i64 %size) {
-entry:
-  %byte = trunc i32 %value to i8
-  %none = icmp eq i64 %size, 0
-  br i1 %none, label %done, label %loop
-loop:
-  %i = phi i64 [0, %entry], [%next, %loop]
-  %at = getelementptr i8, ptr %to, i64 %i
-  store i8 %byte, ptr %at
-  %next = add i64 %i, 1
-  %last = icmp eq i64 %next, %size
-  br i1 %last, label %done, label %loop
-done:
-  ret ptr %to
-}
-define hidden ptr @memcpy(ptr %to, ptr %from, i64 %size) {
-entry:
-  %none = icmp eq i64 %size, 0
-  br i1 %none, label %done, label %loop
-loop:
-  %i = phi i64 [0, %entry], [%next, %loop]
-  %source = getelementptr i8, ptr %from, i64 %i
-  %byte = load i8, ptr %source
-  %at = getelementptr i8, ptr %to, i64 %i
-  store i8 %byte, ptr %at
-  %next = add i64 %i, 1
-  %last = icmp eq i64 %next, %size
-  br i1 %last, label %done, label %loop
-done:
-  ret ptr %to
-}
-"""
-
-
-def _provide_memory_functions(module) -> None:
-    """LLVM may have made a loop a call of libc's memset or memcpy; the library has no libc, so it brings them."""
-    import llvmlite.binding as llvm
-
-    if any(f.name.startswith(("llvm.memset.", "llvm.memcpy.")) for f in module.functions):
-        module.link_in(llvm.parse_assembly(_MEMORY_FUNCTIONS))
 
 
 def emit_objects(tier: Tier, systems) -> dict[str, bytes]:

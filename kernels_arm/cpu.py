@@ -30,12 +30,13 @@ class Tier:
     what: str
 
 
+_DOTPROD = frozenset({"asimddp", "atomics"})
 _V3 = frozenset({"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})  # x86-64-v3 beyond what AVX2 implies
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 TIERS = (
-    Tier("i8mm", "aarch64", frozenset({"asimddp", "atomics", "i8mm"}), "generic", "+lse,+dotprod,+i8mm", "SMMLA"),
-    Tier("dotprod", "aarch64", frozenset({"asimddp", "atomics"}), "generic", "+lse,+dotprod", "SDOT"),
+    Tier("i8mm", "aarch64", _DOTPROD | {"i8mm"}, "generic", "+lse,+dotprod,+i8mm", "SMMLA"),
+    Tier("dotprod", "aarch64", _DOTPROD, "generic", "+lse,+dotprod", "SDOT"),
     Tier("neon", "aarch64", frozenset({"asimd"}), "generic", "", "SMULL and SADALP (ARMv8.0)"),
     Tier(
         "avx512vnni", "x86_64", _V4 | {"avx512_vnni"}, "x86-64-v4", "+avx512vnni,-prefer-256-bit",
@@ -46,7 +47,10 @@ TIERS = (
 BY_NAME = {tier.name: tier for tier in TIERS}
 
 # getauxval(16) is AT_HWCAP, getauxval(26) AT_HWCAP2; bits from Linux's arch/arm64/include/uapi/asm/hwcap.h
-_HWCAP_BITS = {16: {1: "asimd", 8: "atomics", 20: "asimddp", 22: "sve"}, 26: {1: "sve2", 13: "i8mm", 14: "bf16"}}
+_HWCAP_BITS = {
+    16: {1: "asimd", 8: "atomics", 20: "asimddp", 22: "sve"},
+    26: {1: "sve2", 13: "i8mm", 14: "bf16"},
+}
 _SYSCTL = {
     "hw.optional.arm.FEAT_LSE": "atomics",
     "hw.optional.arm.FEAT_DotProd": "asimddp",
@@ -75,7 +79,9 @@ def _hwcap_features() -> frozenset[str]:
     getauxval = ctypes.CDLL(None).getauxval
     getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
     words = {word: getauxval(word) for word in _HWCAP_BITS}
-    return frozenset(n for word, names in _HWCAP_BITS.items() for bit, n in names.items() if words[word] >> bit & 1)
+    return frozenset(
+        n for word, names in _HWCAP_BITS.items() for bit, n in names.items() if words[word] >> bit & 1
+    )
 
 
 def _sysctl_features() -> frozenset[str]:

@@ -1,7 +1,8 @@
-"""Finding the compiled kernels: shipped in the wheel, else kept in the cache, else compiled once with Numba.
+"""Finding the compiled kernels: shipped in the wheel, else kept in the cache, else missing once with Numba.
 
-A library is named after the sources it was made from, so an edited kernel is never mistaken for a built one. What is
-damaged, of another architecture or above the processor is never mapped; the reason is kept and told if all fails.
+A library is named after the sources it was made from, so an edited kernel is never mistaken for a built one.
+What is damaged, of another architecture or above the processor is never mapped; the reason is kept, and told
+if all fails.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SOURCES = ("aot", "attention", "cpu", "executor", "jit", "linear", "ops", "point
 COMPILING = "about 10 s, once"
 
 
-class KernelsUnavailable(RuntimeError):  # noqa: N818  what it says is a state, not a fault
+class KernelsUnavailable(RuntimeError):
     """No library for this processor and nothing to compile one with."""
 
 
@@ -101,14 +102,14 @@ def describe() -> dict[str, str]:
     if tier := choice.tier:
         reasons: list[str] = []
         found = _candidates(tier, reasons)
-        compiled = "; ".join([*reasons, _no_compiler() or f"to be compiled with numba ({COMPILING})"])
+        missing = "; ".join([*reasons, _no_compiler() or f"to be compiled with numba ({COMPILING})"])
         facts["kernels"] = f"{tier.name}: {tier.what}"
-        facts["library"] = f"{found[0][1]}: {found[0][0]}" if found else compiled
+        facts["library"] = f"{found[0][1]}: {found[0][0]}" if found else missing
     return {**facts, "not chosen": "; ".join(choice.objections) or "nothing better exists"}
 
 
 def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
-    """Existing libraries for the tier with their origin, best first; why others were left goes to `reasons`."""
+    """Existing libraries for the tier with their origin, best first; `reasons` gets why others are out."""
     name, found = library_name(tier), []
     for folder, origin in ((prebuilt_folder(), "prebuilt"), (cache_folder(), "cache")):
         for suffix in (".so", ".o"):
@@ -119,15 +120,18 @@ def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
                 reasons.append(f"{path} {fault}")
             else:
                 found.append((path, origin))
-    if not found and not reasons and (others := sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))):
-        reasons.append(f"{others[0]} was built from other sources")
+    if not found and not reasons:
+        others = sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))
+        reasons += [f"{path} was built from other sources" for path in others[:1]]
     return found
 
 
 def _no_compiler() -> str | None:
     if importlib.util.find_spec("numba"):
         return None
-    return "numba is not installed to compile them: install a flatlm wheel that carries them, or `pip install numba`"
+    return (
+        "numba is not installed to compile them: install a flatlm wheel that has them, or `pip install numba`"
+    )
 
 
 def _message(tier: Tier, reasons: list[str]) -> str:
@@ -185,6 +189,8 @@ def _open_object(path: Path, tier: Tier, origin: str) -> Library:
 
 def _library(addresses: dict[str, int], tier: Tier, origin: str, keep: object) -> Library:
     """ctypes calls release the GIL, which is what lets the team run."""
-    words = {n: ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count) for n, count in _SIGNATURES.items()}
-    step, serve, parked = (words[n](addresses[n]) for n in _SIGNATURES)
+    word = ctypes.c_int64
+    step, serve, parked = (
+        ctypes.CFUNCTYPE(word, *[word] * count)(addresses[name]) for name, count in _SIGNATURES.items()
+    )
     return Library(tier, origin, step, serve, parked, keep)

@@ -1,7 +1,10 @@
-"""Object files to shared libraries: no libc, no start-up code, 16 KiB pages (Android 15, macOS), a digest at the end.
+"""Object files to shared libraries: no libc, 16 KiB pages (Android 15, macOS), a digest at the end.
 
-The digest lets a loader tell a damaged file before the system maps and runs it. A Mach-O file carries none: it ends
-with its code signature, which macOS checks page by page.
+The digest tells a damaged file before the system maps and runs it. A Mach-O file carries none: it ends with
+its code signature, which macOS checks page by page.
+
+The kernels call nothing: their addresses are integers, of which LLVM makes no memset or memcpy. Should one
+ever appear, linking fails and names it.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ _DIGEST = 32  # bytes of a SHA-256
 
 
 def link(made: Path, out: Path, tier: Tier, system: str) -> str | None:
-    """Link one object into the library `out`; returns None, or why there is none (no linker, its complaint)."""
-    complaint = "no linker: pip install ziglang"
+    """Link one object into the library `out`. Returns None, or why it failed: no linker, or its complaint."""
+    complaints = []
     for command in _linkers(made, out, tier, system):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             return None
-        complaint = f"{' '.join(command[:4])} …: {done.stderr.strip()[-1000:]}"
-    return complaint
+        complaints.append(f"{' '.join(command[:4])} …: {done.stderr.strip()[-1000:]}")
+    return "\n".join(complaints) or "no linker: pip install ziglang"
 
 
 def _linkers(made: Path, out: Path, tier: Tier, system: str) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import inlined, kernel
-from .linear import TILE, tile_of
+from .linear import SPARSE_TOKENS, TILE, tile_of
 from .ops import (
     EMBED_BITS, EMBED_COLUMNS, EMBED_EXCESS, EMBED_OUT, EMBED_SCALE, EMBED_STARTS, EMBED_STEPS,
     EMBED_STRIDE, EMBED_WEIGHTS, NORM, Q_COLUMNS, Q_EXTRAS, Q_FLOATS, Q_GROUPS, Q_IN, Q_IN_STRIDE, Q_KIND, Q_LAST,
@@ -15,7 +15,7 @@ from .ops import (
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     get_f32, get_i8, get_i32, get_i64, get_u8, get_u16, greater, load_floats, power_of_two, round_even, round_f32, set_f32,
-    set_i8, set_i16, set_i32, smaller, splat_float, splat_int, sqrt_f32, store_floats, store_ints, store_steps, sum_floats,
+    set_i8, set_i32, smaller, splat_float, splat_int, sqrt_f32, store_floats, store_row_of_shorts, store_shorts, store_steps, sum_floats,
     sum_ints, to_floats, to_ints, zero_below,
 )  # fmt: skip
 
@@ -100,8 +100,11 @@ def swiglu_row(op, x, padded, y):
 
 
 @kernel
-def quantize_row(op, x, i, tile, digits):
-    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X."""
+def quantize_row(op, x, i, tile, digits, shorts):
+    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X.
+
+    Where `shorts` is not 0, X goes there too, as int16 [k, tile], for the sparse excess.
+    """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
     inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
@@ -111,6 +114,10 @@ def quantize_row(op, x, i, tile, digits):
         value = to_ints(smaller(greater(steps, zero - limit), limit))
         total = total + value
         store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+        if shorts and tile == 1:
+            store_row_of_shorts(shorts + 2 * k, value)
+        elif shorts:
+            store_shorts(shorts + 2 * (k * tile + i), value, 2 * tile)
     return sum_ints(total)
 
 
@@ -136,14 +143,6 @@ def split_digits(op, x, i, tile, digits):
 
 
 @kernel
-def store_shorts(op, x, i, tile):
-    """int16 X [k, tile] for the sparse excess."""
-    shorts = get_i64(op + 8 * Q_SHORTS)
-    for k in range(get_i64(op + 8 * Q_COLUMNS)):
-        set_i16(shorts + 2 * (k * tile + i), integer_of(op, x, k)[0])
-
-
-@kernel
 def run_quantize(op, step, first, last, scratch):
     """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
     wants_all = get_i64(op + 8 * Q_LAST) == 0
@@ -153,6 +152,7 @@ def run_quantize(op, step, first, last, scratch):
     tokens = tokens if wants_all else wanted
     kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
     extras = get_i64(op + 8 * Q_EXTRAS)
+    shorts = get_i64(op + 8 * Q_SHORTS) if tokens <= SPARSE_TOKENS else 0
     for number in range(first, last):
         start = number * TILE
         count = min(TILE, tokens - start)
@@ -166,11 +166,9 @@ def run_quantize(op, step, first, last, scratch):
             elif kind == SWIGLU:
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
-            total = quantize_row(op, x, i, tile, digits)
+            total = quantize_row(op, x, i, tile, digits, shorts)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
             split_digits(op, x, i, tile, digits)
-            if get_i64(op + 8 * Q_SHORTS) and tokens <= 8:
-                store_shorts(op, x, i, tile)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding

@@ -166,6 +166,32 @@ def store_steps(typing, address, value, stride):
     return types.void(types.int64, ints16, types.int64), emit
 
 
+@intrinsic
+def store_shorts(typing, address, value, stride):
+    """Truncate 16 ints to int16 and store them `stride` bytes apart."""
+
+    def emit(context, builder, signature, args):
+        shorts = builder.trunc(args[1], _vector(_SHORT, 16))
+        for i in range(16):
+            at = builder.add(args[0], builder.mul(args[2], ir.Constant(_LONG, i)))
+            builder.store(builder.extract_element(shorts, ir.Constant(_INT, i)), _address(builder, at, _SHORT)).align = 2
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ints16, types.int64), emit
+
+
+@intrinsic
+def store_row_of_shorts(typing, address, value):
+    """Truncate 16 ints to int16 and store them side by side."""
+
+    def emit(context, builder, signature, args):
+        shorts = builder.trunc(args[1], _vector(_SHORT, 16))
+        builder.store(shorts, _address(builder, args[0], shorts.type)).align = 2
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ints16), emit
+
+
 # ------------------------------------------------------------------------------------------ arithmetic
 def _unary(operand, result, emit_one):
     @intrinsic

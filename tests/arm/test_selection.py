@@ -55,5 +55,6 @@ def test_an_x86_library_under_an_arm_name_is_never_mapped(tmp_path, monkeypatch)
     planted.write_bytes(foreign.read_bytes())
     monkeypatch.setattr(library, "prebuilt_folder", lambda: tmp_path)
     monkeypatch.setenv("FLATLM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(library.KernelsUnavailable, match=r"is for x86_64, this is aarch64; numba is not installed"):
+    message = "is for x86_64, this is aarch64; numba is not installed"
+    with pytest.raises(library.KernelsUnavailable, match=message):
         library.load(ABLE[0])
