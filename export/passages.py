@@ -1,7 +1,9 @@
 """What a model is calibrated on: half of the windows plain text, half conversations in its own chat template.
 
-A static scale must have seen what the model will read. The first tokens of a sequence and the template's special
-tokens drive some channels several times further than running text does: calibrated on text alone, SmolLM2's `down`
+A static scale must have seen what the model will read. The first tokens of a sequence and the template's
+special
+tokens drive some channels several times further than running text does: calibrated on text alone, SmolLM2's
+`down`
 inputs in a chat reach 2.8 times their limit and its answers break.
 """
 
@@ -48,7 +50,8 @@ def _conversations(tokenizer: Tokenizer, template: str, text: str, count: int) -
         return
     for i in range(count):
         messages: list[dict[str, str]] = []
-        at, ids = i * len(paragraphs) // count, []
+        at = i * len(paragraphs) // count
+        ids: list[int] = []
         while len(ids) < WINDOW:
             question, answer = (paragraphs[(at + j) % len(paragraphs)] for j in (0, 1))
             messages += [

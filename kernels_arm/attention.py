@@ -1,6 +1,7 @@
 """Causal attention over the K/V cache, without a matrix of all scores.
 
-Keys are stored transposed in blocks of 16 positions, so one vector holds the same element of 16 keys and a score
+Keys are stored transposed in blocks of 16 positions, so one vector holds the same element of 16 keys and a
+score
 is a plain running sum over the head; values are stored row by row, so the output is a running sum over keys.
 Up to 8 query rows (heads of a group, of one token or several) share every load.
 
@@ -13,13 +14,37 @@ import numpy as np
 
 from .jit import inlined, kernel
 from .ops import (
-    A_CONTEXT, A_FLOATS, A_GROUPS, A_HEADS, A_KEYS, A_OUT, A_OUT_STRIDE, A_QKV, A_SIZE, A_STRIDE, A_VALUES,
-    ATTEND_ROWS, STEP_PAST, STEP_TOKENS,
+    A_CONTEXT,
+    A_FLOATS,
+    A_GROUPS,
+    A_HEADS,
+    A_KEYS,
+    A_OUT,
+    A_OUT_STRIDE,
+    A_QKV,
+    A_SIZE,
+    A_STRIDE,
+    A_VALUES,
+    ATTEND_ROWS,
+    STEP_PAST,
+    STEP_TOKENS,
 )  # fmt: skip
 from .pointwise import ONE, ZERO, exp16
 from .simd import (
-    add_products, get_f32, get_i64, greater, keep_first, load_floats, max_floats, set_f32, splat_float, store_floats,
-    store_floats_part, store_tile, sum_floats, zero_floats,
+    add_products,
+    get_f32,
+    get_i64,
+    greater,
+    keep_first,
+    load_floats,
+    max_floats,
+    set_f32,
+    splat_float,
+    store_floats,
+    store_floats_part,
+    store_tile,
+    sum_floats,
+    zero_floats,
 )  # fmt: skip
 
 BLOCK = 8  # tokens of a work item
@@ -40,7 +65,7 @@ def _rows(rows: int):
 
     @inlined
     def values_of(weights, values, count, width, out):
-        """weights float32 [blocks, rows, 16] · values [count, width] → out [rows, 16], the 16 lanes at `values`."""
+        """weights float32 [blocks, rows, 16] · values [count, width] → out [rows, 16], 16 lanes at `values`."""
         acc = zero_floats(rows)
         for j in range(count):
             at = weights + 64 * rows * (j >> 4) + 4 * (j & 15)
@@ -102,7 +127,7 @@ def values_of(rows, weights, values, count, width, out):
 
 @kernel
 def softmax_row(scores, stride, visible, blocks, scale):
-    """Scores → e^(score·scale − max) in place, 0 beyond `visible`; returns 1 / sum. Blocks are `stride` bytes apart."""
+    """Scores → e^(score·scale − max) in place, 0 beyond `visible`; returns 1 / sum. Blocks: `stride` bytes apart."""
     factor, hidden = splat_float(scale), splat_float(MINUS_INFINITY)
     used = (visible + 15) // 16
     largest = hidden
@@ -122,17 +147,26 @@ def softmax_row(scores, stride, visible, blocks, scale):
 
 @kernel
 def attend_rows(op, group, row, rows, token, past, scratch):
-    """`rows` query rows from number `row` on, of the tokens from `token` on. scratch: see `attention_scratch`."""
+    """`rows` query rows from number `row` on, of tokens from `token` on. scratch: see `ops.attention_scratch`."""
     heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
     context, share, width = get_i64(op + 8 * A_CONTEXT), heads // groups, (size + 15) // 16 * 16
-    query, sums, tile, scores = scratch, scratch + 4 * ATTEND_ROWS * size, scratch + 4 * ATTEND_ROWS * (size + 1), 0
+    query, sums, tile, scores = (
+        scratch,
+        scratch + 4 * ATTEND_ROWS * size,
+        scratch + 4 * ATTEND_ROWS * (size + 1),
+        0,
+    )
     tile = (tile + 63) // 64 * 64
     scores = tile + 64 * ATTEND_ROWS
     count = past + token + (row + rows - 1) // share + 1
     blocks = (count + 15) // 16
     for r in range(rows):
         head = group * share + (row + r) % share
-        x = get_i64(op + 8 * A_QKV) + get_i64(op + 8 * A_STRIDE) * (token + (row + r) // share) + 4 * size * head
+        x = (
+            get_i64(op + 8 * A_QKV)
+            + get_i64(op + 8 * A_STRIDE) * (token + (row + r) // share)
+            + 4 * size * head
+        )
         for i in range(size):
             set_f32(query + 4 * (rows * i + r), get_f32(x + 4 * i))
     keys = get_i64(op + 8 * A_KEYS) + 4 * size * context * group
@@ -159,7 +193,11 @@ def attend_items(op, step):
 
 @kernel
 def run_attend(op, step, first, last, scratch):
-    tokens, past, groups = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_PAST), get_i64(op + 8 * A_GROUPS)
+    tokens, past, groups = (
+        get_i64(step + 8 * STEP_TOKENS),
+        get_i64(step + 8 * STEP_PAST),
+        get_i64(op + 8 * A_GROUPS),
+    )
     share = get_i64(op + 8 * A_HEADS) // groups
     for item in range(first, last):
         group, token = item % groups, item // groups * BLOCK
@@ -169,4 +207,3 @@ def run_attend(op, step, first, last, scratch):
             attend_rows(op, group, row, rows, token, past, scratch)
             row += rows
             left -= rows
-

@@ -1,7 +1,8 @@
 """The plan's interpreter: every thread walks the same op table and they share each op's chunks.
 
 An op's progress is one word, (step number, chunks, taken, done). A thread takes the next chunk with a
-compare-and-swap; when none is left it waits until all are done and goes on. So nobody waits for a thread that has
+compare-and-swap; when none is left it waits until all are done and goes on. So nobody waits for a thread
+that has
 no chunk in hand: one that the system has put aside finds the step finished when it comes back.
 
     word:  step number (33 bits) | chunks (10) | taken (10) | done (10)
@@ -14,8 +15,27 @@ from .attention import attend_items, run_attend
 from .jit import inlined, kernel
 from .linear import TILE, linear_bytes, linear_items, run_linear
 from .ops import (
-    ATTEND, EMBED, L_LAST, LINEAR, Q_LAST, QUANTIZE, RECORD, ROTATE, STEP_LOGITS, STEP_TOKENS, T_COUNT, T_OPS, T_PARKED,
-    T_SCRATCH, T_SCRATCH_SIZE, T_STATE, T_STEP, T_STOP, T_THREADS, T_WORDS, T_YIELD,
+    ATTEND,
+    EMBED,
+    L_LAST,
+    LINEAR,
+    Q_LAST,
+    QUANTIZE,
+    RECORD,
+    ROTATE,
+    STEP_LOGITS,
+    STEP_TOKENS,
+    T_COUNT,
+    T_OPS,
+    T_PARKED,
+    T_SCRATCH,
+    T_SCRATCH_SIZE,
+    T_STATE,
+    T_STEP,
+    T_STOP,
+    T_THREADS,
+    T_WORDS,
+    T_YIELD,
 )  # fmt: skip
 from .pointwise import run_embed, run_quantize, run_rotate
 from .simd import atomic_add, atomic_load, atomic_store, call_address, compare_exchange, fence, get_i64, pause
@@ -75,7 +95,8 @@ def run_chunk(op, step, first, last, scratch):
 
 @kernel
 def take_chunk(word, number, chunks):
-    """The next chunk of the op in step `number`, as chunks << 10 | chunk; −1: all taken; −2: a later step has begun.
+    """The next chunk of the op in step `number`, as chunks << 10 | chunk; −1: all taken; −2: a later step
+    has begun.
 
     `chunks` is used only by the first to come: later ones read it from the word, because a late thread may
     already see the next step's token count.

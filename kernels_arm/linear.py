@@ -1,7 +1,8 @@
 """Integer matrix products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n].
 
 One panel of 16 outputs times one tile of M tokens stays in registers for the whole k: 64 bytes of weights are
-loaded, split into nibbles where they are 4-bit, and multiplied with every token of the tile. The channels that
+loaded, split into nibbles where they are 4-bit, and multiplied with every token of the tile. The channels
+that
 were flattened run again over the same bytes with their high digits (`extras`). Sparse excess is added in
 integers: entry by entry for a few tokens, into an unpacked copy of the panel for many.
 
@@ -14,13 +15,54 @@ import numpy as np
 
 from .jit import inlined, kernel
 from .ops import (
-    L_ADD, L_BIAS, L_BITS, L_COLUMNS, L_EXCESS, L_EXTRAS, L_GROUPS, L_LAST, L_OUT, L_PADDED, L_PANELS,
-    L_SCALE, L_SHORTS, L_STARTS, L_STRIDE, L_SUMS, L_WEIGHTS, L_X, STEP_LOGITS, STEP_TOKENS,
+    L_ADD,
+    L_BIAS,
+    L_BITS,
+    L_COLUMNS,
+    L_EXCESS,
+    L_EXTRAS,
+    L_GROUPS,
+    L_LAST,
+    L_OUT,
+    L_PADDED,
+    L_PANELS,
+    L_SCALE,
+    L_SHORTS,
+    L_STARTS,
+    L_STRIDE,
+    L_SUMS,
+    L_WEIGHTS,
+    L_X,
+    STEP_LOGITS,
+    STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
-    add_scaled_shorts, add_tiles, dot, get_i32, get_i64, get_i8, get_u16, high_nibbles, int8_offset, load_bytes, load_floats, load_ints,
-    low_nibbles, minus_eight, offset_int8, set_i8, set_i32, splat_int, store_bytes, store_floats, store_sums, store_tile,
-    tile_times_128, to_floats, zero_ints, zero_sums,
+    add_scaled_shorts,
+    add_tiles,
+    dot,
+    get_i8,
+    get_i32,
+    get_i64,
+    get_u16,
+    high_nibbles,
+    int8_offset,
+    load_bytes,
+    load_floats,
+    load_ints,
+    low_nibbles,
+    minus_eight,
+    offset_int8,
+    set_i8,
+    set_i32,
+    splat_int,
+    store_bytes,
+    store_floats,
+    store_sums,
+    store_tile,
+    tile_times_128,
+    to_floats,
+    zero_ints,
+    zero_sums,
 )  # fmt: skip
 
 TILE = 16  # tokens of a full tile
@@ -122,7 +164,8 @@ def _excess(tokens: int):
     """Sparse entries of one panel for a tile of constant size.
 
     Entries come row by row. The sum runs on across rows and every partial sum is stored: a row's share is the
-    difference of two of them. So there is neither a branch per row nor an add to memory that the next must await.
+    difference of two of them. So there is neither a branch per row nor an add to memory that the next must
+    await.
     """
 
     @inlined
@@ -154,7 +197,11 @@ def add_excess(op, panel, tile, sums, out):
 
     sums: scratch for the partial sums, int32 [entries of the panel + 1, tile].
     """
-    columns, values, shorts = get_i64(op + 8 * L_COLUMNS), get_i64(op + 8 * L_EXCESS), get_i64(op + 8 * L_SHORTS)
+    columns, values, shorts = (
+        get_i64(op + 8 * L_COLUMNS),
+        get_i64(op + 8 * L_EXCESS),
+        get_i64(op + 8 * L_SHORTS),
+    )
     starts = get_i64(op + 8 * L_STARTS) + 64 * panel
     if tile == 1:
         _excess_1(starts, columns, values, shorts, sums, out)
@@ -204,7 +251,11 @@ def run_linear(op, step, first, last, scratch):
     """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and an unpacked panel."""
     wants_all = get_i64(op + 8 * L_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
-    bits, padded, panels_at = get_i64(op + 8 * L_BITS), get_i64(op + 8 * L_PADDED), get_i64(op + 8 * L_WEIGHTS)
+    bits, padded, panels_at = (
+        get_i64(op + 8 * L_BITS),
+        get_i64(op + 8 * L_PADDED),
+        get_i64(op + 8 * L_WEIGHTS),
+    )
     extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
     sparse = get_i64(op + 8 * L_STARTS) != 0
     for panel in range(first, last):

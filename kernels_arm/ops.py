@@ -20,20 +20,25 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_SHORTS, Q_LAST = range(11, 15)
-# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras] indices of 4-column groups that have
-# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted as logits
+# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras] indices of 4-column groups
+# that have
+# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted
+# as logits
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
 L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_COLUMNS, L_EXCESS, L_LAST = range(12, 19)
-# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS int8 [E]: the
+# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS
+# int8 [E]: the
 # sparse excess, row by row; L_STARTS is 0 where there is none
 
 # rotary embedding in place on q; k and v are appended to the cache
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
 
 # softmax(q·kᵀ)·v
-A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = range(1, 12)
+A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = (
+    range(1, 12)
+)
 # keys float32 [g, context/16, d, 16], values float32 [g, context, d padded to 16]; A_FLOATS: float32 [scale]
 
 # step words (int64)

@@ -1,4 +1,4 @@
-"""Row operations: embedding, norm, gated activation, quantization into digits, rotary embedding and cache append."""
+"""Row operations: embedding, norm, gated activation, quantization, rotary embedding and cache append."""
 
 from __future__ import annotations
 
@@ -7,16 +7,74 @@ import numpy as np
 from .jit import inlined, kernel
 from .linear import SPARSE_TOKENS, TILE, tile_of
 from .ops import (
-    EMBED_BITS, EMBED_COLUMNS, EMBED_EXCESS, EMBED_OUT, EMBED_SCALE, EMBED_STARTS, EMBED_STEPS,
-    EMBED_STRIDE, EMBED_WEIGHTS, NORM, Q_COLUMNS, Q_EXTRAS, Q_FLOATS, Q_GROUPS, Q_IN, Q_IN_STRIDE, Q_KIND, Q_LAST,
-    Q_LIMITS, Q_OUT, Q_PADDED, Q_SHORTS, Q_SUMS, Q_WEIGHT, R_CONTEXT, R_COS, R_GROUPS, R_HEADS, R_KEYS, R_QKV, R_SIN,
-    R_SIZE, R_STRIDE, R_VALUES, STEP_IDS, STEP_LOGITS, STEP_PAST, STEP_TOKENS, SWIGLU,
+    EMBED_BITS,
+    EMBED_COLUMNS,
+    EMBED_EXCESS,
+    EMBED_OUT,
+    EMBED_SCALE,
+    EMBED_STARTS,
+    EMBED_STEPS,
+    EMBED_STRIDE,
+    EMBED_WEIGHTS,
+    NORM,
+    Q_COLUMNS,
+    Q_EXTRAS,
+    Q_FLOATS,
+    Q_GROUPS,
+    Q_IN,
+    Q_IN_STRIDE,
+    Q_KIND,
+    Q_LAST,
+    Q_LIMITS,
+    Q_OUT,
+    Q_PADDED,
+    Q_SHORTS,
+    Q_SUMS,
+    Q_WEIGHT,
+    R_CONTEXT,
+    R_COS,
+    R_GROUPS,
+    R_HEADS,
+    R_KEYS,
+    R_QKV,
+    R_SIN,
+    R_SIZE,
+    R_STRIDE,
+    R_VALUES,
+    STEP_IDS,
+    STEP_LOGITS,
+    STEP_PAST,
+    STEP_TOKENS,
+    SWIGLU,
 )  # fmt: skip
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
-    get_f32, get_i8, get_i32, get_i64, get_u8, get_u16, greater, load_floats, power_of_two, round_even, round_f32, set_f32,
-    set_i8, set_i32, smaller, splat_float, splat_int, sqrt_f32, store_floats, store_row_of_shorts, store_shorts, store_steps, sum_floats,
-    sum_ints, to_floats, to_ints, zero_below,
+    get_f32,
+    get_i8,
+    get_i32,
+    get_i64,
+    get_u8,
+    get_u16,
+    greater,
+    load_floats,
+    power_of_two,
+    round_even,
+    round_f32,
+    set_f32,
+    set_i8,
+    set_i32,
+    smaller,
+    splat_float,
+    splat_int,
+    sqrt_f32,
+    store_floats,
+    store_row_of_shorts,
+    store_shorts,
+    store_steps,
+    sum_floats,
+    sum_ints,
+    to_ints,
+    zero_below,
 )  # fmt: skip
 
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -43,7 +101,11 @@ def exp16(x):
 @kernel
 def run_embed(op, step, first, last):
     """Rows first … last of the step: out = W[id] · scale[id]."""
-    ids, out, stride = get_i64(step + 8 * STEP_IDS), get_i64(op + 8 * EMBED_OUT), get_i64(op + 8 * EMBED_STRIDE)
+    ids, out, stride = (
+        get_i64(step + 8 * STEP_IDS),
+        get_i64(op + 8 * EMBED_OUT),
+        get_i64(op + 8 * EMBED_STRIDE),
+    )
     bits, steps = get_i64(op + 8 * EMBED_BITS), get_i64(op + 8 * EMBED_STEPS)
     for token in range(first, last):
         row = get_i64(ids + 8 * token)

@@ -25,7 +25,7 @@ _TIER: Tier | None = None
 def set_tier(tier: Tier) -> None:
     """Fix the instructions that `dot` and `pause` use in this process, before anything is compiled."""
     global _TIER
-    if _TIER is not None and _TIER != tier:
+    if _TIER is not None and tier != _TIER:
         raise RuntimeError(f"this process compiles for {_TIER.name}, not {tier.name}: use another process")
     _TIER = tier
 
@@ -36,7 +36,13 @@ def tier() -> Tier:
 
 
 # ------------------------------------------------------------------------------------------------ types
-_BYTE, _SHORT, _INT, _LONG, _FLOAT = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType())
+_BYTE, _SHORT, _INT, _LONG, _FLOAT = (
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.FloatType(),
+)
 
 
 def _vector(element: ir.Type, count: int) -> ir.VectorType:
@@ -65,8 +71,12 @@ def _constant(llvm: ir.VectorType, value) -> ir.Constant:
 
 
 def _splat(builder, value, count: int):
-    one = builder.insert_element(ir.Constant(_vector(value.type, count), ir.Undefined), value, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, ir.Constant(one.type, ir.Undefined), _constant(_vector(_INT, count), 0))
+    one = builder.insert_element(
+        ir.Constant(_vector(value.type, count), ir.Undefined), value, ir.Constant(_INT, 0)
+    )
+    return builder.shuffle_vector(
+        one, ir.Constant(one.type, ir.Undefined), _constant(_vector(_INT, count), 0)
+    )
 
 
 def _call(builder, name: str, result, args):
@@ -160,7 +170,9 @@ def store_steps(typing, address, value, stride):
         groups = builder.bitcast(builder.trunc(args[1], _vector(_BYTE, 16)), _vector(_INT, 4))
         for i in range(4):
             at = builder.add(args[0], builder.mul(args[2], ir.Constant(_LONG, i)))
-            builder.store(builder.extract_element(groups, ir.Constant(_INT, i)), _address(builder, at, _INT)).align = 1
+            builder.store(
+                builder.extract_element(groups, ir.Constant(_INT, i)), _address(builder, at, _INT)
+            ).align = 1
         return context.get_dummy_value()
 
     return types.void(types.int64, ints16, types.int64), emit
@@ -174,7 +186,9 @@ def store_shorts(typing, address, value, stride):
         shorts = builder.trunc(args[1], _vector(_SHORT, 16))
         for i in range(16):
             at = builder.add(args[0], builder.mul(args[2], ir.Constant(_LONG, i)))
-            builder.store(builder.extract_element(shorts, ir.Constant(_INT, i)), _address(builder, at, _SHORT)).align = 2
+            builder.store(
+                builder.extract_element(shorts, ir.Constant(_INT, i)), _address(builder, at, _SHORT)
+            ).align = 2
         return context.get_dummy_value()
 
     return types.void(types.int64, ints16, types.int64), emit
@@ -438,7 +452,7 @@ def _dot_vnni(builder, acc, weights, x, bits: int):
 
 
 def _dot_avx2(builder, acc, weights, x, bits: int):
-    """VPMADDUBSW wants one unsigned side: nibbles are; for int8 the sign of x moves to the weight (|w| ≤ 127)."""
+    """VPMADDUBSW wants an unsigned side: nibbles are; for int8 the sign of x moves to the weight (|w| ≤ 127)."""
     half = _vector(_BYTE, 32)
     parts = []
     for i in range(2):
@@ -482,7 +496,13 @@ def _dot_neon(builder, acc, weights, x, bits: int):
     return _join(builder, quads)
 
 
-_DOT = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "dotprod": _dot_sdot, "i8mm": _dot_sdot, "neon": _dot_neon}
+_DOT = {
+    "avx512vnni": _dot_vnni,
+    "avx2": _dot_avx2,
+    "dotprod": _dot_sdot,
+    "i8mm": _dot_sdot,
+    "neon": _dot_neon,
+}
 
 
 @intrinsic(prefer_literal=True)

@@ -13,11 +13,12 @@ from . import library as kernels
 from .ops import FIELDS, MAX_THREADS, T_PARKED, T_STEP, T_STOP, T_THREADS, T_YIELD, TEAM_WORDS
 
 
-
 class Team:
     """Runs a plan: `ops` int64 [n, 24], step words int64, scratch bytes per thread."""
 
-    def __init__(self, library: kernels.Library, ops: np.ndarray, state: np.ndarray, scratch: int, threads: int):
+    def __init__(
+        self, library: kernels.Library, ops: np.ndarray, state: np.ndarray, scratch: int, threads: int
+    ):
         assert ops.dtype == np.int64 and ops.shape[1] == FIELDS and ops.flags.c_contiguous
         self.threads = max(1, min(threads, MAX_THREADS))
         self._library = library
@@ -30,7 +31,7 @@ class Team:
             self.threads, ops.ctypes.data, len(ops), self._words.ctypes.data, state.ctypes.data,
             self._scratch.ctypes.data, size,
         )  # fmt: skip
-        self._team[T_YIELD] = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+        self._team[T_YIELD] = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
         self._address = self._team.ctypes.data
         self._wake = [threading.Event() for _ in range(self.threads)]
         self._workers = [
@@ -53,7 +54,7 @@ class Team:
 
 
 def _serve(library: kernels.Library, team: np.ndarray, thread: int, wake: threading.Event) -> None:
-    """A worker's life: inside the compiled loop while there is work, asleep on its event while there is not."""
+    """A worker's life: in the compiled loop while there is work, asleep on its event while there is not."""
     address, last = team.ctypes.data, 0
     parked = T_PARKED + 8 * thread
     while (last := library.serve(address, thread, last)) >= 0:

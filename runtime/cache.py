@@ -1,4 +1,4 @@
-"""The K/V cache of one sequence: float32, keys transposed in blocks of 16 positions (see kernels_arm.attention)."""
+"""The K/V cache of one sequence: float32, keys transposed in blocks of 16 positions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class KVCache:
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     """Zeroed pages that take memory only when written.
 
-    Not huge pages: a short conversation touches a little of every layer, and 2 MB pages would make all of it resident
+    Not huge pages: a short conversation touches a little of every layer, and 2 MB pages would make all of
+    it resident
     (SmolLM2 at 4096 tokens: 188 MB instead of 6).
     """
     pages = mmap.mmap(-1, 4 * int(np.prod(shape)))

@@ -39,7 +39,7 @@ class Tensor:
 
 @dataclass
 class Graph:
-    """Nodes in execution order, and the constants they name (a lazy mapping while a large model is exported)."""
+    """Nodes in execution order, and the constants they name (loaded on access while a model is exported)."""
 
     nodes: list[Node] = field(default_factory=list)
     constants: MutableMapping[str, Tensor] = field(default_factory=dict)

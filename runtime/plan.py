@@ -1,6 +1,7 @@
 """Lowering: the graph becomes a flat table of op records that one compiled function walks.
 
-A value of the graph becomes a buffer, and what can be fused is: a Norm, SwiGLU or attention output that feeds a
+A value of the graph becomes a buffer, and what can be fused is: a Norm, SwiGLU or attention output that
+feeds a
 FlatLinear is quantized as it is computed, and a residual Add becomes the product that adds in place.
 
     graph                                   records
@@ -44,7 +45,7 @@ class Plan:
 
 
 def lower(graph: Graph, *, context: int, batch: int, logit_rows: int) -> Plan:
-    """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits, in a context of that many."""
+    """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits."""
     return _Lowering(graph, context, batch, logit_rows).run()
 
 
@@ -176,7 +177,9 @@ class _Lowering:
         """Norm and SwiGLU run inside the quantization of the FlatLinear they feed."""
         for user in self.users[node.outputs[0]]:
             if user.op != "FlatLinear":
-                raise FormatError(f"node {node.name}: {node.op} must feed FlatLinear only, it feeds {user.op}")
+                raise FormatError(
+                    f"node {node.name}: {node.op} must feed FlatLinear only, it feeds {user.op}"
+                )
         source = node.inputs[0]
         self.uses[source] = max(
             self.uses.get(source, 0), *(self.graph.nodes.index(u) for u in self.users[node.outputs[0]])
@@ -219,7 +222,7 @@ class _Lowering:
         )  # fmt: skip
 
     def _output(self, node: Node, rows: int, last: int) -> tuple[_Rows, bool]:
-        """Where a product writes: into the residual stream if its only use is an Add whose other side ends there."""
+        """Where a product writes: into the residual stream if its only use is an Add where that stream ends."""
         name = node.outputs[0]
         if last:
             return self._rows(name, rows, self.logit_rows), False
@@ -235,7 +238,9 @@ class _Lowering:
     def add(self, node: Node) -> None:
         first, second = node.inputs
         if self.buffers[first].array is not self.buffers[second].array:
-            raise FormatError(f"node {node.name}: Add joins two values of which neither is a product's residual")
+            raise FormatError(
+                f"node {node.name}: Add joins two values of which neither is a product's residual"
+            )
         self.buffers[node.outputs[0]] = self.buffers[first]
 
     def attention(self, node: Node) -> None:
@@ -247,14 +252,14 @@ class _Lowering:
         layer = self.layer[node.name]
         keys, values = self.cache.keys[layer].ctypes.data, self.cache.values[layer].ctypes.data
         self._add(
-            node.name, ops.ROTATE, R_QKV=qkv.address, R_STRIDE=qkv.stride, R_HEADS=heads, R_GROUPS=groups, R_SIZE=size,
-            R_COS=cos, R_SIN=sin, R_KEYS=keys, R_VALUES=values, R_CONTEXT=self.cache.context,
+            node.name, ops.ROTATE, R_QKV=qkv.address, R_STRIDE=qkv.stride, R_HEADS=heads, R_GROUPS=groups,
+            R_SIZE=size, R_COS=cos, R_SIN=sin, R_KEYS=keys, R_VALUES=values, R_CONTEXT=self.cache.context,
         )  # fmt: skip
         out = self._rows(node.outputs[0], heads * size)
         scale = self._held(np.array([node.attrs["scale"]]), np.float32)
         self._add(
-            node.name, ops.ATTEND, A_QKV=qkv.address, A_STRIDE=qkv.stride, A_HEADS=heads, A_GROUPS=groups, A_SIZE=size,
-            A_FLOATS=scale, A_KEYS=keys, A_VALUES=values, A_CONTEXT=self.cache.context,
+            node.name, ops.ATTEND, A_QKV=qkv.address, A_STRIDE=qkv.stride, A_HEADS=heads, A_GROUPS=groups,
+            A_SIZE=size, A_FLOATS=scale, A_KEYS=keys, A_VALUES=values, A_CONTEXT=self.cache.context,
             A_OUT=out.address, A_OUT_STRIDE=out.stride,
         )  # fmt: skip
 

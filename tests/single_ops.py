@@ -71,9 +71,11 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             **{f"Q_{name}": value for name, value in extras.items()},
         ),
         record(
-            ops.LINEAR, L_BITS=bits, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=kp, L_WEIGHTS=at["weights"],
+            ops.LINEAR, L_BITS=bits, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=kp,
+            L_WEIGHTS=at["weights"],
             L_PANELS=np_ // 16, L_SCALE=at["scale"], L_BIAS=at["bias"], L_OUT=at["out"], L_STRIDE=4 * np_,
-            L_ADD=int(residual is not None), **{f"L_{name}": value for name, value in extras.items()}, **excess,
+            L_ADD=int(residual is not None), **excess,
+            **{f"L_{name}": value for name, value in extras.items()},
         ),
     ]  # fmt: skip
     run(records, m, 4096 + 16 * kp * 32, threads)
@@ -81,8 +83,12 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     return keep["out"][:, :n]
 
 
-def _excess(weights: np.ndarray, bits: int, rows: int, columns: int) -> tuple[dict[str, int], list[np.ndarray]]:
-    delta, value = layout.encode_excess(weights) if bits == 4 else (np.zeros(0, np.uint8), np.zeros(0, np.int8))
+def _excess(
+    weights: np.ndarray, bits: int, rows: int, columns: int
+) -> tuple[dict[str, int], list[np.ndarray]]:
+    delta, value = (
+        layout.encode_excess(weights) if bits == 4 else (np.zeros(0, np.uint8), np.zeros(0, np.int8))
+    )
     if not delta.size:
         return {}, []
     table = layout.decode_excess(delta, value, rows, columns)

@@ -36,7 +36,9 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
-@given(SHAPES, BITS, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.02, 0.5]), st.integers(0, 2**31))
+@given(
+    SHAPES, BITS, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.02, 0.5]), st.integers(0, 2**31)
+)
 def test_a_linear_layer_equals_the_reference_for_any_shape(shape, bits, wide, outliers, seed):
     layer = random_layer(seed, *shape, bits, wide, outliers)
     assert same_bits(linear(*layer), expected(*layer))
@@ -72,7 +74,9 @@ def test_unpacking_undoes_packing(rows, columns, bits, seed):
     assert np.array_equal(layout.unpack(layout.pack(weights, bits), rows, columns, bits), weights)
 
 
-@given(st.integers(1, 40), st.integers(1, 60), st.sampled_from([0.0, 0.003, 0.05, 1.0]), st.integers(0, 2**31))
+@given(
+    st.integers(1, 40), st.integers(1, 60), st.sampled_from([0.0, 0.003, 0.05, 1.0]), st.integers(0, 2**31)
+)
 def test_plane_and_sparse_excess_give_back_the_totals(rows, columns, density, seed):
     rng = np.random.default_rng(seed)
     totals = np.where(rng.random((rows, columns)) < density, rng.integers(-119, 120, (rows, columns)), 1)

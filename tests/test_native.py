@@ -1,4 +1,4 @@
-"""The native backend against the numpy one: the same bits, whatever the batch, the threads and the neighbours."""
+"""The native backend against the numpy one: the same bits, whatever batch, threads and neighbours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def expected(artifact, ids):
 def logits_in(backend, ids, cut):
     backend.truncate(0)
     ends = np.cumsum(cut)
-    return np.concatenate([backend.forward(ids[end - size : end], size) for end, size in zip(ends, cut, strict=True)])
+    return np.concatenate(
+        [backend.forward(ids[end - size : end], size) for end, size in zip(ends, cut, strict=True)]
+    )
 
 
 def same_bits(a, b):
@@ -98,7 +100,9 @@ def test_more_tokens_than_the_context_are_refused_with_both_numbers(artifact, id
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(artifact, monkeypatch):
     monkeypatch.setattr("runtime.memory.available_bytes", lambda: 1_000)
-    with pytest.raises(ResourceError, match=r"weights .* K/V cache .* 24 tokens.* 0 MB are free: use a smaller --ctx"):
+    with pytest.raises(
+        ResourceError, match=r"weights .* K/V cache .* 24 tokens.* 0 MB are free: use a smaller --ctx"
+    ):
         NativeBackend(artifact)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from kernels_arm import cpu, library, team
 
-from ..errors import BackendError, ContextError
-from ..memory import require_memory
-from ..plan import lower
+from runtime.errors import BackendError, ContextError
+from runtime.memory import require_memory
+from runtime.plan import lower
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096
@@ -21,10 +21,14 @@ class NativeBackend:
 
     name = "native"
 
-    def __init__(self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"):
+    def __init__(
+        self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"
+    ):
         choice = cpu.choose()
         if choice.tier is None:
-            raise BackendError(f"no native kernels for this processor ({'; '.join(choice.objections)}); use --backend numpy")
+            raise BackendError(
+                f"no native kernels for this processor ({'; '.join(choice.objections)}); use --backend numpy"
+            )
         try:
             kernels = library.load(choice.tier, lambda text: print(text, file=sys.stderr, flush=True))
         except library.KernelsUnavailable as error:
@@ -36,8 +40,12 @@ class NativeBackend:
         self.vocab = int(metadata["vocab_size"])
         self.position = 0
         self.kernels = kernels
-        self.plan = lower(artifact.graph, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH)
-        self.team = team.Team(kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads())
+        self.plan = lower(
+            artifact.graph, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH
+        )
+        self.team = team.Team(
+            kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads()
+        )
 
     @property
     def threads(self) -> int:
@@ -46,8 +54,10 @@ class NativeBackend:
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         ids = np.asarray(ids, np.int64).reshape(-1)
         if self.position + len(ids) > self.context:
-            raise ContextError(f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}")
-        if ids.size and not (0 <= ids.min() and ids.max() < self.vocab):
+            raise ContextError(
+                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}"
+            )
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab):
             raise BackendError(f"token ids must lie in 0 … {self.vocab - 1}, got {ids.min()} … {ids.max()}")
         wanted = min(logits, len(ids))
         rows = []

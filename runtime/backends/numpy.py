@@ -1,4 +1,4 @@
-"""The numpy backend: every function of docs/format.md by its reference. Slow, exact, and the specification."""
+"""The numpy backend: every function of docs/format.md by its reference. Slow, exact, the specification."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels_arm import layout, reference
 
-from ..errors import ContextError
-from ..graph import Graph, Node
+from runtime.errors import ContextError
+from runtime.graph import Graph, Node
 
 EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
 
@@ -19,7 +19,9 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def __init__(self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"):
+    def __init__(
+        self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"
+    ):
         self.graph: Graph = artifact.graph
         self.context = context or int(self.graph.metadata["context_length"])
         self.vocab = int(self.graph.metadata["vocab_size"])
@@ -31,7 +33,9 @@ class NumpyBackend:
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         ids = np.asarray(ids, np.int64)
         if self.position + len(ids) > self.context:
-            raise ContextError(f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}")
+            raise ContextError(
+                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}"
+            )
         env: dict[str, np.ndarray] = {
             "input_ids": ids,
             "position_ids": np.arange(self.position, self.position + len(ids)),
@@ -63,7 +67,7 @@ class NumpyBackend:
 
     def norm(self, node: Node, env) -> tuple[np.ndarray, ...]:
         x, weight = node.inputs
-        return (reference.norm(env[x], self.graph.array(weight), node.attrs["epsilon"]),)
+        return (reference.norm(env[x], self.graph.array(weight), float(node.attrs["epsilon"])),)
 
     def linear(self, node: Node, env) -> tuple[np.ndarray, ...]:
         return (self._linears[node.name](env[node.inputs[0]]),)
@@ -80,7 +84,7 @@ class NumpyBackend:
         end = self.position + len(qkv)
         keys[self.position : end] = turned[:, heads:]
         values[self.position : end] = qkv[:, heads + groups :]
-        out = reference.attention(turned[:, :heads], keys[:end], values[:end], node.attrs["scale"])
+        out = reference.attention(turned[:, :heads], keys[:end], values[:end], float(node.attrs["scale"]))
         return (out.reshape(len(qkv), heads * size),)
 
     def swiglu(self, node: Node, env) -> tuple[np.ndarray, ...]:
@@ -119,7 +123,7 @@ class _Linear:
         _, weight, scale, bias, inverse, limit, _, _, delta, value = node.inputs
         self.weights = weight_totals(graph, node, weight, delta, value).T.astype(np.float32)  # [k, n]
         self.scale, self.bias = graph.array(scale), graph.array(bias)
-        self.inverse = graph.array(inverse)[()]
+        self.inverse = np.float32(graph.array(inverse)[()])
         self.limit = graph.array(limit).astype(np.int32)
         self.wide = np.flatnonzero(self.limit > 127)
 
