@@ -65,7 +65,7 @@ def _rows(rows: int):
 
     @inlined
     def values_of(weights, values, count, width, out):
-        """weights float32 [blocks, rows, 16] · values [count, width] → out [rows, 16], 16 lanes at `values`."""
+        """weights float32 [blocks, rows, 16] · values [count, width] → out [rows, 16]."""
         acc = zero_floats(rows)
         for j in range(count):
             at = weights + 64 * rows * (j >> 4) + 4 * (j & 15)
@@ -127,7 +127,7 @@ def values_of(rows, weights, values, count, width, out):
 
 @kernel
 def softmax_row(scores, stride, visible, blocks, scale):
-    """Scores → e^(score·scale − max) in place, 0 beyond `visible`; returns 1 / sum. Blocks: `stride` bytes apart."""
+    """Scores → e^(score·scale − max) in place, 0 beyond `visible`; returns 1 / sum."""
     factor, hidden = splat_float(scale), splat_float(MINUS_INFINITY)
     used = (visible + 15) // 16
     largest = hidden
@@ -147,7 +147,7 @@ def softmax_row(scores, stride, visible, blocks, scale):
 
 @kernel
 def attend_rows(op, group, row, rows, token, past, scratch):
-    """`rows` query rows from number `row` on, of tokens from `token` on. scratch: see `ops.attention_scratch`."""
+    """`rows` query rows from number `row` on, of tokens from `token` on."""
     heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
     context, share, width = get_i64(op + 8 * A_CONTEXT), heads // groups, (size + 15) // 16 * 16
     query, sums, tile, scores = (

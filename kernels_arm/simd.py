@@ -227,6 +227,7 @@ def _overloaded(python_operator, by_type):
     def dispatch(a, b):
         if a in by_type and a == b:
             return lambda a, b: operation(a, b)
+        return None  # Numba asks the next overload
 
 
 _overloaded(operator.add, {floats16: lambda b, x, y: b.fadd(x, y), ints16: lambda b, x, y: b.add(x, y)})
@@ -452,7 +453,7 @@ def _dot_vnni(builder, acc, weights, x, bits: int):
 
 
 def _dot_avx2(builder, acc, weights, x, bits: int):
-    """VPMADDUBSW wants an unsigned side: nibbles are; for int8 the sign of x moves to the weight (|w| ≤ 127)."""
+    """VPMADDUBSW wants an unsigned side: nibbles are; for int8 the sign of x moves to the weight."""
     half = _vector(_BYTE, 32)
     parts = []
     for i in range(2):

@@ -25,8 +25,8 @@ def require_memory(graph: Graph, context: int) -> None:
     cache = cache_bytes(graph, context)
     if available is not None and weights + cache > available:
         raise ResourceError(
-            f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a context "
-            f"of {context} tokens), {_mb(available)} are free: use a smaller --ctx or model, or close something"
+            f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a "
+            f"context of {context} tokens), {_mb(available)} are free: use a smaller --ctx or model"
         )
 
 

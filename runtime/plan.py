@@ -222,7 +222,7 @@ class _Lowering:
         )  # fmt: skip
 
     def _output(self, node: Node, rows: int, last: int) -> tuple[_Rows, bool]:
-        """Where a product writes: into the residual stream if its only use is an Add where that stream ends."""
+        """Where a product writes: into the residual stream if all it feeds is an Add where that ends."""
         name = node.outputs[0]
         if last:
             return self._rows(name, rows, self.logit_rows), False

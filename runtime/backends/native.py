@@ -7,7 +7,6 @@ import sys
 import numpy as np
 
 from kernels_arm import cpu, library, team
-
 from runtime.errors import BackendError, ContextError
 from runtime.memory import require_memory
 from runtime.plan import lower

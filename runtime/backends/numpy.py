@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels_arm import layout, reference
-
 from runtime.errors import ContextError
 from runtime.graph import Graph, Node
 
