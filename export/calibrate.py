@@ -35,7 +35,9 @@ def windows(ids: np.ndarray, count: int, length: int = WINDOW) -> np.ndarray:
     """
     ids = np.asarray(ids, np.int64)
     if len(ids) < 16:
-        raise UsageError(f"the calibration text has {len(ids)} tokens; at least 16 are needed, 8,000 are good")
+        raise UsageError(
+            f"the calibration text has {len(ids)} tokens; at least 16 are needed, 8,000 are good"
+        )
     length = min(length, len(ids))
     available = len(ids) // length
     chosen = np.linspace(0, available - 1, min(count, available)).round().astype(int)

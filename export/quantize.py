@@ -111,7 +111,9 @@ def _quantize_block(
             emit_embedding(local, first, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
-            rounded = _quantize_linear(local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams)
+            rounded = _quantize_linear(
+                local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams
+            )
             emit_linear(first, rounded, result)
             steps[0] = execute.Step(first, rounded.operation())
             error = _relative_error(floats[0], steps[0], streams)
@@ -206,7 +208,9 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()} | excess
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
-    graph.nodes.append(Node("FlatLinear", (node.inputs[0], weight, *constants), node.outputs, attrs, node.name))
+    graph.nodes.append(
+        Node("FlatLinear", (node.inputs[0], weight, *constants), node.outputs, attrs, node.name)
+    )
 
 
 def emit_embedding(local: Graph, node: Node, graph: Graph) -> None:
@@ -215,7 +219,9 @@ def emit_embedding(local: Graph, node: Node, graph: Graph) -> None:
     grid = row_grid(table)
     integers = round_weights(table, grid)
     graph.constants[weight] = packed(integers, 8)
-    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(node.name, integers, 8)
+    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
+        node.name, integers, 8
+    )
     graph.constants.update(constants)
     attrs = _matrix(integers, 8)
     graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
@@ -225,7 +231,9 @@ def packed(integers: np.ndarray, bits: int) -> Tensor:
     """Integers [n, k] → the tensor in the kernels' order."""
     data = layout.pack(integers, bits)
     shape = layout.packed_shape(*integers.shape, bits)
-    return Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
+    return (
+        Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
+    )
 
 
 def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:

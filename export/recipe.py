@@ -27,42 +27,77 @@ class Recipe:
 
     name: str = option("edge", help="the recipe's name, kept in the manifest")
     weight_bits: str = option(
-        "auto", "--weight-bits", choices=("4", "8", "auto"), help="bits of weights; auto: 4 or 8 per layer, by KL"
+        "auto",
+        "--weight-bits",
+        choices=("4", "8", "auto"),
+        help="bits of weights; auto: 4 or 8 per layer, by KL",
     )
     weight_scale: str = option(
-        "channel", "--weight-scale", choices=("tensor", "channel"), help="one step per weight tensor or per row"
+        "channel",
+        "--weight-scale",
+        choices=("tensor", "channel"),
+        help="one step per weight tensor or per row",
     )
     low_levels: int = option(
-        127, "--low-levels", low=7, high=127, help="largest activation level of 4-bit layers: 127 is A8, 7 is A4"
+        127,
+        "--low-levels",
+        low=7,
+        high=127,
+        help="largest activation level of 4-bit layers: 127 is A8, 7 is A4",
     )
     bits_per_weight: float = option(
         4.5, "--bits-per-weight", low=4.0, high=8.5, help="budget of the layers between embedding and head"
     )
     max_kl: float | None = option(
-        None, "--max-kl", low=0.0, high=100.0, help="instead of a budget: 4 bits while the layers' KL adds up to less"
+        None,
+        "--max-kl",
+        low=0.0,
+        high=100.0,
+        help="instead of a budget: 4 bits while the layers' KL adds up to less",
     )
     sigma: float = option(
-        2.5, "--sigma", low=1.0, high=20.0, help="4-bit weights beyond this many sigma go to the sparse excess"
+        2.5,
+        "--sigma",
+        low=1.0,
+        high=20.0,
+        help="4-bit weights beyond this many sigma go to the sparse excess",
     )
     alphas: tuple[float, ...] = option(
-        (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95), low=0.0, high=1.0, help="smoothing strengths to try per layer"
+        (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"
     )
     wide_channels: float = option(
-        0.05, "--wide-channels", low=0.0, high=0.5, help="share of input channels that may become several columns, on average"
+        0.05,
+        "--wide-channels",
+        low=0.0,
+        high=0.5,
+        help="share of input channels that may become several columns, on average",
     )
     split_channels: float = option(
-        0.02, "--split-channels", low=0.0, high=1.0, help="share of intermediate channels that splitting may add"
+        0.02,
+        "--split-channels",
+        low=0.0,
+        high=1.0,
+        help="share of intermediate channels that splitting may add",
     )
     margin: float = option(
         1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"
     )
-    damping: float = option(0.01, "--damping", low=1e-6, high=1.0, help="GPTQ: share of the mean added to the diagonal")
-    skip: tuple[str, ...] = option(
-        (), "--skip", choices=INGREDIENTS, metavar="INGREDIENT", help="leave out one of " + ", ".join(INGREDIENTS)
+    damping: float = option(
+        0.03, "--damping", low=1e-6, high=1.0, help="GPTQ: share added to the Hessian's diagonal"
     )
-    windows: int = option(16, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens")
+    skip: tuple[str, ...] = option(
+        (),
+        "--skip",
+        choices=INGREDIENTS,
+        metavar="INGREDIENT",
+        help="leave out one of " + ", ".join(INGREDIENTS),
+    )
+    windows: int = option(
+        16, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens"
+    )
 
-    __post_init__ = check_fields
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def does(self, ingredient: str) -> bool:
         return ingredient not in self.skip

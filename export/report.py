@@ -8,7 +8,9 @@ from typing import Any
 
 from .recipe import Recipe
 
-PAPER_SHARE = 0.4829  # "directly use 4 bits to achieve 48.29 % of the linear layer calculation" (arXiv 2402.17985)
+PAPER_SHARE = (
+    0.4829  # "directly use 4 bits to achieve 48.29 % of the linear layer calculation" (arXiv 2402.17985)
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels_arm import layout
 from runtime.graph import Graph, Node
 
 from . import calibrate, execute
@@ -146,7 +145,9 @@ def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey)
             continue
         name = fold.linear.name
         weight = local.array(fold.linear.inputs[1])
-        found_split = split(seen[name].maxima, weight, recipe.split_channels, wide_share(fold.linear, local, recipe))
+        found_split = split(
+            seen[name].maxima, weight, recipe.split_channels, wide_share(fold.linear, local, recipe)
+        )
         if found_split is not None:
             splitting.apply(local, fold, found_split)
             seen[name] = seen[name].picked(found_split.channel)
@@ -163,7 +164,7 @@ def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey
             return _output_error(inputs.divided(s), weight * s, fold.linear, local, recipe)
 
         wide = wide_share(fold.linear, local, recipe)
-        alpha, s = smooth.search(inputs.maxima, weight, fold.index, recipe.alphas, wide, error)
+        alpha, s = smooth.search(inputs, weight, fold.index, recipe.alphas, wide, error)
         smooth.apply(local, fold, s)
         seen[fold.linear.name] = inputs.divided(s)
         found.smoothing[fold.linear.name] = alpha, s
@@ -224,9 +225,10 @@ def _divergences(
     last: list[execute.Step], probe: execute.Env, variants: dict[str, execute.Env], found: Survey
 ) -> None:
     execute.run(last, probe)
-    wanted = execute.log_softmax(probe["logits"])
+    # The first position sees nothing but itself; its logits hang on the one enormous activation of the attention sink.
+    wanted = execute.log_softmax(probe["logits"][:, 1:])
     for name, env in variants.items():
         execute.run(last, env)
-        kl = execute.divergence(wanted, execute.log_softmax(env.pop("logits")))
+        kl = execute.divergence(wanted, execute.log_softmax(env.pop("logits")[:, 1:]))
         old = found.choices[name]
         found.choices[name] = Choice(kl, old.weights, old.bytes_low, old.bytes_high)

@@ -1,6 +1,6 @@
 """Build the kernel libraries that a wheel ships, for every system and tier, on any machine.
 
-    python scripts/build_kernels.py [--only i8mm dotprod ...] [--systems linux android ...] [--host] OUT
+    python scripts/build_kernels.py [--only TIER ...] [--system SYSTEM ...] [--host] OUT
 
 A library has no undefined symbol (the linker refuses one), no libc, 16 KiB pages and a digest at its end. One
 process compiles one tier for all its systems; two run at a time. All ten take 60 s of one core.
@@ -69,15 +69,17 @@ def build_all(out: Path, only: list[str] | None = None, systems: list[str] | Non
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the kernel libraries that a wheel ships.")
     parser.add_argument("out", type=Path, help="folder to write them to")
-    parser.add_argument("--only", nargs="+", choices=list(BY_NAME), help="these tiers")
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="for these systems")
+    parser.add_argument("--only", action="append", choices=list(BY_NAME), help="this tier; may be repeated")
+    parser.add_argument(
+        "--system", action="append", choices=list(SYSTEMS), help="this system; may be repeated"
+    )
     parser.add_argument("--host", action="store_true", help="only what this machine would load")
     args = parser.parse_args()
     if args.host:
         chosen = cpu.choose().tier
-        args.only, args.systems = [chosen.name] if chosen else [], [library.platform_name()]
+        args.only, args.system = [chosen.name] if chosen else [], [library.platform_name()]
     try:
-        made = build_all(args.out, args.only, args.systems)
+        made = build_all(args.out, args.only, args.system)
     except RuntimeError as error:
         print(f"build_kernels: {error}", file=sys.stderr)
         return 1

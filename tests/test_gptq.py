@@ -46,7 +46,9 @@ def test_equals_brute_force_column_by_column(k: int, bits: int, ordered: bool):
     grid = weight_grid(weight, [slice(None)], bits, per_row=True, sigma=2.5)
     stable = damped(hessian, 0.01)
     order = np.argsort(-np.diag(stable), kind="stable") if ordered else np.arange(k)
-    assert np.array_equal(gptq(weight, hessian, grid, 0.01, ordered), brute_force(weight, stable, grid, order))
+    assert np.array_equal(
+        gptq(weight, hessian, grid, 0.01, ordered), brute_force(weight, stable, grid, order)
+    )
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -50,7 +50,12 @@ def float_graph(seed: int = 0, tied: bool = True) -> Graph:
     frequency = constant("rotary.inverse_frequency", 100.0 ** (-np.arange(0, SIZE, 2) / SIZE))
     rotary = ("cos", "sin")
     node("RotaryTable", "rotary", "position_ids", frequency, outputs=rotary)
-    x = node("Embedding", "embedding", "input_ids", constant("embedding.weight", rng.normal(size=(VOCABULARY, HIDDEN))))
+    x = node(
+        "Embedding",
+        "embedding",
+        "input_ids",
+        constant("embedding.weight", rng.normal(size=(VOCABULARY, HIDDEN))),
+    )
     for i in range(LAYERS):
         at, past = f"layers.{i}.attention", [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         graph.inputs += past
@@ -132,7 +137,7 @@ def test_smoothing_leaves_the_float_function_unchanged():
     assert len(folds) == 4 * LAYERS
     for fold in folds:
         k = len(fold.index)
-        s = smooth.scales(rng.uniform(0.1, 9, k), graph.array(fold.linear.inputs[1]), fold.index, 0.5)
+        s = smooth.scales(rng.uniform(0.1, 9, k), rng.uniform(0.1, 9, k), fold.index, 0.5)
         smooth.apply(graph, fold, s)
     assert execute.logits(graph, tokens) == pytest.approx(before, rel=1e-3, abs=1e-3)
 
@@ -140,14 +145,17 @@ def test_smoothing_leaves_the_float_function_unchanged():
 def test_heads_that_share_a_value_row_share_its_smoothing():
     graph = float_graph()
     fold = next(f for f in smooth.folds(graph.nodes, graph) if f.linear.name.endswith("out"))
-    s = smooth.scales(np.arange(1.0, 25), graph.array(fold.linear.inputs[1]), fold.index, 0.5)
+    s = smooth.scales(np.arange(1.0, 25), np.ones(24), fold.index, 0.5)
     heads = s.reshape(GROUPS, HEADS // GROUPS, SIZE)
     assert (heads == heads[:, :1]).all()
     assert len(np.unique(heads[:, 0])) > 1
 
 
 def test_only_an_untied_head_may_be_smoothed():
-    linears = [{fold.linear.name for fold in smooth.folds(g.nodes, g)} for g in (float_graph(), float_graph(tied=False))]
+    linears = [
+        {fold.linear.name for fold in smooth.folds(g.nodes, g)}
+        for g in (float_graph(), float_graph(tied=False))
+    ]
     assert ["head" in names for names in linears] == [False, True]
 
 
@@ -229,17 +237,21 @@ def test_the_float_graph_is_left_as_it_was():
     assert all(np.array_equal(graph.constants[name].data, data) for name, data in before.items())
 
 
-def test_the_budget_of_bits_is_kept_and_four_bits_are_used():
-    recipe = dataclasses.replace(RECIPES["edge"], bits_per_weight=6.0)
-    _, report = quantize(float_graph(), recipe, random_tokens(1024))
-    assert {layer.bits for layer in report.body} == {4, 8}
-    weights = sum(layer.weights for layer in report.body)
-    assert sum(layer.weights * (layer.bits + 17 * layer.excess) for layer in report.body) <= 6.1 * weights
+def test_the_budget_of_bits_counts_every_byte_of_the_body():
+    recipe = dataclasses.replace(
+        RECIPES["edge"], bits_per_weight=8.5
+    )  # tables of so small a model weigh much
+    result, report = quantize(float_graph(), recipe, random_tokens(1024))
+    body = sum(t.data.nbytes for name, t in result.constants.items() if name.startswith("layers."))
+    assert 4 in {layer.bits for layer in report.body}
+    assert report.bits_per_weight == 8 * body / sum(layer.weights for layer in report.body)
 
 
 def test_progress_is_told_to_the_end():
     told: list[tuple[int, int]] = []
-    quantize(float_graph(), RECIPES["naive8"], random_tokens(64), lambda done, total: told.append((done, total)))
+    quantize(
+        float_graph(), RECIPES["naive8"], random_tokens(64), lambda done, total: told.append((done, total))
+    )
     assert told == [(i + 1, len(told)) for i in range(len(told))]
 
 

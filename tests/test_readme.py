@@ -13,7 +13,7 @@ from runtime.cli import VERBS, Parser, _load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EMPTY = re.compile(r"""\s*("{3}.*"{3})?\s*""", re.DOTALL)  # a file that is at most a docstring
+EMPTY = re.compile(r'\s*("{3}.*"{3})?\s*', re.DOTALL)  # a file that is at most a docstring
 
 
 def mapped() -> set[str]:

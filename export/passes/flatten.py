@@ -78,7 +78,9 @@ def box_threshold(maxima: np.ndarray, wide: float) -> float:
     if top == 0.0:
         return 1.0
     q1, q3 = np.quantile(maxima, [0.25, 0.75])
-    beyond = np.sort(maxima)[::-1][min(int(wide * len(maxima)), len(maxima) - 1)]  # the largest that must not be wide
+    beyond = np.sort(maxima)[::-1][
+        min(int(wide * len(maxima)), len(maxima) - 1)
+    ]  # the largest that must not be wide
     beta = max(0.0, (beyond - q3) / (q3 - q1)) if q3 > q1 else 0.0
     return float(max(q3 + beta * (q3 - q1), beyond))
 
