@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,16 +85,20 @@ def moments(
     quantized: Iterable[np.ndarray], floats: Iterable[np.ndarray], drift: bool, centred: bool
 ) -> Moments:
     """From values [B, T, k] in pairs. centred: as fits a layer whose bias takes the mean error."""
-    hessian = cross = mean = mean_float = 0.0
+    hessian: Any = 0.0  # these are arrays from the first pair on
+    cross: Any = 0.0
+    total: Any = 0.0
+    total_float: Any = 0.0
     count = 0
     for xq, x in zip(quantized, floats, strict=True):
         xq, x = (v.reshape(-1, v.shape[-1]) for v in (xq, x))
         hessian = hessian + xq.T @ xq
-        mean, mean_float = mean + xq.sum(0, dtype=np.float64), mean_float + x.sum(0, dtype=np.float64)
+        total = total + xq.sum(0, dtype=np.float64)
+        total_float = total_float + x.sum(0, dtype=np.float64)
         if drift:
             cross = cross + (x - xq).T @ xq
         count += len(x)
-    mean, mean_float = mean / count, mean_float / count
+    mean, mean_float = total / count, total_float / count
     if centred:
         hessian = hessian - np.outer(mean, count * mean).astype(np.float32)
         cross = cross - np.outer(mean_float - mean, count * mean).astype(np.float32)

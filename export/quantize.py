@@ -1,4 +1,4 @@
-"""Float graph → integer graph: smooth, choose bits, flatten, round. The passes in their order, layer by layer.
+"""Float graph → integer graph: smooth, choose bits, flatten, round. The passes in order, layer by layer.
 
 Two sweeps over the model, each reading every weight once:
 
@@ -11,6 +11,7 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Rounded:
 def quantize(
     graph: Graph, recipe: Recipe, tokens: np.ndarray, progress: Progress | None = None
 ) -> tuple[Graph, Report]:
-    """A float graph and calibration token ids [N] → the graph of docs/format.md's Flat functions, and what was done.
+    """A float graph and calibration token ids [N] → docs/format.md's integer graph, and a report.
 
     `graph` is left as it is; its constants may be lazy. `progress` is told (blocks done, blocks).
     """
@@ -103,7 +104,7 @@ def _quantize_block(
     starts = [i for i, node in enumerate(nodes) if node.op in ("Linear", "Embedding")] + [len(nodes)]
     if starts[0]:
         starts.insert(0, 0)
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in itertools.pairwise(starts):
         first, rest = nodes[start], nodes[start + 1 : stop]
         floats = execute.prepare(local, nodes[start:stop])
         steps = list(floats)
@@ -230,7 +231,8 @@ def emit_embedding(local: Graph, node: Node, graph: Graph) -> None:
 def packed(integers: np.ndarray, bits: int) -> Tensor:
     """Integers [n, k] → the tensor in the kernels' order."""
     data = layout.pack(integers, bits)
-    shape = layout.packed_shape(*integers.shape, bits)
+    rows, columns = integers.shape
+    shape = layout.packed_shape(rows, columns, bits)
     return (
         Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
     )

@@ -86,7 +86,7 @@ class Report:
         return low / max(1, sum(layer.weights for layer in self.body))
 
     def totals(self) -> dict[str, Any]:
-        """For the manifest. `share_4bit_work` follows flatlm's own rules, so it does not reproduce the paper's."""
+        """For the manifest. `share_4bit_work` follows flatlm's rules: it does not reproduce the paper's."""
         return {
             "bytes": self.bytes_total,
             "body_bits_per_weight": self.bits_per_weight,
@@ -114,7 +114,8 @@ class Report:
                 f"{100 * x.excess:>7.2f}%{100 * x.error:>8.3f}%{kl:>9}"
             )
         lines.append(
-            f"body {self.bits_per_weight:.2f} bits per weight, all {self.bytes_total / 1e6:.1f} MB; flattening adds "
+            f"body {self.bits_per_weight:.2f} bits per weight, all {self.bytes_total / 1e6:.1f} MB; "
+            "flattening adds "
             f"{100 * self.extra_columns:.1f} % columns, {100 * self.extra_work:.1f} % multiplications "
             f"({100 * self.extra_work_native:.1f} % in flatlm's kernels)"
         )

@@ -29,7 +29,7 @@ from .recipe import Recipe
 WINDOWS = 8  # on which smoothing is chosen
 PROBE = (2, 128)  # windows × tokens on which a layer's KL is measured: 256 positions rank layers well
 # Of the KL that 8-bit activations cause in SmolLM2-135M, 83 % comes from the inputs of `down`, which no norm
-# bounds, with a quarter of the weights. These shares of `wide_channels` make its mean about 1 over a model's work.
+# bounds, with a quarter of the weights. Weighted by work, these factors of `wide_channels` average about 1.
 _WIDE = {"Norm": 0.5, "RotaryAttention": 1.0, "SwiGLU": 2.5}
 _EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of the elements
 
@@ -225,7 +225,7 @@ def _divergences(
     last: list[execute.Step], probe: execute.Env, variants: dict[str, execute.Env], found: Survey
 ) -> None:
     execute.run(last, probe)
-    # The first position sees nothing but itself; its logits hang on the one enormous activation of the attention sink.
+    # The first position sees only itself; its logits hang on the enormous activation of the attention sink.
     wanted = execute.log_softmax(probe["logits"][:, 1:])
     for name, env in variants.items():
         execute.run(last, env)

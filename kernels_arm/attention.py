@@ -1,11 +1,13 @@
 """Causal attention over the K/V cache, without a matrix of all scores.
 
-Keys are stored transposed in blocks of 16 positions, so one vector holds the same element of 16 keys and a
-score
-is a plain running sum over the head; values are stored row by row, so the output is a running sum over keys.
-Up to 8 query rows (heads of a group, of one token or several) share every load.
+Keys are stored transposed in blocks of 16 positions, so one vector holds the same element of several keys and
+a score is a running sum over the head; values are stored row by row, so the output is a running sum over
+keys. Both sums are float64 (see `reference`). Up to 8 query rows (heads of a group, of one token or several)
+share every load.
 
     rows of one call:   (token, head) pairs of one K/V group; row i sees keys 0 … visible[i] − 1
+    scratch:            query float64 [d, rows], sums float32 [8], tile float32 [8, 16],
+                        weights float64 [blocks, rows, 16], scores float32 [blocks, rows, 16]
 """
 
 from __future__ import annotations
@@ -14,37 +16,14 @@ import numpy as np
 
 from .jit import inlined, kernel
 from .ops import (
-    A_CONTEXT,
-    A_FLOATS,
-    A_GROUPS,
-    A_HEADS,
-    A_KEYS,
-    A_OUT,
-    A_OUT_STRIDE,
-    A_QKV,
-    A_SIZE,
-    A_STRIDE,
-    A_VALUES,
-    ATTEND_ROWS,
-    STEP_PAST,
-    STEP_TOKENS,
+    A_CONTEXT, A_FLOATS, A_GROUPS, A_HEADS, A_KEYS, A_OUT, A_OUT_STRIDE, A_QKV, A_SIZE, A_STRIDE, A_VALUES,
+    ATTEND_ROWS, STEP_PAST, STEP_TOKENS,
 )  # fmt: skip
-from .pointwise import ONE, ZERO, exp16
+from .pointwise import ZERO, exp16
 from .simd import (
-    add_products,
-    get_f32,
-    get_i64,
-    greater,
-    keep_first,
-    load_floats,
-    max_floats,
-    set_f32,
-    splat_float,
-    store_floats,
-    store_floats_part,
-    store_tile,
-    sum_floats,
-    zero_floats,
+    add_doubles, add_products, get_f32, get_i64, greater, high_doubles, keep_first, load_doubles, load_floats,
+    low_doubles, max_floats, no_doubles, set_f32, set_f64, splat_float, store_as_doubles, store_floats,
+    store_floats_part, store_tile_as_floats, sum_doubles, zero_doubles,
 )  # fmt: skip
 
 BLOCK = 8  # tokens of a work item
@@ -56,21 +35,21 @@ def _rows(rows: int):
 
     @inlined
     def scores_of(query, keys, blocks, size, scores):
-        """query float32 [size, rows] → scores float32 [blocks, rows, 16]."""
-        for block in range(blocks):
-            acc = zero_floats(rows)
+        """query float64 [size, rows] → scores float32 [blocks, rows, 16]."""
+        for half in range(2 * blocks):
+            acc, at = zero_doubles(rows), keys + 64 * (half >> 1) * size + 32 * (half & 1)
             for i in range(size):
-                acc = add_products(acc, load_floats(keys + 64 * (block * size + i)), query + 4 * rows * i, 4)
-            store_tile(scores + 64 * rows * block, 64, acc)
+                acc = add_products(acc, load_doubles(at + 64 * i), query + 8 * rows * i, 8)
+            store_tile_as_floats(scores + 64 * rows * (half >> 1) + 32 * (half & 1), 64, acc)
 
     @inlined
     def values_of(weights, values, count, width, out):
-        """weights float32 [blocks, rows, 16] · values [count, width] → out [rows, 16]."""
-        acc = zero_floats(rows)
+        """weights float64 [blocks, rows, 16] · 8 lanes of values [count, width] → out [rows, 16]."""
+        acc = zero_doubles(rows)
         for j in range(count):
-            at = weights + 64 * rows * (j >> 4) + 4 * (j & 15)
-            acc = add_products(acc, load_floats(values + 4 * width * j), at, 64)
-        store_tile(out, 64, acc)
+            at = weights + 128 * rows * (j >> 4) + 8 * (j & 15)
+            acc = add_products(acc, load_doubles(values + 4 * width * j), at, 128)
+        store_tile_as_floats(out, 64, acc)
 
     return scores_of, values_of
 
@@ -126,23 +105,36 @@ def values_of(rows, weights, values, count, width, out):
 
 
 @kernel
-def softmax_row(scores, stride, visible, blocks, scale):
-    """Scores → e^(score·scale − max) in place, 0 beyond `visible`; returns 1 / sum."""
+def softmax_row(scores, weights, rows, visible, blocks, scale):
+    """One row of scores → its weights e^(score · scale − max), 0 beyond `visible`; returns 1 / their sum."""
     factor, hidden = splat_float(scale), splat_float(MINUS_INFINITY)
     used = (visible + 15) // 16
     largest = hidden
     for block in range(used):
-        s = keep_first(load_floats(scores + stride * block) * factor, visible - 16 * block, hidden)
-        store_floats(scores + stride * block, s)
+        at = scores + 64 * rows * block
+        s = keep_first(load_floats(at) * factor, visible - 16 * block, hidden)
+        store_floats(at, s)
         largest = greater(s, largest)
-    shift, total = splat_float(max_floats(largest)), splat_float(ZERO)
+    shift, low, high = splat_float(max_floats(largest)), no_doubles(), no_doubles()
     for block in range(used):
-        weight = exp16(load_floats(scores + stride * block) - shift)
-        store_floats(scores + stride * block, weight)
-        total = total + weight
+        weight = exp16(load_floats(scores + 64 * rows * block) - shift)
+        store_as_doubles(weights + 128 * rows * block, weight)
+        low, high = add_doubles(low, low_doubles(weight)), add_doubles(high, high_doubles(weight))
     for block in range(used, blocks):
-        store_floats(scores + stride * block, splat_float(ZERO))
-    return ONE / sum_floats(total)
+        store_as_doubles(weights + 128 * rows * block, splat_float(ZERO))
+    return np.float32(1 / sum_doubles(add_doubles(low, high)))
+
+
+@kernel
+def gather_query(op, group, row, rows, token, query):
+    """The rows' queries side by side, as float64 [d, rows]."""
+    heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
+    share = heads // groups
+    for r in range(rows):
+        head, offset = group * share + (row + r) % share, (row + r) // share
+        x = get_i64(op + 8 * A_QKV) + get_i64(op + 8 * A_STRIDE) * (token + offset) + 4 * size * head
+        for i in range(size):
+            set_f64(query + 8 * (rows * i + r), np.float64(get_f32(x + 4 * i)))
 
 
 @kernel
@@ -150,37 +142,26 @@ def attend_rows(op, group, row, rows, token, past, scratch):
     """`rows` query rows from number `row` on, of tokens from `token` on."""
     heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
     context, share, width = get_i64(op + 8 * A_CONTEXT), heads // groups, (size + 15) // 16 * 16
-    query, sums, tile, scores = (
-        scratch,
-        scratch + 4 * ATTEND_ROWS * size,
-        scratch + 4 * ATTEND_ROWS * (size + 1),
-        0,
-    )
-    tile = (tile + 63) // 64 * 64
-    scores = tile + 64 * ATTEND_ROWS
+    sums = scratch + 8 * ATTEND_ROWS * size
+    tile = sums + 64
+    weights = tile + 64 * ATTEND_ROWS
+    scores = weights + 8 * ATTEND_ROWS * context
     count = past + token + (row + rows - 1) // share + 1
     blocks = (count + 15) // 16
-    for r in range(rows):
-        head = group * share + (row + r) % share
-        x = (
-            get_i64(op + 8 * A_QKV)
-            + get_i64(op + 8 * A_STRIDE) * (token + (row + r) // share)
-            + 4 * size * head
-        )
-        for i in range(size):
-            set_f32(query + 4 * (rows * i + r), get_f32(x + 4 * i))
-    keys = get_i64(op + 8 * A_KEYS) + 4 * size * context * group
-    values = get_i64(op + 8 * A_VALUES) + 4 * width * context * group
-    scores_of(rows, query, keys, blocks, size, scores)
+    gather_query(op, group, row, rows, token, scratch)
+    scores_of(rows, scratch, get_i64(op + 8 * A_KEYS) + 4 * size * context * group, blocks, size, scores)
     scale = get_f32(get_i64(op + 8 * A_FLOATS))
     for r in range(rows):
         visible = past + token + (row + r) // share + 1
-        set_f32(sums + 4 * r, softmax_row(scores + 64 * r, 64 * rows, visible, blocks, scale))
+        inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, scale)
+        set_f32(sums + 4 * r, inverse)
+    values = get_i64(op + 8 * A_VALUES) + 4 * width * context * group
     for lane in range(0, size, 16):
-        values_of(rows, scores, values + 4 * lane, count, width, tile)
+        values_of(rows, weights, values + 4 * lane, count, width, tile)
+        values_of(rows, weights, values + 4 * lane + 32, count, width, tile + 32)
         for r in range(rows):
-            head = group * share + (row + r) % share
-            out = get_i64(op + 8 * A_OUT) + get_i64(op + 8 * A_OUT_STRIDE) * (token + (row + r) // share)
+            head, offset = group * share + (row + r) % share, (row + r) // share
+            out = get_i64(op + 8 * A_OUT) + get_i64(op + 8 * A_OUT_STRIDE) * (token + offset)
             y = load_floats(tile + 64 * r) * splat_float(get_f32(sums + 4 * r))
             store_floats_part(out + 4 * (size * head + lane), y, size - lane)
 
@@ -193,11 +174,9 @@ def attend_items(op, step):
 
 @kernel
 def run_attend(op, step, first, last, scratch):
-    tokens, past, groups = (
-        get_i64(step + 8 * STEP_TOKENS),
-        get_i64(step + 8 * STEP_PAST),
-        get_i64(op + 8 * A_GROUPS),
-    )
+    """Items first … last: every query row of the item's tokens, up to 8 at a time."""
+    tokens, past = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_PAST)
+    groups = get_i64(op + 8 * A_GROUPS)
     share = get_i64(op + 8 * A_HEADS) // groups
     for item in range(first, last):
         group, token = item % groups, item // groups * BLOCK

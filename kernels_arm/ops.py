@@ -55,5 +55,5 @@ ATTEND_ROWS = 8  # query rows that share a load
 
 
 def attention_scratch(size: int, context: int) -> int:
-    """Bytes a thread needs to attend: queries, their sums, one output tile, scores of 8 rows."""
-    return 4 * ATTEND_ROWS * (size + 1) + 64 + 64 * ATTEND_ROWS + 4 * ATTEND_ROWS * context
+    """Bytes a thread needs to attend: queries, sums, one output tile, weights and scores of 8 rows."""
+    return ATTEND_ROWS * (8 * size + 64 + 12 * context) + 64

@@ -49,32 +49,10 @@ from .ops import (
 )  # fmt: skip
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
-    get_f32,
-    get_i8,
-    get_i32,
-    get_i64,
-    get_u8,
-    get_u16,
-    greater,
-    load_floats,
-    power_of_two,
-    round_even,
-    round_f32,
-    set_f32,
-    set_i8,
-    set_i32,
-    smaller,
-    splat_float,
-    splat_int,
-    sqrt_f32,
-    store_floats,
-    store_row_of_shorts,
-    store_shorts,
-    store_steps,
-    sum_floats,
-    sum_ints,
-    to_ints,
-    zero_below,
+    add_squares, get_f32, get_i32, get_i64, get_i8, get_u16, get_u8, greater, load_doubles, load_floats,
+    no_doubles, power_of_two, round_even, round_f32, set_f32, set_i32, set_i8, smaller, splat_float,
+    splat_int, sqrt_f64, store_floats, store_row_of_shorts, store_shorts, store_steps, sum_doubles,
+    sum_ints, to_ints, zero_below,
 )  # fmt: skip
 
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -142,12 +120,11 @@ def embed_excess(op, row, scale, y):
 def norm_row(op, x, padded, y):
     """y = x · (1 / sqrt(mean(x²) + ε)) · weight. Lanes beyond the row's end hold zeros."""
     floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
-    squares = splat_float(ZERO)
-    for at in range(0, 4 * padded, 64):
-        v = load_floats(x + at)
-        squares = squares + v * v
-    mean = sum_floats(squares) / get_f32(floats + 8)
-    inverse = splat_float(ONE / sqrt_f32(mean + get_f32(floats + 4)))
+    squares = no_doubles()
+    for at in range(0, 4 * padded, 32):
+        squares = add_squares(squares, load_doubles(x + at))
+    mean = sum_doubles(squares) / np.float64(get_f32(floats + 8))
+    inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
     for at in range(0, 4 * padded, 64):
         store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
 

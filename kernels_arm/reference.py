@@ -1,9 +1,9 @@
 """Every operation in plain numpy: the specification that the kernels equal bit for bit.
 
-Integers are exact. Floats are exact too, because the order of every operation is fixed here and
-followed by the kernels: multiply and add are separate roundings (never fused), a sum over a vector
-runs in 16 lanes that are then folded in halves, a sum over keys or head elements runs in order.
-Hence a row's numbers depend neither on the batch nor on threads, machine or vector width.
+Integers are exact. Floats are reproducible anywhere because of two rules: element by element, every operation is one
+rounding in float32 (multiply and add never fused); and every sum is taken in float64, whose products of float32 are
+exact, and rounded to float32 once. The order of such a sum touches only bits that the rounding drops (but for about
+one in 10^7), so kernels, numpy and onnxruntime agree on every bit, on any machine, batch and number of threads.
 
 Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, t keys.
 """
@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .layout import padded
-
-LANES = 16
 DIGIT = 128  # X = 128·H + L, L in [−64, 63], for channels whose limit exceeds one int8
 
 # exp: 2^n · p(r), |r| ≤ ln2/2; minimax coefficients of Cephes expf (S. Moshier), error < 2 ulp
@@ -32,26 +29,6 @@ EXP_POLYNOMIAL = tuple(
         5.0000001201e-1,
     )
 )
-
-
-def lane_sum(x: np.ndarray) -> np.ndarray:
-    """Sum over the last axis in the kernels' order: 16 lanes, then halves. [..., k] → [...]."""
-    width = padded(x.shape[-1], LANES)
-    if width != x.shape[-1]:
-        x = np.concatenate([x, np.zeros((*x.shape[:-1], width - x.shape[-1]), x.dtype)], -1)
-    lanes = ordered_sum(np.moveaxis(x.reshape(*x.shape[:-1], -1, LANES), -2, 0))
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]
-
-
-def ordered_sum(x: np.ndarray) -> np.ndarray:
-    """Sum over the first axis, one term after the other. [k, ...] → [...]."""
-    total = np.zeros(x.shape[1:], x.dtype)
-    for term in x:
-        total += term
-    return total
 
 
 def exp(x: np.ndarray) -> np.ndarray:
@@ -75,9 +52,9 @@ def embedding(ids: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.nda
 
 def norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
     """Root-mean-square norm over the last axis. [m, k] → [m, k]."""
-    mean = lane_sum(x * x) / np.float32(x.shape[-1])
-    inverse = np.float32(1) / np.sqrt(mean + np.float32(epsilon))
-    return (x * inverse[..., None]) * weight
+    squares = np.square(x, dtype=np.float64).sum(-1, keepdims=True)
+    inverse = 1 / np.sqrt(squares / x.shape[-1] + np.float64(np.float32(epsilon)))
+    return (x * inverse.astype(np.float32)) * weight
 
 
 def quantize(x: np.ndarray, inverse_scale: np.float32, limit: np.ndarray) -> np.ndarray:
@@ -120,18 +97,15 @@ def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float)
     """Causal attention of the last m of t positions. q [m, h, d], keys and values [t, g, d] → [m, h, d]."""
     m, heads, size = q.shape
     t, groups, _ = keys.shape
-    q = q.reshape(m, groups, heads // groups, size)
-    scores = np.zeros((m, groups, heads // groups, t), np.float32)
-    for i in range(size):
-        scores += q[..., i, None] * keys[:, :, i].T[None, :, None, :]
-    scores *= np.float32(scale)
+    q = q.reshape(m, groups, heads // groups, size).transpose(1, 2, 0, 3).reshape(groups, -1, size)
+    products = q.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)  # [g, h/g · m, t]
+    scores = products.astype(np.float32) * np.float32(scale)
     visible = np.arange(t) <= (np.arange(m) + t - m)[:, None]
-    scores = np.where(visible[:, None, None], scores, np.float32(-np.inf))
-    weights = exp(scores - scores.max(-1, keepdims=True))
-    out = np.zeros(q.shape, np.float32)
-    for j in range(t):
-        out += weights[..., j, None] * values[j][None, :, None, :]
-    return (out * (np.float32(1) / lane_sum(weights))[..., None]).reshape(m, heads, size)
+    scores = np.where(np.tile(visible, (heads // groups, 1)), scores, np.float32(-np.inf))
+    weights = exp(scores - scores.max(-1, keepdims=True)).astype(np.float64)
+    out = (weights @ values.transpose(1, 0, 2).astype(np.float64)).astype(np.float32)
+    out *= (1 / weights.sum(-1, keepdims=True)).astype(np.float32)
+    return out.reshape(groups, heads // groups, m, size).transpose(2, 0, 1, 3).reshape(m, heads, size)
 
 
 def swiglu(gate_up: np.ndarray) -> np.ndarray:

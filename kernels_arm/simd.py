@@ -1,9 +1,9 @@
-"""SIMD vectors as Numba values: three vector types, the arithmetic on them, and a few integer instructions.
+"""SIMD vectors as Numba values: four vector types, the arithmetic on them, and a few integer instructions.
 
 Every vector is 512 bits wide in the source: one register with AVX-512, two with AVX2, four with NEON. LLVM
 splits them; only `dot` is written per tier. Addresses are int64. Nothing here is compiled on import.
 
-    bytes64   64 × int8       ints16   16 × int32       floats16   16 × float32
+    bytes64   64 × int8       ints16   16 × int32       floats16   16 × float32      doubles8   8 × float64
     tile      a tuple of M vectors: M tokens × 16 outputs
 
 Floats never fuse multiply and add: the kernels equal `reference` bit for bit.
@@ -49,6 +49,9 @@ def _vector(element: ir.Type, count: int) -> ir.VectorType:
     return ir.VectorType(element, count)
 
 
+_DOUBLE = ir.DoubleType()
+
+
 class Vector(types.Type):
     def __init__(self, name: str, llvm: ir.VectorType):
         self.llvm = llvm
@@ -64,6 +67,7 @@ class _VectorModel(models.PrimitiveModel):
 bytes64 = Vector("bytes64", _vector(_BYTE, 64))
 ints16 = Vector("ints16", _vector(_INT, 16))
 floats16 = Vector("floats16", _vector(_FLOAT, 16))
+doubles8 = Vector("doubles8", _vector(_DOUBLE, 8))
 
 
 def _constant(llvm: ir.VectorType, value) -> ir.Constant:
@@ -316,11 +320,116 @@ def _fold(emit_pair):
     return emit_one
 
 
-sum_floats = _unary(floats16, types.float32, _fold(lambda b, x, y: b.fadd(x, y)))
 sum_ints = _unary(ints16, types.int32, _fold(lambda b, x, y: b.add(x, y)))
 max_floats = _unary(floats16, types.float32, _fold(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y)))
-sqrt_f32 = _unary(types.float32, types.float32, lambda b, x: _call(b, "llvm.sqrt.f32", x.type, [x]))
 round_f32 = _unary(types.float32, types.float32, lambda b, x: _call(b, "llvm.rint.f32", x.type, [x]))
+
+
+# ---------------------------------------------------------------------------------------------- doubles
+# Products of float32 are exact in float64, so fused multiply-add changes no bit here.
+def _half(first: int):
+    @intrinsic
+    def widen(typing, vector):
+        def emit(context, builder, signature, args):
+            pick = ir.Constant(_vector(_INT, 8), list(range(first, first + 8)))
+            half = builder.shuffle_vector(args[0], ir.Constant(floats16.llvm, ir.Undefined), pick)
+            return builder.fpext(half, doubles8.llvm)
+
+        return doubles8(floats16), emit
+
+    return widen
+
+
+low_doubles, high_doubles = _half(0), _half(8)
+sum_doubles = _unary(doubles8, types.float64, _fold(lambda b, x, y: b.fadd(x, y)))
+sqrt_f64 = _unary(types.float64, types.float64, lambda b, x: _call(b, "llvm.sqrt.f64", x.type, [x]))
+
+
+@intrinsic
+def no_doubles(typing):
+    return doubles8(), lambda c, b, s, a: _constant(doubles8.llvm, 0.0)
+
+
+@intrinsic
+def add_doubles(typing, a, b):
+    return doubles8(doubles8, doubles8), lambda c, builder, s, args: builder.fadd(*args)
+
+
+def _fused(builder, a, b, c):
+    return _call(builder, "llvm.fma.v8f64", c.type, [a, b, c])
+
+
+@intrinsic
+def add_squares(typing, total, x):
+    """total + x², exactly rounded."""
+    return doubles8(doubles8, doubles8), lambda c, builder, s, a: _fused(builder, a[1], a[1], a[0])
+
+
+@intrinsic
+def load_doubles(typing, address):
+    """8 float32 as float64."""
+
+    def emit(context, builder, signature, args):
+        floats = builder.load(_address(builder, args[0], _vector(_FLOAT, 8)))
+        floats.align = 4
+        return builder.fpext(floats, doubles8.llvm)
+
+    return doubles8(types.int64), emit
+
+
+@intrinsic
+def store_as_doubles(typing, address, vector):
+    """16 float32 as float64, 128 bytes."""
+
+    def emit(context, builder, signature, args):
+        wide = builder.fpext(args[1], _vector(_DOUBLE, 16))
+        builder.store(wide, _address(builder, args[0], wide.type)).align = 8
+        return context.get_dummy_value()
+
+    return types.void(types.int64, floats16), emit
+
+
+set_f64 = _storer(types.float64, _DOUBLE, 8)
+
+
+@intrinsic(prefer_literal=True)
+def zero_doubles(typing, count):
+    """A tile of `count` (a compile-time constant) zero vectors of float64."""
+    tile = types.UniTuple(doubles8, count.literal_value)
+
+    def emit(context, builder, signature, args):
+        return context.make_tuple(builder, tile, [_constant(doubles8.llvm, 0.0)] * tile.count)
+
+    return tile(count), emit
+
+
+@intrinsic
+def add_products(typing, tile, vector, address, stride):
+    """tile[i] += vector · float64 at address + i · stride: the step of scores and of weighted values."""
+
+    def emit(context, builder, signature, args):
+        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
+        for i, row in enumerate(rows):
+            at = builder.add(args[2], builder.mul(args[3], ir.Constant(_LONG, i)))
+            factor = _splat(builder, builder.load(_address(builder, at, _DOUBLE)), 8)
+            rows[i] = _fused(builder, factor, args[1], row)
+        return context.make_tuple(builder, tile, rows)
+
+    return tile(tile, doubles8, types.int64, types.int64), emit
+
+
+@intrinsic
+def store_tile_as_floats(typing, address, stride, tile):
+    """Round row i of a float64 tile to float32 and store it at address + i · stride (bytes)."""
+
+    def emit(context, builder, signature, args):
+        for i, row in enumerate(cgutils.unpack_tuple(builder, args[2], tile.count)):
+            at = builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i)))
+            floats = builder.fptrunc(row, _vector(_FLOAT, 8))
+            builder.store(floats, _address(builder, at, floats.type)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, tile), emit
 
 
 # ------------------------------------------------------------------------------------------------ tiles
@@ -331,16 +440,6 @@ def zero_ints(typing, count):
 
     def emit(context, builder, signature, args):
         return context.make_tuple(builder, tile, [_constant(ints16.llvm, 0)] * tile.count)
-
-    return tile(count), emit
-
-
-@intrinsic(prefer_literal=True)
-def zero_floats(typing, count):
-    tile = types.UniTuple(floats16, count.literal_value)
-
-    def emit(context, builder, signature, args):
-        return context.make_tuple(builder, tile, [_constant(floats16.llvm, 0.0)] * tile.count)
 
     return tile(count), emit
 
@@ -362,21 +461,6 @@ def add_tiles(typing, tile, other):
         return context.make_tuple(builder, tile, [builder.add(a, b) for a, b in pairs])
 
     return tile(tile, other), emit
-
-
-@intrinsic
-def add_products(typing, tile, vector, address, stride):
-    """tile[i] += vector · float at address + i · stride: the step of scores and of weighted values."""
-
-    def emit(context, builder, signature, args):
-        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
-        for i, row in enumerate(rows):
-            at = builder.add(args[2], builder.mul(args[3], ir.Constant(_LONG, i)))
-            factor = _splat(builder, builder.load(_address(builder, at, _FLOAT)), 16)
-            rows[i] = builder.fadd(row, builder.fmul(factor, args[1]))
-        return context.make_tuple(builder, tile, rows)
-
-    return tile(tile, floats16, types.int64, types.int64), emit
 
 
 @intrinsic

@@ -1,4 +1,6 @@
-"""The passes of FlattenQuant as this project defines it: small functions over arrays, or over the constants of a graph; no files.
+"""The passes of FlattenQuant as this project defines it.
+
+Small functions over arrays, or over the constants of a graph; no files.
 
 smooth    moves range between a channel and its weights, and finds where the graph allows that
 flatten   one step for a whole activation tensor: large channels become several columns

@@ -28,9 +28,9 @@ def gptq(
 ) -> np.ndarray:
     """weight float32 [n, k] and H = Xᵀ · X [k, k] of inputs X [m, k] → integers of the grid, float32 [n, k].
 
-    damping: each element of H's diagonal grows by this share of itself. order: columns of large inputs come first.
-    drift: (Y − X)ᵀ · X of the inputs Y that the float model has there. Then ‖Y · Wᵀ − X · Qᵀ‖ is minimised: the
-    weights first become W + W · drift · H⁻¹, the least squares solution, and are rounded from there.
+    damping: each element of H's diagonal grows by this share of itself. order: columns of large inputs first.
+    drift: (Y − X)ᵀ · X of the inputs Y that the float model has there. Then ‖Y · Wᵀ − X · Qᵀ‖ is minimised:
+    the weights first become W + W · drift · H⁻¹, the least squares solution, and are rounded from there.
     """
     n, k = weight.shape
     hessian = damped(hessian, damping)
@@ -57,8 +57,8 @@ def gptq(
 def damped(hessian: np.ndarray, damping: float) -> np.ndarray:
     """H with (1 + damping) · its diagonal, in float64; channels that are always zero get a one.
 
-    GPTQ adds a share of the diagonal's mean. That mean may come from two channels of enormous inputs, and then
-    nothing is left of the correlations between the others; here the result does not depend on smoothing.
+    GPTQ adds a share of the diagonal's mean. That mean may come from two channels of enormous inputs, and
+    then nothing is left of the correlations between the others; here the result does not depend on smoothing.
     """
     hessian = np.array(hessian, np.float64)
     diagonal = np.einsum("ii->i", hessian)

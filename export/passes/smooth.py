@@ -7,9 +7,9 @@ nothing where x is made by something linear in a vector of weights:
     qkv ─► attention ─► out            the rows of v do; the query heads of one key/value head share them
     gate, up ─► silu(gate) · up ─► down    the rows of up do
 
-Which s is best is searched per layer, by the output error under the quantizer that will be used: the formula at
-several α, the same with root mean squares in the place of maxima (the error of 4-bit weights with a step of so
-many σ is least at α = 0.5 of that), and some that only tame weight columns beyond a quantile of all columns.
+Which s is best is searched per layer, by the output error under the quantizer that will be used: the formula
+at several α, the same with root mean squares in the place of maxima (the error of 4-bit weights with a step
+of so many σ is least at α = 0.5 of that), and some that only tame weight columns beyond a quantile of all.
 """
 
 from __future__ import annotations
@@ -48,12 +48,10 @@ def folds(nodes: Sequence[Node], graph: Graph) -> list[Fold]:
     found = []
     for linear in (node for node in nodes if node.op == "Linear"):
         source, index = _origin(linear, producer, graph)
-        alone = [
-            source and source.outputs[0],
-            linear.inputs[0],
-            linear.inputs[1],
-        ]  # a tied head's weight is not
-        if source and all(readers[name] == 1 for name in alone):
+        if source is None:
+            continue
+        alone = (source.outputs[0], *linear.inputs[:2])  # a tied head's weight is not
+        if all(readers[name] == 1 for name in alone):
             found.append(Fold(linear, source, index))
     return found
 

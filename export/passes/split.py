@@ -1,9 +1,9 @@
 """Splitting: an intermediate channel of a gated MLP becomes several, so that its down weights shrink.
 
-Small models keep a few enormous weights in `down` (8 times the largest of a usual column), some on channels whose
-inputs are enormous too. One step per tensor cannot serve them and the rest. This is flattening of weights where
-there is no sparse excess: rows of gate and up are repeated, and the column of `down` becomes the pieces
-clip(w − clip(w, −jt, jt), −t, t), which sum to it. The function stays the same.
+Small models keep a few enormous weights in `down` (8 times the largest of a usual column), some on channels
+whose inputs are enormous too. One step per tensor cannot serve them and the rest. This is flattening of
+weights where there is no sparse excess: rows of gate and up are repeated, and the column of `down` becomes
+the pieces clip(w − clip(w, −jt, jt), −t, t), which sum to it. The function stays the same.
 
 Inputs flatten into at most 127 columns of T. Where a channel needs more, its weights will have to grow by
 max|x| / (127 T) (`smooth.relieve`), and that growth is counted here.
@@ -69,7 +69,7 @@ def columns(weight: np.ndarray, split: Split) -> np.ndarray:
 
 
 def apply(graph: Graph, fold: Fold, split: Split) -> None:
-    """Repeats rows of gate and up (`fold.source`) and splits the columns of down (`fold.linear`) in `graph`."""
+    """Repeats rows of gate and up (`fold.source`) and splits the columns of down (`fold.linear`)."""
     rows = np.concatenate([split.channel, split.channel + len(fold.index)])
     for name in fold.source.inputs[1:3]:
         graph.constants[name] = Tensor.of(np.ascontiguousarray(graph.array(name)[rows]))
