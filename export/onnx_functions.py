@@ -5,10 +5,11 @@ alone, so an unpacked weight exists once, made at load. Only operators that have
 and for CUDA are used. Attention is spelled out because the two disagree on `Attention(is_causal)` when
 there is a past (onnxruntime issue 29020).
 
-The float functions are spelled out to the single rounding, following kernels_arm.reference: elementwise in
-float32, sums in float64, and the exponential as the same polynomial. A library's Softmax or Sigmoid would differ
-in the last bits, which is enough to move an activation over a rounding boundary, and one integer that differs
-spreads through all layers after it: with them onnxruntime agreed with the native kernels on 97 % of the tokens.
+The float functions are spelled out to the single rounding, following kernels_arm.reference: elementwise
+in float32, sums in float64, and the exponential as the same polynomial. A library's Softmax or Sigmoid
+would differ in the last bits, which is enough to move an activation over a rounding boundary, and one
+integer that differs spreads through all layers after it: with them onnxruntime agreed with the native
+kernels on 97 % of the tokens.
 
 FlatLinear has two products that give the same integers, and the constant `signed` picks one; the other
 is gone once onnxruntime has loaded the model. uint8 · uint8 is the default: int8 activations have no
@@ -78,6 +79,7 @@ _UNPACK = """
     plane = ScatterND (plain, index, total)
 """
 
+
 def _exp(x: str, y: str) -> str:
     """y = e^x, step for step `kernels_arm.reference.exp`; 2^n comes from a table, exact on any device."""
     values = {
@@ -88,7 +90,9 @@ def _exp(x: str, y: str) -> str:
         "ln2_low": reference.LN2_LOW,
         **{f"c{i}": c for i, c in enumerate(reference.EXP_POLYNOMIAL)},
     }
-    lines = [f"{name} = Constant <value_float = {_literal(value)}> ()" for name, value in values.items()]
+    lines = [
+        f"{name} = Constant <value_float = {_literal(float(value))}> ()" for name, value in values.items()
+    ]
     powers = ", ".join(_literal(2.0**n) for n in range(-126, 128))
     lines += [
         f"at_least = Max ({x}, lowest_x)",
@@ -120,7 +124,7 @@ def _exp(x: str, y: str) -> str:
 
 def _literal(value: float) -> str:
     """A float32 as text that reads back exactly and as a float."""
-    text = f"{float(value):.9g}"
+    text = f"{value:.9g}"
     return text if "." in text or "e" in text else text + ".0"
 
 

@@ -16,14 +16,44 @@ import numpy as np
 
 from .jit import inlined, kernel
 from .ops import (
-    A_CONTEXT, A_FLOATS, A_GROUPS, A_HEADS, A_KEYS, A_OUT, A_OUT_STRIDE, A_QKV, A_SIZE, A_STRIDE, A_VALUES,
-    ATTEND_ROWS, STEP_PAST, STEP_TOKENS,
+    A_CONTEXT,
+    A_FLOATS,
+    A_GROUPS,
+    A_HEADS,
+    A_KEYS,
+    A_OUT,
+    A_OUT_STRIDE,
+    A_QKV,
+    A_SIZE,
+    A_STRIDE,
+    A_VALUES,
+    ATTEND_ROWS,
+    STEP_PAST,
+    STEP_TOKENS,
 )  # fmt: skip
 from .pointwise import ZERO, exp16
 from .simd import (
-    add_doubles, add_products, get_f32, get_i64, greater, high_doubles, keep_first, load_doubles, load_floats,
-    low_doubles, max_floats, no_doubles, set_f32, set_f64, splat_float, store_as_doubles, store_floats,
-    store_floats_part, store_tile_as_floats, sum_doubles, zero_doubles,
+    add_doubles,
+    add_products,
+    get_f32,
+    get_i64,
+    greater,
+    high_doubles,
+    keep_first,
+    load_doubles,
+    load_floats,
+    low_doubles,
+    max_floats,
+    no_doubles,
+    set_f32,
+    set_f64,
+    splat_float,
+    store_as_doubles,
+    store_floats,
+    store_floats_part,
+    store_tile_as_floats,
+    sum_doubles,
+    zero_doubles,
 )  # fmt: skip
 
 BLOCK = 8  # tokens of a work item

@@ -34,8 +34,8 @@ _DOTPROD = frozenset({"asimddp", "atomics"})
 _V3 = frozenset({"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})  # x86-64-v3 beyond what AVX2 implies
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-# The cores are those whose schedules LLVM knows best: with `generic`, large tiles spill. What they have beyond the
-# tier's needs is taken away again.
+# The cores are those whose schedules LLVM knows best; with `generic`, large tiles spill. What they have over
+# and above the needs of the tier is taken away again.
 _V80 = "-aes,-crc,-sha2"
 _V82 = f"{_V80},-fullfp16,-rcpc,-rdm,-ssbs"
 

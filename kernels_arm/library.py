@@ -96,7 +96,7 @@ def load(tier: Tier, progress: Callable[[str], None] | None = None) -> Library:
 
 
 def describe() -> dict[str, str]:
-    """What `flatlm doctor` tells: features, tier, why no better one, and where its library would come from."""
+    """What `flatlm doctor` tells: features, tier, why no better one, and where its library comes from."""
     choice = cpu.choose()
     facts = {"features": " ".join(sorted(cpu.features())) or "unknown", "kernels": "none", "library": "none"}
     if tier := choice.tier:

@@ -1,9 +1,10 @@
 """Every operation in plain numpy: the specification that the kernels equal bit for bit.
 
-Integers are exact. Floats are reproducible anywhere because of two rules: element by element, every operation is one
-rounding in float32 (multiply and add never fused); and every sum is taken in float64, whose products of float32 are
-exact, and rounded to float32 once. The order of such a sum touches only bits that the rounding drops (but for about
-one in 10^7), so kernels, numpy and onnxruntime agree on every bit, on any machine, batch and number of threads.
+Integers are exact. Floats are reproducible anywhere because of two rules: element by element, every
+operation is one rounding in float32 (multiply and add never fused); and every sum is taken in float64, whose
+products of float32 are exact, and rounded to float32 once. The order of such a sum touches only bits that
+the rounding drops (but for about one in 10^7), so kernels, numpy and onnxruntime agree on every bit, on any
+machine, batch and number of threads.
 
 Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, t keys.
 """

@@ -80,7 +80,9 @@ def inner_loop(text: str, name: str, tier: Tier) -> Loop:
     assert body, f"no function {name} in the compiled code"
     lines = [re.sub(r"\s*(//|#\s).*", "", line) for line in body[0].splitlines()]
     loops = [_measure(found, tier) for found in _innermost(lines)]
-    return max(reversed(loops), key=lambda loop: loop.macs)
+    loop = max(reversed(loops), key=lambda loop: loop.macs)
+    assert loop.macs, f"{name} multiplies with instructions that _MACS does not know"
+    return loop
 
 
 def _innermost(lines: list[str]) -> list[list[str]]:
@@ -98,11 +100,12 @@ def _innermost(lines: list[str]) -> list[list[str]]:
 _MACS = {  # instruction with its destination: multiply-accumulates (a float multiply counts as one)
     "aarch64": (
         (r"[su]{1,2}dot\s+v\d+\.4s", 16), (r"[su]{1,2}mmla\s", 32), (r"[su]m(ul|la)l2?\s+v\d+\.8h", 8),
-        (r"fmul\s+v\d+\.4s", 4),
+        (r"fm(ul|la)\s+v\d+\.4s", 4), (r"fm(ul|la)\s+v\d+\.2d", 2),
     ),
     "x86_64": (
         (r"vpdpbusd\s.*%zmm", 64), (r"vpmaddubsw\s.*%ymm", 32),
-        (r"vmulps\s.*%zmm", 16), (r"vmulps\s.*%ymm", 8),
+        *((rf"v(mul|fmadd\d+)p{kind}\s.*%{width}mm", n)
+          for kind, width, n in (("s", "z", 16), ("s", "y", 8), ("d", "z", 8), ("d", "y", 4))),
     ),
 }  # fmt: skip
 _LOADS = {

@@ -153,7 +153,8 @@ def _stored_bytes(array: np.ndarray, dtype: str) -> bytes:
 
 def _write_weights(folder: Path, weights: dict[str, np.ndarray], s: TinyShape) -> None:
     if s.shards == 1:
-        return write_safetensors(folder / "model.safetensors", weights, s.dtype)
+        write_safetensors(folder / "model.safetensors", weights, s.dtype)
+        return
     weight_map = {}
     for i in range(s.shards):
         file = f"model-{i + 1:05d}-of-{s.shards:05d}.safetensors"
