@@ -1,4 +1,4 @@
-"""Perplexity of a source model in float32, by the protocol of `flatlm eval ppl`: what recipes are compared with.
+"""Perplexity of a source model in float32, by the protocol of `flatlm eval ppl`.
 
     python scripts/float_perplexity.py smollm2-135m-instruct --text wiki.test.raw --tokens 40960
 
