@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ def run_export(args: argparse.Namespace) -> int:
     from export.exporter import export
     from export.sources import open_source
 
+    signal.signal(signal.SIGTERM, _leave)
     recipe = _recipe(args)
     source = open_source(args.source, sys.stderr)
     stages = Stages()
@@ -62,6 +64,11 @@ def run_export(args: argparse.Namespace) -> int:
         f"{check['kl_to_float']:.4f} and {agreement}"
     )
     return 0
+
+
+def _leave(number: int, frame: object) -> None:
+    """SIGTERM ends like any other error: the temporary folder is removed on the way out."""
+    raise SystemExit(128 + number)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

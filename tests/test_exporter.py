@@ -1,0 +1,107 @@
+"""Export, whole: a tiny model becomes an artifact that every backend runs alike, or nothing remains."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+
+from export import exporter
+from export.recipe import RECIPES, Recipe
+from export.sources import open_source
+from runtime.artifact import open_artifact, verify_artifact
+from runtime.backends import open_backend
+from runtime.cli import main
+from runtime.errors import ResourceError, UsageError
+from tests.tiny_models import tiny_model
+
+TINY = {"windows": 2, "alphas": (0.5,)}
+
+
+def quiet(stage):
+    return lambda done, total: None
+
+
+def export(source_folder, out, name="edge", **options):
+    recipe = Recipe(**{"name": name, **TINY}) if name == "edge" else _changed(RECIPES[name])
+    return exporter.export(open_source(str(source_folder)), out, recipe, tell=quiet, **options)
+
+
+def _changed(recipe):
+    import dataclasses
+
+    return dataclasses.replace(recipe, **TINY)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("source") / "tiny", architecture="qwen2", seed=3)
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    return export(source, tmp_path_factory.mktemp("out") / "tiny-edge")
+
+
+@pytest.mark.parametrize("name", ["edge", "w8a8", "paper", "naive8"])
+def test_every_backend_gives_the_same_logits_to_the_last_bit(source, tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    path = export(source, tmp_path / name, name).path
+    artifact = open_artifact(path)
+    ids = np.random.default_rng(0).integers(0, artifact.manifest.vocab_size, 40)
+    logits = {}
+    for backend in ("native", "numpy", "ort"):
+        opened = open_backend(backend, artifact, context=64)
+        logits[backend] = np.concatenate([opened.forward(ids[:33], 33), opened.forward(ids[33:], 7)])
+        opened.close()
+    assert np.array_equal(logits["native"].view(np.int32), logits["numpy"].view(np.int32))
+    assert np.array_equal(logits["native"], logits["ort"])
+
+
+def test_an_artifact_verifies_and_reports_each_layer(exported):
+    manifest = verify_artifact(exported.path)
+    linears = [
+        row for row in manifest.layers if row["name"].endswith(("qkv", "out", "gate_up", "down", "head"))
+    ]
+    assert len(linears) == len(manifest.layers) > 4
+    assert all(row["bits"] in (4, 8) and row["error"] >= 0 for row in linears)
+    assert manifest.totals["check"]["kl_to_float"] < 1
+
+
+def test_the_command_line_answers_from_it(exported, capsys):
+    assert main(["generate", str(exported.path), "-p", "Hello", "-n", "4", "--json"]) == 0
+    assert '"backend": "native"' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_existing_folder_is_kept_unless_forced(source, exported):
+    before = (exported.path / "flatlm.json").read_bytes()
+    with pytest.raises(UsageError, match=r"exists already.*--force"):
+        export(source, exported.path)
+    assert (exported.path / "flatlm.json").read_bytes() == before
+    export(source, exported.path, "w8a8", force=True)
+    assert open_artifact(exported.path).manifest.recipe == "w8a8"
+    assert [entry.name for entry in exported.path.parent.iterdir()] == [exported.path.name]
+
+
+def test_a_full_disk_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporter, "write_manifest", full)
+    with pytest.raises(ResourceError, match=f"disk of {tmp_path} is full; nothing"):
+        export(source, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, tmp_path, monkeypatch):
+    out = export(source, tmp_path / "model").path
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "_compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(source, out, force=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    verify_artifact(out)
