@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import full_rows
 from .jit import inlined, kernel
 from .ops import (
     A_CONTEXT,
@@ -212,7 +213,7 @@ def run_attend(op, step, first, last, scratch):
         group, token = item % groups, item // groups * BLOCK
         left, row = min(BLOCK, tokens - token) * share, 0
         while left > 0:
-            rows = min(left, ATTEND_ROWS)
+            rows = min(left, full_rows())
             attend_rows(op, group, row, rows, token, past, scratch)
             row += rows
             left -= rows

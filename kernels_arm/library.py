@@ -21,7 +21,19 @@ from . import cpu, linker
 from .cpu import Tier
 
 HERE = Path(__file__).parent
-SOURCES = ("aot", "attention", "cpu", "executor", "jit", "linear", "ops", "pointwise", "reference", "simd")
+SOURCES = (
+    "aot",
+    "attention",
+    "blocks",
+    "cpu",
+    "executor",
+    "jit",
+    "linear",
+    "ops",
+    "pointwise",
+    "reference",
+    "simd",
+)
 COMPILING = "about 10 s, once"
 
 

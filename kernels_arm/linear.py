@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import add_block, from_block, full_tile, has_tile, tile_of, to_block
 from .jit import inlined, kernel
 from .ops import (
     L_ADD,
@@ -38,7 +39,6 @@ from .ops import (
 )  # fmt: skip
 from .simd import (
     add_scaled_shorts,
-    add_tiles,
     dot,
     get_i8,
     get_i32,
@@ -65,27 +65,11 @@ from .simd import (
     zero_sums,
 )  # fmt: skip
 
-TILE = 16  # tokens of a full tile
 SPARSE_TOKENS = 8  # up to this many tokens, excess entries are added one by one
-
-
-@inlined
-def tile_of(tokens):
-    """The compiled tile size that holds this many tokens."""
-    if tokens <= 1:
-        return 1
-    if tokens <= 2:
-        return 2
-    if tokens <= 4:
-        return 4
-    if tokens <= 8:
-        return 8
-    return 16
 
 
 def _product(tokens: int, bits: int):
     """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
-    step_columns = 8 if bits == 4 else 4
 
     @inlined
     def four_columns(weights, group):
@@ -100,63 +84,47 @@ def _product(tokens: int, bits: int):
         high = x + padded * tokens
         for e in range(extras):
             acc = dot(acc, four_columns(weights, get_i32(groups + 4 * e)), high + e * 4 * tokens, bits)
-        acc = tile_times_128(acc)
-        if tokens <= 2:  # two chains of dependent sums, or the latency of `dot` would set the pace
-            other = zero_ints(tokens)
-            for pair in range(padded // 8):
-                digits = x + pair * 8 * tokens
-                if bits == 4:
-                    packed = load_bytes(weights + pair * 64)
-                    even, odd = low_nibbles(packed), high_nibbles(packed)
-                else:
-                    even = offset_int8(load_bytes(weights + pair * 128))
-                    odd = offset_int8(load_bytes(weights + pair * 128 + 64))
-                acc = dot(acc, even, digits, bits)
-                other = dot(other, odd, digits + 4 * tokens, bits)
-            acc = add_tiles(acc, other)
-        else:
-            for step in range(padded // step_columns):
-                packed = load_bytes(weights + step * 64)
-                digits = x + step * step_columns * tokens
-                if bits == 4:
-                    acc = dot(acc, low_nibbles(packed), digits, bits)
-                    acc = dot(acc, high_nibbles(packed), digits + 4 * tokens, bits)
-                else:
-                    acc = dot(acc, offset_int8(packed), digits, bits)
-        store_tile(out, 64, acc)
+        acc = to_block(tile_times_128(acc), bits)
+        for block in range(padded // 16):
+            acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
+        store_tile(out, 64, from_block(acc, tokens, bits))
 
     return product
 
 
-_int4_1, _int4_2, _int4_4, _int4_8, _int4_16 = (_product(m, 4) for m in (1, 2, 4, 8, 16))
-_int8_1, _int8_2, _int8_4, _int8_8, _int8_16 = (_product(m, 8) for m in (1, 2, 4, 8, 16))
+_int4_1, _int4_2, _int4_4, _int4_6, _int4_8, _int4_16 = (_product(m, 4) for m in (1, 2, 4, 6, 8, 16))
+_int8_1, _int8_2, _int8_4, _int8_6, _int8_8, _int8_16 = (_product(m, 8) for m in (1, 2, 4, 6, 8, 16))
 
 
 @kernel
 def product_int4(tile, weights, padded, x, extras, groups, out):
-    if tile == 1:
+    if has_tile(1) and tile == 1:
         _int4_1(weights, padded, x, extras, groups, out)
-    elif tile == 2:
+    elif has_tile(2) and tile == 2:
         _int4_2(weights, padded, x, extras, groups, out)
-    elif tile == 4:
+    elif has_tile(4) and tile == 4:
         _int4_4(weights, padded, x, extras, groups, out)
-    elif tile == 8:
+    elif has_tile(6) and tile == 6:
+        _int4_6(weights, padded, x, extras, groups, out)
+    elif has_tile(8) and tile == 8:
         _int4_8(weights, padded, x, extras, groups, out)
-    else:
+    elif has_tile(16) and tile == 16:
         _int4_16(weights, padded, x, extras, groups, out)
 
 
 @kernel
 def product_int8(tile, weights, padded, x, extras, groups, out):
-    if tile == 1:
+    if has_tile(1) and tile == 1:
         _int8_1(weights, padded, x, extras, groups, out)
-    elif tile == 2:
+    elif has_tile(2) and tile == 2:
         _int8_2(weights, padded, x, extras, groups, out)
-    elif tile == 4:
+    elif has_tile(4) and tile == 4:
         _int8_4(weights, padded, x, extras, groups, out)
-    elif tile == 8:
+    elif has_tile(6) and tile == 6:
+        _int8_6(weights, padded, x, extras, groups, out)
+    elif has_tile(8) and tile == 8:
         _int8_8(weights, padded, x, extras, groups, out)
-    else:
+    elif has_tile(16) and tile == 16:
         _int8_16(weights, padded, x, extras, groups, out)
 
 
@@ -188,11 +156,11 @@ def _excess(tokens: int):
     return add
 
 
-_excess_1, _excess_2, _excess_4, _excess_8 = (_excess(m) for m in (1, 2, 4, 8))
+_excess_1, _excess_2, _excess_4, _excess_6, _excess_8 = (_excess(m) for m in (1, 2, 4, 6, 8))
 
 
 @kernel
-def add_excess(op, panel, tile, sums, out):
+def add_excess(op, panel, token, tile, sums, out):
     """out[i, r] += X[i, k] · excess for each sparse entry (row r, column k) of the panel.
 
     sums: scratch for the partial sums, int32 [entries of the panel + 1, tile].
@@ -200,16 +168,18 @@ def add_excess(op, panel, tile, sums, out):
     columns, values, shorts = (
         get_i64(op + 8 * L_COLUMNS),
         get_i64(op + 8 * L_EXCESS),
-        get_i64(op + 8 * L_SHORTS),
+        get_i64(op + 8 * L_SHORTS) + 2 * token * get_i64(op + 8 * L_PADDED),
     )
     starts = get_i64(op + 8 * L_STARTS) + 64 * panel
-    if tile == 1:
+    if has_tile(1) and tile == 1:
         _excess_1(starts, columns, values, shorts, sums, out)
-    elif tile == 2:
+    elif has_tile(2) and tile == 2:
         _excess_2(starts, columns, values, shorts, sums, out)
-    elif tile == 4:
+    elif has_tile(4) and tile == 4:
         _excess_4(starts, columns, values, shorts, sums, out)
-    else:
+    elif has_tile(6) and tile == 6:
+        _excess_6(starts, columns, values, shorts, sums, out)
+    elif has_tile(8) and tile == 8:
         _excess_8(starts, columns, values, shorts, sums, out)
 
 
@@ -264,8 +234,8 @@ def run_linear(op, step, first, last, scratch):
         if sparse and tokens > SPARSE_TOKENS:
             expand_panel(op, panel, weights, scratch + 1024)
             weights, wide = scratch + 1024, True
-        for token in range(0, tokens, TILE):
-            count = min(TILE, tokens - token)
+        for token in range(0, tokens, full_tile()):
+            count = min(full_tile(), tokens - token)
             tile = tile_of(count)
             digits = x + token * (padded + 4 * extras)
             if wide:
@@ -273,7 +243,7 @@ def run_linear(op, step, first, last, scratch):
             else:
                 product_int4(tile, weights, padded, digits, extras, groups, scratch)
             if sparse and not wide:
-                add_excess(op, panel, tile, scratch + 1024, scratch)
+                add_excess(op, panel, token, tile, scratch + 1024, scratch)
             finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import full_tile, tile_of
 from .jit import inlined, kernel
-from .linear import SPARSE_TOKENS, TILE, tile_of
+from .linear import SPARSE_TOKENS
 from .ops import (
     EMBED_BITS,
     EMBED_COLUMNS,
@@ -218,10 +219,11 @@ def run_quantize(op, step, first, last, scratch):
     extras = get_i64(op + 8 * Q_EXTRAS)
     shorts = get_i64(op + 8 * Q_SHORTS) if tokens <= SPARSE_TOKENS else 0
     for number in range(first, last):
-        start = number * TILE
-        count = min(TILE, tokens - start)
+        start = number * full_tile()
+        count = min(full_tile(), tokens - start)
         tile = tile_of(count)
         digits = get_i64(op + 8 * Q_OUT) + start * (padded + 4 * extras)
+        shorts_at = shorts + 2 * start * padded if shorts else 0
         for i in range(count):
             x = rows + stride * (start + i)
             if kind == NORM:
@@ -230,7 +232,7 @@ def run_quantize(op, step, first, last, scratch):
             elif kind == SWIGLU:
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
-            total = quantize_row(op, x, i, tile, digits, shorts)
+            total = quantize_row(op, x, i, tile, digits, shorts_at)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
             split_digits(op, x, i, tile, digits)
 

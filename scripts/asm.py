@@ -32,11 +32,14 @@ CORES = {"neon": "cortex-a72", "dotprod": "neoverse-n1", "i8mm": "neoverse-n2"} 
 
 
 # ------------------------------------------------------------------------------------------------- compile
-def gated_kernels() -> list[str]:
-    """The kernels of the table: every tile of linear's product, attention for one row and for eight."""
-    from kernels_arm import attention, linear
+def gated_kernels(tier: Tier) -> list[str]:
+    """The kernels of the table: the tier's tiles of linear's product, attention for one row and for eight."""
+    from kernels_arm import attention, blocks, linear
 
-    return [name[1:] for module in (linear, attention) for name in vars(module) if re.fullmatch(GATED, name)]
+    simd.set_tier(tier)
+    names = [name[1:] for module in (linear, attention) for name in vars(module) if re.fullmatch(GATED, name)]
+    sizes = {str(size) for size in blocks.tiles()}
+    return [name for name in names if not name.startswith("int") or name.partition("_")[2] in sizes]
 
 
 def assembly(names: list[str], tier: Tier) -> str:
@@ -166,11 +169,11 @@ def main() -> int:
         tiers = args.cpu or [tier.name for tier in TIERS if tier.machine == "aarch64"]
         print(json.dumps(_tables(tiers, args.cycles), indent=1))
         return 0
-    if args.kernel not in gated_kernels():
-        parser.error(f"which kernel? One of {', '.join(gated_kernels())}")
     tier = BY_NAME[args.cpu[0]] if args.cpu else cpu.choose().tier
     if tier is None:
         parser.error("this machine has no tier; name one with --cpu")
+    if args.kernel not in gated_kernels(tier):
+        parser.error(f"which kernel? One of {', '.join(gated_kernels(tier))}")
     show(args.kernel, tier)
     return 0
 
@@ -178,7 +181,8 @@ def main() -> int:
 def _tables(tiers: list[str], with_cycles: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Each tier in a process of its own, as Numba is retargeted once."""
     if len(tiers) == 1:
-        return {tiers[0]: table(gated_kernels(), BY_NAME[tiers[0]], with_cycles)}
+        tier = BY_NAME[tiers[0]]
+        return {tier.name: table(gated_kernels(tier), tier, with_cycles)}
     flags = ["--cycles"] if with_cycles else []
     commands = [[sys.executable, __file__, "--table", *flags, "--cpu", tier] for tier in tiers]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]

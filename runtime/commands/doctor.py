@@ -59,11 +59,7 @@ def _packages() -> dict[str, str]:
 
 
 def _processor() -> dict[str, Any]:
-    from kernels_arm import cpu
+    from kernels_arm import library
+    from kernels_arm.team import default_threads
 
-    choice = cpu.choose()
-    facts = {
-        "features": " ".join(sorted(cpu.features())),
-        "kernels": choice.tier.name if choice.tier else "none",
-    }
-    return {**facts, "not chosen": "; ".join(choice.objections) or "nothing better exists"}
+    return {**library.describe(), "threads": default_threads()}
