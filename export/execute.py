@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout
 from runtime.errors import UnsupportedError
 from runtime.graph import Graph, Node
 
@@ -162,7 +161,7 @@ def _embedding(graph: Graph, node: Node) -> Operation:
 
 
 def _flat_embedding(graph: Graph, node: Node) -> Operation:
-    weight, scale = totals(graph, node, *node.inputs[1:2], *node.inputs[3:5]), graph.array(node.inputs[2])
+    weight, scale = graph.totals(node), graph.array(node.inputs[2])
     return lambda ids: (weight[ids] * scale[ids][..., None],)
 
 
@@ -188,8 +187,8 @@ def linear(weight: np.ndarray, bias: np.ndarray) -> Operation:
 
 
 def _flat_linear(graph: Graph, node: Node) -> Operation:
-    _, weight, scale, bias, inverse_scale, limit, _, _, delta, value = node.inputs
-    weights = totals(graph, node, weight, delta, value).astype(np.float32)
+    _, _, scale, bias, inverse_scale, limit, *_ = node.inputs
+    weights = graph.totals(node).astype(np.float32)
     arrays = (graph.array(name) for name in (scale, bias, inverse_scale, limit))
     return flat_linear(weights, *arrays)
 
@@ -208,14 +207,6 @@ def flat_linear(weights, scale, bias, inverse_scale, limit) -> Operation:
         return (y,)
 
     return flat_linear
-
-
-def totals(graph: Graph, node: Node, weight: str, delta: str, value: str) -> np.ndarray:
-    """The integer weights int8 [rows, columns] of a FlatLinear or FlatEmbedding, excess included."""
-    bits = {"uint4": 4, "int8": 8}[graph.constants[weight].dtype]
-    rows, columns = int(node.attrs["rows"]), int(node.attrs["columns"])
-    excess = graph.array(delta), graph.array(value)
-    return layout.totals_of(graph.array(weight), rows, columns, bits, *excess)
 
 
 def _rotary_attention(graph: Graph, node: Node) -> Operation:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from export.calibrate import WINDOW
 from runtime.errors import TemplateError, UsageError
 from runtime.prompt import render
 from runtime.tokenizer import Tokenizer
 
-WINDOW = 512
 QUESTION = 240  # characters of a user's message: questions are short, answers long
 
 

@@ -2,8 +2,7 @@
 
 An op's progress is one word, (step number, chunks, taken, done). A thread takes the next chunk with a
 compare-and-swap; when none is left it waits until all are done and goes on. So nobody waits for a thread
-that has
-no chunk in hand: one that the system has put aside finds the step finished when it comes back.
+that has no chunk in hand: one that the system has put aside finds the step finished when it comes back.
 
     word:  step number (33 bits) | chunks (10) | taken (10) | done (10)
     team:  the T_* words of ops.py

@@ -125,10 +125,3 @@ def totals_of(
         table = decode_excess(delta, value, *weights.shape)
         weights[table.rows, table.columns] += table.excess
     return np.ascontiguousarray(weights[:rows, :columns])
-
-
-def limits_of(source: np.ndarray, low: np.ndarray, levels: int, columns: int) -> np.ndarray:
-    """int32 [columns]: how far each channel's integer may go, pieces × levels."""
-    limit = np.zeros(columns, np.int32)
-    np.maximum.at(limit, source, low.astype(np.int32) + levels)
-    return limit

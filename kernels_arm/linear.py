@@ -34,6 +34,7 @@ from .ops import (
     L_SUMS,
     L_WEIGHTS,
     L_X,
+    SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
 )  # fmt: skip
@@ -64,8 +65,6 @@ from .simd import (
     zero_ints,
     zero_sums,
 )  # fmt: skip
-
-SPARSE_TOKENS = 8  # up to this many tokens, excess entries are added one by one
 
 
 def _product(tokens: int, bits: int):

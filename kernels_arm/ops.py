@@ -10,7 +10,6 @@ FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND = range(1, 6)
-NAMES = {EMBED: "embed", QUANTIZE: "quantize", LINEAR: "linear", ROTATE: "rotate", ATTEND: "attend"}
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
@@ -51,6 +50,7 @@ T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
+SPARSE_TOKENS = 8  # up to this many tokens, excess entries are added one by one
 ATTEND_ROWS = 8  # query rows that share a load
 
 

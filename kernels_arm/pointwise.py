@@ -6,7 +6,6 @@ import numpy as np
 
 from .blocks import full_tile, tile_of
 from .jit import inlined, kernel
-from .linear import SPARSE_TOKENS
 from .ops import (
     EMBED_BITS,
     EMBED_COLUMNS,
@@ -42,6 +41,7 @@ from .ops import (
     R_SIZE,
     R_STRIDE,
     R_VALUES,
+    SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
     STEP_PAST,

@@ -129,20 +129,16 @@ load_bytes = _loader(bytes64, bytes64.llvm, 1)
 load_ints = _loader(ints16, ints16.llvm, 4)
 load_floats = _loader(floats16, floats16.llvm, 4)
 store_bytes = _storer(bytes64, bytes64.llvm, 1)
-store_ints = _storer(ints16, ints16.llvm, 4)
 store_floats = _storer(floats16, floats16.llvm, 4)
 
 get_f32 = _loader(types.float32, _FLOAT, 4)
 get_i64 = _loader(types.int64, _LONG, 8)
 get_i32 = _loader(types.int32, _INT, 4)
-get_i16 = _loader(types.int16, _SHORT, 2)
 get_i8 = _loader(types.int8, _BYTE, 1)
 get_u8 = _loader(types.uint8, _BYTE, 1)
 get_u16 = _loader(types.uint16, _SHORT, 2)
 set_f32 = _storer(types.float32, _FLOAT, 4)
-set_i64 = _storer(types.int64, _LONG, 8)
 set_i32 = _storer(types.int32, _INT, 4)
-set_i16 = _storer(types.int16, _SHORT, 2)
 set_i8 = _storer(types.int8, _BYTE, 1)
 
 
@@ -263,7 +259,6 @@ power_of_two = _unary(
         b.shl(b.add(n, _constant(ints16.llvm, 127)), _constant(ints16.llvm, 23)), floats16.llvm
     ),
 )
-times_128 = _unary(ints16, ints16, lambda b, x: b.shl(x, _constant(ints16.llvm, 7)))
 low_nibbles = _unary(bytes64, bytes64, lambda b, x: b.and_(x, _constant(bytes64.llvm, 15)))
 high_nibbles = _unary(bytes64, bytes64, lambda b, x: b.lshr(x, _constant(bytes64.llvm, 4)))
 minus_eight = _unary(bytes64, bytes64, lambda b, x: b.sub(x, _constant(bytes64.llvm, 8)))
@@ -452,15 +447,6 @@ def tile_times_128(typing, tile):
         return context.make_tuple(builder, tile, rows)
 
     return tile(tile), emit
-
-
-@intrinsic
-def add_tiles(typing, tile, other):
-    def emit(context, builder, signature, args):
-        pairs = zip(*(cgutils.unpack_tuple(builder, a, tile.count) for a in args), strict=True)
-        return context.make_tuple(builder, tile, [builder.add(a, b) for a, b in pairs])
-
-    return tile(tile, other), emit
 
 
 @intrinsic

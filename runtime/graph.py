@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernels_arm import layout
+
 Attribute = int | float | str
 
 
@@ -51,3 +53,13 @@ class Graph:
         """The constant `name` in its logical shape (raw bytes for uint4)."""
         tensor = self.constants[name]
         return tensor.data if tensor.dtype == "uint4" else tensor.data.reshape(tensor.shape)
+
+    def bits(self, weight: str) -> int:
+        """4 or 8: of the packed weight `weight`."""
+        return {"uint4": 4, "int8": 8}[self.constants[weight].dtype]
+
+    def totals(self, node: Node) -> np.ndarray:
+        """The integer weights of a FlatLinear or FlatEmbedding, int8 [rows, columns], excess included."""
+        weight, excess = node.inputs[1], (self.array(name) for name in node.inputs[-2:])
+        rows, columns = int(node.attrs["rows"]), int(node.attrs["columns"])
+        return layout.totals_of(self.array(weight), rows, columns, self.bits(weight), *excess)

@@ -27,8 +27,6 @@ from .cache import KVCache
 from .errors import FormatError
 from .graph import Graph, Node
 
-SPARSE_TOKENS = 8  # kernels_arm.linear: up to this many tokens, excess entries are added one by one
-
 
 @dataclass
 class Plan:
@@ -137,7 +135,7 @@ class _Lowering:
                 columns = max(columns, width)
         rows = padded(self.batch, 16)
         digits = self._zeros((rows * largest + 64,), np.int8)
-        sums, shorts = self._zeros((rows,), np.int32), self._zeros((SPARSE_TOKENS * columns,), np.int16)
+        sums, shorts = self._zeros((rows,), np.int32), self._zeros((ops.SPARSE_TOKENS * columns,), np.int16)
         return digits.ctypes.data, sums.ctypes.data, shorts.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
@@ -164,7 +162,7 @@ class _Lowering:
 
     def embedding(self, node: Node) -> None:
         _, weight, scale, delta, value = node.inputs
-        bits = _bits(self.graph, weight)
+        bits = self.graph.bits(weight)
         columns = padded(int(node.attrs["columns"]), layout.COLUMNS)
         out = self._rows(node.outputs[0], columns)
         self._add(
@@ -188,7 +186,7 @@ class _Lowering:
     def linear(self, node: Node) -> None:
         x, weight, scale, bias, _, _, _, _, delta, value = node.inputs
         rows, columns = int(node.attrs["rows"]), padded(int(node.attrs["columns"]), layout.COLUMNS)
-        bits, last = _bits(self.graph, weight), int(node.outputs[0] == "logits")
+        bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
         excess = self._excess(node, delta, value, "L_")
         groups = self._wide_groups(node)
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
@@ -277,7 +275,7 @@ class _Lowering:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
         table = layout.decode_excess(deltas, totals, rows, columns)
-        self.excess_scratch = max(self.excess_scratch, 4 * SPARSE_TOKENS * (table.most_in_a_panel + 1))
+        self.excess_scratch = max(self.excess_scratch, 4 * ops.SPARSE_TOKENS * (table.most_in_a_panel + 1))
         return {
             f"{prefix}STARTS": self._held(table.starts, np.int32),
             f"{prefix}COLUMNS": self._held(table.columns, np.uint16),
@@ -294,10 +292,6 @@ _LOWER = {
     "Add": _Lowering.add,
     "RotaryAttention": _Lowering.attention,
 }
-
-
-def _bits(graph: Graph, weight: str) -> int:
-    return {"uint4": 4, "int8": 8}[graph.constants[weight].dtype]
 
 
 def _last_uses(graph: Graph) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels_arm import layout, reference
+from kernels_arm import reference
 from runtime.errors import ContextError
 from runtime.graph import Graph, Node
 
@@ -59,9 +59,9 @@ class NumpyBackend:
         return reference.rotary_table(env[node.inputs[0]], self.graph.array(node.inputs[1]))
 
     def embedding(self, node: Node, env) -> tuple[np.ndarray, ...]:
-        ids, weight, scale, delta, value = node.inputs
+        ids, weight, scale, _, _ = node.inputs
         if weight not in self._weights:
-            self._weights[weight] = weight_totals(self.graph, node, weight, delta, value)
+            self._weights[weight] = self.graph.totals(node)
         return (reference.embedding(env[ids], self._weights[weight], self.graph.array(scale)),)
 
     def norm(self, node: Node, env) -> tuple[np.ndarray, ...]:
@@ -104,23 +104,12 @@ _OPERATIONS: dict[str, Callable] = {
 }
 
 
-def weight_totals(graph: Graph, node: Node, weight: str, delta: str, value: str) -> np.ndarray:
-    """The integer weights of a FlatLinear or FlatEmbedding, int8 [rows, columns]."""
-    rows, columns, bits = int(node.attrs["rows"]), int(node.attrs["columns"]), bits_of(graph, weight)
-    excess = graph.array(delta), graph.array(value)
-    return layout.totals_of(graph.array(weight), rows, columns, bits, *excess)
-
-
-def bits_of(graph: Graph, weight: str) -> int:
-    return {"uint4": 4, "int8": 8}[graph.constants[weight].dtype]
-
-
 class _Linear:
     """A FlatLinear whose integer product goes through float32 BLAS in exact pieces."""
 
     def __init__(self, graph: Graph, node: Node):
-        _, weight, scale, bias, inverse, limit, _, _, delta, value = node.inputs
-        self.weights = weight_totals(graph, node, weight, delta, value).T.astype(np.float32)  # [k, n]
+        _, _, scale, bias, inverse, limit, *_ = node.inputs
+        self.weights = graph.totals(node).T.astype(np.float32)  # [k, n]
         self.scale, self.bias = graph.array(scale), graph.array(bias)
         self.inverse = np.float32(graph.array(inverse)[()])
         self.limit = graph.array(limit).astype(np.int32)
