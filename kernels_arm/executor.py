@@ -34,11 +34,23 @@ from .ops import (
     T_STEP,
     T_STOP,
     T_THREADS,
+    T_TIMES,
     T_WORDS,
     T_YIELD,
 )  # fmt: skip
 from .pointwise import run_embed, run_quantize, run_rotate
-from .simd import atomic_add, atomic_load, atomic_store, call_address, compare_exchange, fence, get_i64, pause
+from .simd import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    call_address,
+    compare_exchange,
+    fence,
+    get_i64,
+    pause,
+    set_i64,
+    ticks,
+)
 
 FIELD = 1023
 SPINS = 2000  # pauses before the first yield: about 50 µs, more than any op of a decode step waits
@@ -138,7 +150,9 @@ def run_plan(team, thread, number):
     ops, count, words = get_i64(team + 8 * T_OPS), get_i64(team + 8 * T_COUNT), get_i64(team + 8 * T_WORDS)
     step, threads = get_i64(team + 8 * T_STATE), get_i64(team + 8 * T_THREADS)
     scratch = get_i64(team + 8 * T_SCRATCH) + thread * get_i64(team + 8 * T_SCRATCH_SIZE)
+    times = get_i64(team + 8 * T_TIMES) if thread == 0 else 0
     for i in range(count):
+        before = ticks() if times else 0
         op, word = ops + RECORD * i, words + 64 * i
         items = op_items(op, step)
         chunks = op_chunks(op, step, items, threads)
@@ -152,6 +166,8 @@ def run_plan(team, thread, number):
         if taken == -2:
             return
         await_op(word, number, get_i64(team + 8 * T_YIELD))
+        if times:
+            set_i64(times + 8 * i, get_i64(times + 8 * i) + ticks() - before)
 
 
 @kernel

@@ -42,6 +42,7 @@ from .simd import (
     add_scaled_shorts,
     dot,
     get_i8,
+    get_i16,
     get_i32,
     get_i64,
     get_u16,
@@ -53,6 +54,7 @@ from .simd import (
     low_nibbles,
     minus_eight,
     offset_int8,
+    prefetch,
     set_i8,
     set_i32,
     splat_int,
@@ -127,6 +129,32 @@ def product_int8(tile, weights, padded, x, extras, groups, out):
         _int8_16(weights, padded, x, extras, groups, out)
 
 
+UNROLLED = 4  # entries of one token at a time: up to 3 beyond a panel's last are read and summed, never used
+LINES = 2  # of the next panel's weights, fetched meanwhile: or memory would rest while entries are added
+
+
+@inlined
+def _excess_1(starts, columns, values, shorts, sums, out, ahead):
+    """As the others, in scalar registers, for one token. `ahead` is where the next panel's weights begin."""
+    first, total = get_i32(starts), np.int32(0)
+    count = get_i32(starts + 64) - first
+    columns, values = columns + 2 * first, values + first
+    set_i32(sums, total)
+    for group in range((count + UNROLLED - 1) // UNROLLED):
+        for line in range(LINES):
+            prefetch(ahead + 64 * (LINES * group + line))
+        for j in range(UNROLLED):
+            entry = UNROLLED * group + j
+            x = get_i16(shorts + 2 * np.int64(get_u16(columns + 2 * entry)))
+            total = np.int32(total + np.int32(x) * np.int32(get_i8(values + entry)))
+            set_i32(sums + 4 * entry + 4, total)
+    low = np.int32(0)
+    for r in range(16):
+        high = get_i32(sums + 4 * (get_i32(starts + 4 * r + 4) - first))
+        set_i32(out + 4 * r, get_i32(out + 4 * r) + high - low)
+        low = high
+
+
 def _excess(tokens: int):
     """Sparse entries of one panel for a tile of constant size.
 
@@ -155,14 +183,14 @@ def _excess(tokens: int):
     return add
 
 
-_excess_1, _excess_2, _excess_4, _excess_6, _excess_8 = (_excess(m) for m in (1, 2, 4, 6, 8))
+_excess_2, _excess_4, _excess_6, _excess_8 = (_excess(m) for m in (2, 4, 6, 8))
 
 
 @kernel
-def add_excess(op, panel, token, tile, sums, out):
+def add_excess(op, panel, token, tile, sums, out, ahead):
     """out[i, r] += X[i, k] · excess for each sparse entry (row r, column k) of the panel.
 
-    sums: scratch for the partial sums, int32 [entries of the panel + 1, tile].
+    sums: scratch for the partial sums, int32 [entries of the panel + UNROLLED, tile].
     """
     columns, values, shorts = (
         get_i64(op + 8 * L_COLUMNS),
@@ -171,7 +199,7 @@ def add_excess(op, panel, token, tile, sums, out):
     )
     starts = get_i64(op + 8 * L_STARTS) + 64 * panel
     if has_tile(1) and tile == 1:
-        _excess_1(starts, columns, values, shorts, sums, out)
+        _excess_1(starts, columns, values, shorts, sums, out, ahead)
     elif has_tile(2) and tile == 2:
         _excess_2(starts, columns, values, shorts, sums, out)
     elif has_tile(4) and tile == 4:
@@ -242,7 +270,7 @@ def run_linear(op, step, first, last, scratch):
             else:
                 product_int4(tile, weights, padded, digits, extras, groups, scratch)
             if sparse and not wide:
-                add_excess(op, panel, token, tile, scratch + 1024, scratch)
+                add_excess(op, panel, token, tile, scratch + 1024, scratch, weights + padded * 2 * bits)
             finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)
 
 

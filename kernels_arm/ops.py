@@ -10,6 +10,7 @@ FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND = range(1, 6)
+NAMES = {EMBED: "embed", QUANTIZE: "quantize", LINEAR: "product", ROTATE: "rotate", ATTEND: "attend"}
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
@@ -19,17 +20,15 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_SHORTS, Q_LAST = range(11, 15)
-# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras] indices of 4-column groups
-# that have
-# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted
-# as logits
+# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups that have
+# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted as
+# logits
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
-L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_COLUMNS, L_EXCESS, L_LAST = range(12, 19)
-# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS
-# int8 [E]: the
-# sparse excess, row by row; L_STARTS is 0 where there is none
+L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_COLUMNS, L_EXCESS, L_LAST, L_ENTRIES = range(12, 20)
+# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS int8
+# [E]: the sparse excess, row by row; L_STARTS is 0 where there is none; L_ENTRIES is E, for who measures
 
 # rotary embedding in place on q; k and v are appended to the cache
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
@@ -45,7 +44,8 @@ STEP_TOKENS, STEP_PAST, STEP_LOGITS, STEP_IDS = range(4)
 
 # team words (int64), a cache line apart where threads write them
 T_STEP, T_STOP = 0, 8  # the step number; non-zero when the team is to end
-T_THREADS, T_OPS, T_COUNT, T_WORDS, T_STATE, T_SCRATCH, T_SCRATCH_SIZE, T_YIELD = range(16, 24)
+T_THREADS, T_OPS, T_COUNT, T_WORDS, T_STATE, T_SCRATCH, T_SCRATCH_SIZE, T_YIELD, T_TIMES = range(16, 25)
+# T_TIMES: int64 [count], to which thread 0 adds each op's ticks, or 0
 T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread is woken
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS

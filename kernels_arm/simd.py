@@ -137,9 +137,11 @@ get_i32 = _loader(types.int32, _INT, 4)
 get_i8 = _loader(types.int8, _BYTE, 1)
 get_u8 = _loader(types.uint8, _BYTE, 1)
 get_u16 = _loader(types.uint16, _SHORT, 2)
+get_i16 = _loader(types.int16, _SHORT, 2)
 set_f32 = _storer(types.float32, _FLOAT, 4)
 set_i32 = _storer(types.int32, _INT, 4)
 set_i8 = _storer(types.int8, _BYTE, 1)
+set_i64 = _storer(types.int64, _LONG, 8)
 
 
 def _mask(builder, count):
@@ -681,6 +683,31 @@ def pause(typing):
         return context.get_dummy_value()
 
     return types.void(), emit
+
+
+@intrinsic
+def ticks(typing):
+    """A clock that runs steadily and is the same on all cores: TSC, or the generic timer of ARM."""
+
+    def emit(context, builder, signature, args):
+        # the steady counter is cntvct_el0, where the cycle counter is the system's alone
+        counter = "cycle" if tier().machine == "x86_64" else "steady"
+        return _call(builder, f"llvm.read{counter}counter", _LONG, [])
+
+    return types.int64(), emit
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at the address; any address will do."""
+
+    def emit(context, builder, signature, args):
+        settings = [ir.Constant(_INT, value) for value in (0, 3, 1)]  # to read, into every cache, data
+        at = _address(builder, args[0], _BYTE)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *settings])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 @intrinsic

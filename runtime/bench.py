@@ -1,7 +1,7 @@
 """Speed as llama-bench measures it: pp reads a prompt of random ids, tg feeds one id at a time.
 
-Each run starts from an empty context. One unmeasured run warms up; then `repetitions` runs, mean and standard
-deviation of tokens per second.
+Each run starts from an empty context, or from one of `depth` tokens. One unmeasured run
+warms up; then `repetitions` runs, mean and standard deviation of tokens per second.
 """
 
 from __future__ import annotations
@@ -48,30 +48,45 @@ class Result:
 
 
 def measure(
-    backend: Backend, kind: str, tokens: int, repetitions: int, progress: Progress | None = None
+    backend: Backend,
+    kind: str,
+    tokens: int,
+    repetitions: int,
+    progress: Progress | None = None,
+    depth: int = 0,
 ) -> list[float]:
     """Tokens per second of `repetitions` runs of `kind` ("pp" or "tg") over `tokens` tokens.
 
-    Raises ContextError where they do not fit the context.
+    `depth` tokens stand in the context before. Raises ContextError where all do not fit it.
     """
-    if tokens > backend.context:
+    if depth + tokens > backend.context:
         raise ContextError(
-            f"{kind}{tokens} does not fit the context of {backend.context} tokens: raise --ctx"
+            f"{name_of(kind, tokens, depth)} does not fit the context of {backend.context} tokens: "
+            "raise --ctx"
         )
-    ids = np.random.default_rng(0).integers(0, backend.vocab, tokens)
+    ids = np.random.default_rng(0).integers(0, backend.vocab, max(depth, tokens))
     step = BATCH if kind == "pp" else 1
-    _run(backend, ids[: tokens if kind == "pp" else 4], step)
+    backend.truncate(0)
+    for start in range(0, depth, BATCH):
+        backend.forward(ids[start : min(start + BATCH, depth)], logits=1)
+    ids = ids[:tokens]
+    _run(backend, ids[: tokens if kind == "pp" else 4], step, depth)
     rates = []
     for i in range(repetitions):
-        rates.append(tokens / _run(backend, ids, step))
+        rates.append(tokens / _run(backend, ids, step, depth))
         if progress is not None:
             progress(i + 1, repetitions)
     backend.truncate(0)
     return rates
 
 
-def _run(backend: Backend, ids: np.ndarray, step: int) -> float:
-    backend.truncate(0)
+def name_of(kind: str, tokens: int, depth: int) -> str:
+    """The test's name, as llama-bench writes it."""
+    return f"{kind}{tokens}" + (f" @ d{depth}" if depth else "")
+
+
+def _run(backend: Backend, ids: np.ndarray, step: int, depth: int) -> float:
+    backend.truncate(depth)
     started = time.perf_counter()
     for start in range(0, len(ids), step):
         backend.forward(ids[start : start + step], logits=1)

@@ -1,8 +1,8 @@
 """Tokens in, tokens out: one loop over a backend. It knows nothing of text, templates or files.
 
-Left out: drafting, several sequences at once. What a backend holds of an earlier call is used again where the
-new prompt starts with the same ids; a row's result does not depend on the batch, so the answer is the same
-either way.
+Left out: several sequences at once. Drafting takes the place of a forward pass and lives in runtime/drafting.
+What a backend holds of an earlier call is used again where the new prompt starts with the same ids; a row's
+result does not depend on the batch, so the answer is the same either way.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from runtime.sampler import Sampler
 
 if TYPE_CHECKING:
     from runtime.backends import Backend
+    from runtime.drafting.speculator import Speculator
 
 PREFILL_CHUNK = (
     128  # tokens per call while reading a prompt: weights are read once per chunk, Ctrl-C waits for one
 )
+COMPARED = 256  # ids per comparison in `common_start`
 
 
 def generate(
@@ -35,8 +37,11 @@ def generate(
     progress: Progress | None = None,
     chunk: int = PREFILL_CHUNK,
     on_reuse: Callable[[int], None] | None = None,
+    speculator: Speculator | None = None,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt`, one forward pass each; a stop id is yielded last.
+
+    With a `speculator` (whose `begin` was called with this answer's rule) a pass may give several.
 
     Ends after `n` ids (-1: no limit) or when the context is full. `held` are the ids the backend's sequence
     consists of; it is kept up to date, so that passing it again continues from the common start, whose length
@@ -53,13 +58,19 @@ def generate(
     logits = prefill(backend, held, prompt[reused:], chunk, progress)
     history = list(prompt)
     room = backend.context - len(prompt) + 1  # the last id is not fed back
-    for count in range(1, (room if n < 0 else min(n, room)) + 1):
-        number = sampler(logits, history)
-        history.append(number)
-        yield number
-        if number in stop_ids or count in (n, room):
-            return
-        logits = forward(backend, held, [number])
+    left = room if n < 0 else min(n, room)
+    written = [sampler(logits, history)]
+    while True:
+        for number in written:
+            history.append(number)
+            left -= 1
+            yield number
+            if number in stop_ids or left == 0:
+                return
+        if speculator is None:
+            written = [sampler(forward(backend, held, written), history)]
+        else:
+            written = speculator.step(backend, held, history, left, stop_ids)
 
 
 def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
@@ -79,14 +90,24 @@ def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
         )
 
 
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first ids are the same; in blocks, since Python compares lists without a loop of ours."""
+    a, b = (x if isinstance(x, list) else list(x) for x in (a, b))
+    most = min(len(a), len(b))
+    for start in range(0, most, COMPARED):
+        end = min(start + COMPARED, most)
+        if a[start:end] != b[start:end]:
+            return next(i for i in range(start, end) if a[i] != b[i])
+    return most
+
+
 def reuse(backend: Backend, held: list[int], prompt: Sequence[int]) -> int:
     """Cut the backend's sequence back to what `prompt` starts with, and return that length.
 
     At least the last id of the prompt is left to be read again: its logits are needed.
     """
     known = min(len(held), backend.position)  # they differ where an interrupt fell between the two
-    most = min(known, len(prompt) - 1)
-    common = next((i for i in range(most) if held[i] != prompt[i]), most)
+    common = min(known, common_start(held, prompt), len(prompt) - 1)
     backend.truncate(common)
     del held[common:]
     return common

@@ -199,6 +199,7 @@ class _Lowering:
             L_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
             L_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
             L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual),
+            L_ENTRIES=self.graph.array(delta).size,
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
         self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)
@@ -275,11 +276,12 @@ class _Lowering:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
         table = layout.decode_excess(deltas, totals, rows, columns)
-        self.excess_scratch = max(self.excess_scratch, 4 * ops.SPARSE_TOKENS * (table.most_in_a_panel + 1))
+        self.excess_scratch = max(self.excess_scratch, 4 * ops.SPARSE_TOKENS * (table.most_in_a_panel + 4))
+        size = len(table.columns) + 3  # the kernels read entries by fours
         return {
             f"{prefix}STARTS": self._held(table.starts, np.int32),
-            f"{prefix}COLUMNS": self._held(table.columns, np.uint16),
-            f"{prefix}EXCESS": self._held(table.excess, np.int8),
+            f"{prefix}COLUMNS": self._held(table.columns, np.uint16, size),
+            f"{prefix}EXCESS": self._held(table.excess, np.int8, size),
         }
 
 

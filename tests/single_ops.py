@@ -92,6 +92,6 @@ def _excess(
     if not delta.size:
         return {}, []
     table = layout.decode_excess(delta, value, rows, columns)
-    held = [table.starts, table.columns, table.excess]
+    held = [table.starts, np.pad(table.columns, (0, 3)), np.pad(table.excess, (0, 3))]  # read by fours
     starts, where, excess = (array.ctypes.data for array in held)
     return {"L_STARTS": starts, "L_COLUMNS": where, "L_EXCESS": excess}, held

@@ -1,14 +1,18 @@
-"""Which kernels a processor gets: the table of tiers, FLATLM_CPU, and what the objections say."""
+"""Which kernels a processor gets, with the objections to better ones, and which cores the threads stay on."""
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from kernels_arm import cpu
+from kernels_arm import cpu, ops, team
 from kernels_arm.cpu import BY_NAME, TIERS, choose
+from kernels_arm.library import Library
+from kernels_arm.team import Cores, Team, fast_cores
 
 PI4 = frozenset({"asimd"})
 PI5 = PI4 | {"atomics", "asimddp"}
@@ -103,3 +107,99 @@ def test_features_are_what_all_listed_processors_share(monkeypatch):
     text = "processor: 0\nflags\t\t: sse2 avx2 fma\n\nprocessor: 1\nflags\t\t: sse2 avx2\n"
     monkeypatch.setattr(cpu.Path, "read_text", lambda path: text)
     assert cpu._cpuinfo_features() == {"sse2", "avx2"}
+
+
+# --------------------------------------------------------------------------------------------- which cores
+PIXEL = {0: 250, 1: 250, 2: 250, 3: 250, 4: 620, 5: 620, 6: 1024, 7: 1024}
+SNAPDRAGON = {0: 340, 1: 340, 2: 340, 3: 740, 4: 740, 5: 740, 6: 740, 7: 1024}
+
+
+@pytest.fixture
+def phone(monkeypatch):
+    """A function that gives this machine other cores: {core: capacity}."""
+
+    def become(capacities: dict[int, int | None]) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda thread: set(capacities), raising=False)
+        monkeypatch.setattr(team, "_capacity", capacities.__getitem__)
+
+    return become
+
+
+@pytest.mark.parametrize(("cores", "fast"), [(PIXEL, {6, 7}), (SNAPDRAGON, {3, 4, 5, 6, 7})])
+def test_threads_stay_on_cores_of_at_least_70_percent_of_the_top_capacity(cores, fast, phone):
+    phone(cores)
+    assert (fast_cores().threads, fast_cores().pinned) == (len(fast), fast)
+
+
+def test_the_reason_names_the_cores_and_what_the_others_lack(phone):
+    phone(SNAPDRAGON)
+    assert fast_cores().why == (
+        "cores 3-7 of 0-7: the top capacity is 1024, the slower ones have 340 at most"
+    )
+
+
+def test_only_cores_this_process_may_use_count(phone):
+    phone({core: PIXEL[core] for core in (0, 1, 2, 3, 4, 5)})  # as Android leaves an app in the background
+    assert fast_cores().pinned == {4, 5}
+
+
+@pytest.mark.parametrize("cores", [dict.fromkeys(range(4), 1024), dict.fromkeys(range(4)), PIXEL | {7: None}])
+def test_without_a_difference_that_the_system_tells_nothing_is_pinned(cores, phone):
+    phone(cores)
+    assert (fast_cores().threads, fast_cores().pinned) == (len(cores), frozenset())
+
+
+def test_a_mac_starts_as_many_threads_as_it_has_performance_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(team, "_performance_cores", lambda: 4)
+    assert fast_cores() == Cores(4, frozenset(), "performance cores")
+
+
+def test_spans_are_short():
+    assert team.spans({7, 0, 1, 2, 5}) == "0-2, 5, 7"
+
+
+pins = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="nothing to choose from"
+)
+
+
+@pins
+def test_every_thread_of_a_team_is_pinned_while_it_lives_and_the_callers_is_given_back(monkeypatch):
+    everywhere = frozenset(os.sched_getaffinity(0))
+    core = frozenset({max(everywhere)})
+    seen: dict[int, frozenset[int]] = {}
+
+    def look(thread: int) -> int:
+        seen[thread] = frozenset(os.sched_getaffinity(0))
+        return -1
+
+    monkeypatch.setattr(team, "fast_cores", lambda: Cores(2, core, "a test"))
+    library = Library(
+        TIERS[0], "test", lambda _: look(0), lambda _, thread, __: look(thread), lambda _: 0, None
+    )
+    plan = np.zeros((1, ops.FIELDS), np.int64), np.zeros(8, np.int64)
+    pair = Team(library, *plan, scratch=0, threads=2)
+    pair.step()
+    pair.close()
+    assert seen == {0: core, 1: core}
+    assert os.sched_getaffinity(0) == everywhere
+    crowd = Team(library, *plan, scratch=0, threads=3)  # more than there are fast cores: anywhere
+    crowd.step()
+    crowd.close()
+    assert seen == dict.fromkeys(range(3), everywhere)
+
+
+@pins
+def test_a_mask_that_the_system_refuses_changes_nothing():
+    absent = frozenset({1023})
+    before, after = team.pin(absent)
+    assert before == after == os.sched_getaffinity(0)
+
+
+@pins
+def test_doctors_trial_pins_a_thread_of_its_own(monkeypatch):
+    everywhere = frozenset(os.sched_getaffinity(0))
+    monkeypatch.setattr(team, "fast_cores", lambda: Cores(1, frozenset({min(everywhere)}), "a test"))
+    assert team.describe() == {"threads": "1: a test", "pinned": f"to {min(everywhere)}, as read back"}
+    assert os.sched_getaffinity(0) == everywhere

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime import per_op
 from runtime.backends.native import NativeBackend
 from runtime.backends.numpy import NumpyBackend
 from runtime.errors import BackendError, ContextError, ResourceError
@@ -110,4 +111,16 @@ def test_an_id_outside_the_vocabulary_is_refused(artifact):
     backend = NativeBackend(artifact)
     with pytest.raises(BackendError, match=f"0 … {VOCABULARY - 1}"):
         backend.forward(np.array([VOCABULARY]))
+    backend.close()
+
+
+def test_the_time_of_a_step_is_shared_among_its_operations(artifact):
+    backend = NativeBackend(artifact, threads=2)
+    times = per_op.measure(backend, 1)
+    assert sum(op.count for op in times) == len(backend.plan.ops)
+    assert all(op.seconds > 0 for op in times)
+    assert {op.name.split()[0] for op in times} == {"embed", "quantize", "product", "rotate", "attend"}
+    head = next(op for op in times if op.name == "product head")
+    assert head.multiplications >= backend.vocab
+    assert "product head" in per_op.table(times)
     backend.close()

@@ -59,7 +59,6 @@ def _packages() -> dict[str, str]:
 
 
 def _processor() -> dict[str, Any]:
-    from kernels_arm import library
-    from kernels_arm.team import default_threads
+    from kernels_arm import library, team
 
-    return {**library.describe(), "threads": default_threads()}
+    return {**library.describe(), **team.describe()}
