@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.parallel import each
 from runtime.errors import UnsupportedError
 from runtime.graph import Graph, Node
 
@@ -85,6 +86,16 @@ def keep(env: Env, later: Iterable[Node]) -> None:
         del env[name]
 
 
+def advance(steps: Sequence[Step], envs: Iterable[Env], later: Sequence[Node]) -> None:
+    """Takes all chunks through the steps, side by side; what `later` nodes do not read is dropped."""
+
+    def step(env: Env) -> None:
+        run(steps, env)
+        keep(env, later)
+
+    each(step, envs)
+
+
 def chunks(tokens: np.ndarray, size: int = 4) -> list[Env]:
     """Windows [B, T] → environments of `size` windows each."""
     position = np.arange(tokens.shape[1])[None]
@@ -98,9 +109,7 @@ def run_blocks(graph: Graph, envs: Sequence[Env]) -> list[Step]:
     for i, block in enumerate(most):
         steps = prepare(graph, block)
         later = [node for group in [*most[i + 1 :], last] for node in group]
-        for env in envs:
-            run(steps, env)
-            keep(env, later)
+        advance(steps, envs, later)
     return prepare(graph, last)
 
 

@@ -20,12 +20,14 @@ import numpy as np
 
 from export import calibrate, execute
 from export.archs import build_graph
+from export.bigrams import bigrams
 from export.passages import passages
 from export.quantize import quantize
 from export.recipe import Recipe
 from export.report import Report
 from export.sources.source import Source
 from runtime.artifact import Manifest, write_manifest
+from runtime.drafting.bigrams import BIGRAMS
 from runtime.errors import FlatlmError, ResourceError, UsageError
 from runtime.graph import Graph
 from runtime.onnx_reader import read_onnx
@@ -56,11 +58,14 @@ def export(
     float_graph = build_graph(source)
     with _folder_beside(out) as folder:
         _copy_files(source, folder)
-        tokens = passages(load_tokenizer(folder), load_template(folder), calibrate.text(text), recipe.windows)
+        tokenizer, words = load_tokenizer(folder), calibrate.text(text)
+        tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
         graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
         from export.onnx_writer import write_onnx
 
         write_onnx(graph, folder, tell("writing"))
+        table = bigrams(tokenizer.encode(words, special=False), int(graph.metadata["vocab_size"]))
+        (folder / BIGRAMS).write_bytes(table.astype("<i4").tobytes())
         checked = _compare(float_graph, folder, tokens, tell("checking"))
         manifest = write_manifest(
             folder, tell("hashing"), **_manifest_fields(source, graph, report, recipe, tokens, checked)

@@ -12,7 +12,7 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .parallel import each
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
 from .passes.gptq import gptq
@@ -117,16 +118,45 @@ def _quantize_block(
             )
             emit_linear(first, rounded, result)
             steps[0] = execute.Step(first, rounded.operation())
-            error = _relative_error(floats[0], steps[0], streams)
-            reports.append(_report(first, rounded, error, found))
         else:
             rest = nodes[start:stop]
         _copy(local, rest, result)
-        for stream, run in zip(streams, (floats, steps), strict=True):
-            for env in stream:
-                execute.run(run, env)
-                execute.keep(env, [*nodes[stop:], *later])
+        needed = [*nodes[stop:], *later]
+        if not needed:
+            _thin(streams, first)
+        error = _advance(floats, steps, streams, needed)
+        if first.op == "Linear":
+            reports.append(_report(first, rounded, error, found))
     return reports
+
+
+def _advance(
+    floats: Sequence[execute.Step], steps: Sequence[execute.Step], streams: Streams, later: Sequence[Node]
+) -> float:
+    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's."""
+    name = steps[0].node.outputs[0]
+
+    def step(pair: tuple[execute.Env, execute.Env]) -> tuple[float, float]:
+        for env, run in zip(pair, (floats, steps), strict=True):
+            execute.run(run, env)
+        wanted, got = (env[name] for env in pair)
+        sizes = _square(got - wanted), _square(wanted)
+        for env in pair:
+            execute.keep(env, later)
+        return sizes
+
+    wrong, right = np.sum(each(step, zip(*streams, strict=True)), axis=0)
+    return float(wrong / right) if right else 0.0
+
+
+def _square(x: np.ndarray) -> float:
+    return float(np.vdot(x, x))
+
+
+def _thin(streams: Streams, last: Node) -> None:
+    """The last layer's outputs are read by nobody: a sample of its inputs is enough for its error."""
+    for env in itertools.chain(*streams):
+        env[last.inputs[0]] = env[last.inputs[0]][:, ::11]
 
 
 def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams) -> Rounded:
@@ -159,18 +189,6 @@ def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.
     return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.drift)
 
 
-def _relative_error(floats: execute.Step, steps: execute.Step, streams: Streams) -> float:
-    """‖ŷ − y‖² / ‖y‖² of a layer on a tenth of the windows' tokens, against the float stream."""
-    name = steps.node.inputs[0]
-    wrong = right = 0.0
-    for float_env, env in zip(*streams, strict=True):
-        wanted = floats.run(float_env[name][:, ::11])[0]
-        got = steps.run(env[name][:, ::11])[0]
-        wrong += float(np.sum((got - wanted) ** 2, dtype=np.float64))
-        right += float(np.sum(wanted**2, dtype=np.float64))
-    return wrong / right if right else 0.0
-
-
 def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerReport:
     rows, columns = rounded.integers.shape
     flattening, bits = rounded.flattening, rounded.grid.bits
@@ -183,7 +201,7 @@ def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerR
         alpha=found.smoothing[node.name][0] if node.name in found.smoothing else None,
         threshold=flattening.threshold,
         extra_columns=flattening.extra,
-        wide_channels=flattening.wide,
+        double_groups=flattening.double_groups,
         excess=excess_share(rounded.integers, bits),
         error=error,
         kl=found.kl(node.name),

@@ -25,7 +25,7 @@ class LayerReport:
     alpha: float | None  # smoothing, None: not smoothed
     threshold: float  # T of the flattened input
     extra_columns: float  # share of columns added by flattening
-    wide_channels: int  # channels of more than one column: what flatlm's own kernels run twice
+    double_groups: int  # groups of 4 columns that flatlm's own kernels run twice
     excess: float  # share of weights beyond the 4-bit plane
     error: float  # ‖y − y of the float model‖² / ‖y of the float model‖², on the calibration windows
     kl: float | None  # nats, of this layer alone at 4 bits, rounded to nearest; None: not measured
@@ -66,8 +66,8 @@ class Report:
 
     @property
     def extra_work_native(self) -> float:
-        """The same in flatlm's kernels, where a wide channel costs one more pass whatever its pieces."""
-        return self._work(lambda layer: layer.wide_channels / layer.columns)
+        """The same in flatlm's kernels: a wide channel has its group of 4 run twice, whatever its pieces."""
+        return self._work(lambda layer: 4 * layer.double_groups / layer.columns)
 
     def _work(self, share) -> float:
         total = sum(layer.weights for layer in self.layers)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from export import exporter
+from export.bigrams import bigrams
 from export.recipe import RECIPES, Recipe
 from export.sources import open_source
 from runtime.artifact import open_artifact, verify_artifact
 from runtime.backends import open_backend
 from runtime.cli import main
+from runtime.drafting.bigrams import load_bigrams
 from runtime.errors import ResourceError, UsageError
 from tests.tiny_models import tiny_model
 
@@ -42,6 +44,17 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(source, tmp_path_factory):
     return export(source, tmp_path_factory.mktemp("out") / "tiny-edge")
+
+
+def test_the_bigram_table_holds_what_follows_most_often():
+    assert bigrams([3, 1, 3, 1, 3, 2, 0, 2, 0, 4], 6).tolist() == [2, 3, 0, 1, -1, -1]
+
+
+def test_drafting_finds_the_bigram_table_in_the_artifact(exported):
+    table = load_bigrams(exported.path, exported.manifest.vocab_size)
+    assert table is not None
+    assert (table >= 0).any()
+    assert "bigrams.i32" in exported.manifest.files
 
 
 @pytest.mark.parametrize("name", ["edge", "w8a8", "paper", "naive8"])

@@ -59,6 +59,11 @@ class Flattening:
         """Channels of more than one column."""
         return int((self.pieces > 1).sum())
 
+    @property
+    def double_groups(self) -> int:
+        """Groups of 4 columns in which a channel's X needs two int8 digits."""
+        return len(np.unique(np.flatnonzero(self.limit > 127) // 4))
+
 
 def flatten(maxima: np.ndarray, levels: int, wide: float) -> Flattening:
     """Channel maxima [k], and the share of channels that may become several columns → how to flatten.

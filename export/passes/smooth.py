@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.calibrate import Inputs
+from export.parallel import each
 from runtime.graph import Graph, Node, Tensor
 
 from .flatten import MAX_PIECES, box_threshold
@@ -159,7 +160,7 @@ def search(
     for reach, peak, strengths in sizes:
         candidates += [(alpha, scales(reach, peak, index, alpha)) for alpha in strengths]
     relieved = [(alpha, relieve(inputs.maxima, s, index, wide)) for alpha, s in candidates]
-    errors = [error(s) for _, s in relieved]
+    errors = each(lambda candidate: error(candidate[1]), relieved)
     return relieved[int(np.argmin(errors))]
 
 

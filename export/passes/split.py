@@ -60,6 +60,16 @@ def split(maxima: np.ndarray, weight: np.ndarray, budget: float, wide: float) ->
     return Split(channel, piece, widths[channel])
 
 
+def by_size(maxima: np.ndarray) -> Split:
+    """maxima [k] → the same channels, those of the largest inputs first.
+
+    So the channels that inputs flatten into several columns lie side by side. Kernels take columns by fours,
+    and read a group again for one wide channel: scattered, 14 % wide channels lie in 40 % of the groups.
+    """
+    order = np.argsort(-maxima, kind="stable").astype(np.int64)
+    return Split(order, np.zeros_like(order), np.full(len(order), np.inf, np.float32))
+
+
 def columns(weight: np.ndarray, split: Split) -> np.ndarray:
     """weight [n, k] → [n, k']: the pieces of each column sum to it."""
     whole, width = weight[:, split.channel], split.width
