@@ -14,15 +14,20 @@ import secrets
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime import engine, prompt
+import numpy as np
+
+from runtime import engine, prompt, prompt_styles
+from runtime.drafting.spec import build_speculator, parse_draft
+from runtime.drafting.speculator import DraftTimings, Speculator
+from runtime.drafting.verify import Rule, invariant, rejection
 from runtime.errors import BackendError, ContextError
-from runtime.options import BackendOptions, SamplingOptions, from_json
+from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
 from runtime.progress import Progress
-from runtime.sampler import make_sampler
+from runtime.sampler import Sampler, make_sampler
 from runtime.stop_text import StopText
 from runtime.tokenizer import Detokenizer, Tokenizer, load_tokenizer
 
@@ -53,6 +58,7 @@ class Timings:
     prefill_seconds: float = 0.0
     generated_tokens: int = 0  # with the token that ended the answer
     decode_seconds: float = 0.0
+    drafting: DraftTimings | None = None  # None: plain decoding
 
     @property
     def prefill_rate(self) -> float:
@@ -80,27 +86,55 @@ class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
     def __init__(self, path: str | Path, **options: Any) -> None:
-        """`options` are BackendOptions: backend, device, threads, ctx.
+        """`options` are BackendOptions (backend, device, threads, ctx) and DraftOptions (draft, draft_rule).
 
         Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
         """
         from runtime.artifact import open_artifact
 
-        chosen = from_json(options, BackendOptions)
+        names = [{item.name for item in fields(cls)} for cls in (BackendOptions, DraftOptions)]
+        chosen = from_json(options, BackendOptions, ignore=names[1])
+        drafting = from_json(options, DraftOptions, ignore=names[0])
+        spec = parse_draft(drafting.draft)
         artifact = open_artifact(path)
         folder = Path(artifact.path)
         tokenizer, template = load_tokenizer(folder), prompt.load_template(folder)
-        self._set(open_chosen(artifact, chosen), tokenizer, template)
+        backend = open_chosen(artifact, chosen)
+        speculator = None
+        if spec is not None:
+            try:
+                speculator = build_speculator(
+                    spec, artifact, tokenizer, lambda drafter: open_beside(backend, drafter, chosen)
+                )
+            except BaseException:
+                backend.close()
+                raise
+        self._set(backend, tokenizer, template, speculator, drafting.draft_rule)
 
     @classmethod
-    def of(cls, backend: Backend, tokenizer: Tokenizer, template: str | None = None) -> LLM:
+    def of(
+        cls,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        template: str | None = None,
+        speculator: Speculator | None = None,
+        draft_rule: str = "invariant",
+    ) -> LLM:
         """An LLM from its parts."""
         llm = cls.__new__(cls)
-        llm._set(backend, tokenizer, template)
+        llm._set(backend, tokenizer, template, speculator, draft_rule)
         return llm
 
-    def _set(self, backend: Backend, tokenizer: Tokenizer, template: str | None) -> None:
+    def _set(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        template: str | None,
+        speculator: Speculator | None,
+        draft_rule: str,
+    ) -> None:
         self.backend, self.tokenizer, self.template = backend, tokenizer, template
+        self.speculator, self._draft_rule = speculator, draft_rule
         self._held: list[int] = []  # the ids the backend's sequence consists of
         self._current: Stream | None = None
 
@@ -122,11 +156,15 @@ class LLM:
         messages: Sequence[prompt.Message],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
+        prompt_style: str = "plain",
+        re2: bool = False,
+        reads: int = 2,
         progress: Progress | None = None,
         **options: Any,
     ) -> Stream:
-        """Like `chat`, as an iterator over pieces of text."""
-        ids = self.chat_ids(messages, tools)
+        """Like `chat`, as an iterator over pieces of text. How the last message is put: PromptOptions."""
+        put = prompt_styles.styled(messages, PromptOptions(prompt_style, re2, reads))
+        ids = self.chat_ids(put, tools)
         return self.stream_ids(ids, from_json(options, SamplingOptions), progress=progress)
 
     def chat_ids(
@@ -162,8 +200,10 @@ class LLM:
         return self._current
 
     def close(self) -> None:
-        """Free the model's memory. The LLM cannot be used after."""
+        """Free the memory of the model and its drafters. The LLM cannot be used after."""
         self.backend.close()
+        if self.speculator is not None:
+            self.speculator.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -186,6 +226,7 @@ class Stream(Iterator[str]):
         self._reason = "interrupted"
         self._ended = False
         self._timings = Timings(prompt_tokens=len(ids))
+        self.source = ""  # the drafter whose token the last piece came with; empty: the model itself
         self._pieces = self._run(progress)
 
     def __next__(self) -> str:
@@ -198,6 +239,11 @@ class Stream(Iterator[str]):
         for _ in self:
             pass
         return self.completion
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """What the model was sent."""
+        return tuple(self._prompt)
 
     def close(self) -> None:
         """End the answer here; what was produced stays in `completion`."""
@@ -213,15 +259,19 @@ class Stream(Iterator[str]):
 
     def _run(self, progress: Progress | None) -> Generator[str, None, None]:
         llm, stop_ids = self._llm, self._llm.tokenizer.eos_ids
+        sampler = make_sampler(self._options)
+        if llm.speculator is not None:
+            llm.speculator.begin(draft_rule(llm._draft_rule, sampler, self._options))
         ids = engine.generate(
             llm.backend,
             self._prompt,
-            make_sampler(self._options),
+            sampler,
             self._options.n,
             stop_ids,
             held=llm._held,
             progress=progress,
             on_reuse=lambda count: self._count(reused_tokens=count),
+            speculator=llm.speculator,
         )
         for number in self._timed(ids):
             if number in stop_ids:
@@ -258,10 +308,29 @@ class Stream(Iterator[str]):
             else:
                 total = times.decode_seconds + seconds
                 self._count(generated_tokens=times.generated_tokens + 1, decode_seconds=total)
+            if self._llm.speculator is not None:
+                self.source = self._llm.speculator.source_of(times.generated_tokens)
+                self._count(drafting=self._llm.speculator.timings())
             yield number
 
     def _count(self, **changes: Any) -> None:
         self._timings = replace(self._timings, **changes)
+
+
+def draft_rule(name: str, sampler: Sampler, options: SamplingOptions) -> Rule:
+    """The rule of DraftOptions by its name, for one answer."""
+    if name == "invariant":
+        return invariant(sampler)
+    return rejection(options, np.random.Generator(np.random.PCG64(options.seed)))
+
+
+def open_beside(target: Backend, drafter: Path, options: BackendOptions) -> Backend:
+    """A model that drafts for `target`: on the same kind of backend, with as much context as both have."""
+    from runtime.artifact import open_artifact
+
+    artifact = open_artifact(drafter)
+    context = min(target.context, artifact.manifest.context_length)
+    return open_named(target.name, artifact, replace(options, ctx=context))
 
 
 def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:

@@ -87,6 +87,25 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """How a question is put to the model: runtime/prompt_styles.py."""
+
+    prompt_style: str = option(
+        "plain",
+        "--prompt-style",
+        choices=("plain", "cot", "ps"),
+        help="cot: think step by step; ps: plan, then solve",
+    )
+    re2: bool = option(
+        False, "--re2", help="have the question read twice (Re2), what precedes a line --- once"
+    )
+    reads: int = option(2, "--reads", low=1, high=5, help="how often --re2 reads it")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class BackendOptions:
     """Where and how wide the model runs."""
 
@@ -107,6 +126,29 @@ class BackendOptions:
         low=1,
         high=2**24,
         help="tokens the context holds; default: the model's, at most 4096",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """Who guesses ahead. Answers are the same; only how fast they come depends on it."""
+
+    draft: str = option(
+        "off",
+        "--draft",
+        metavar="WHAT",
+        help="off, auto[:MODEL,…], maxgram, the folder of a smaller MODEL with the same tokenizer, or "
+        "cascade:DRAFTER,…[:K[:L]]",
+    )
+    draft_rule: str = option(
+        "invariant",
+        "--draft-rule",
+        choices=("invariant", "rejection"),
+        help="when sampling: invariant writes the very tokens of plain decoding, rejection follows the same "
+        "law and keeps more guesses",
     )
 
     def __post_init__(self) -> None:

@@ -1,13 +1,18 @@
 """From logits to the next token.
 
 A sampler is a function (logits [V] float32, history: ids so far) -> id. The steps and their order are those
-of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the ids left, in
-ascending order. Equal logits are never left to the order of a sort: same logits and seed, same answer.
+of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the ids left. Equal
+logits are never left to the order of a sort.
+
+A sampler keeps no state: the noise of a draw belongs to (seed, position, id). So the same logits at the same
+position give the same id whatever was drawn before, and models that share a seed draw the same id as often as
+their distributions agree, which is what makes drafting invisible under sampling too (docs/drafting.md).
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,24 +21,38 @@ from runtime.errors import BackendError
 from runtime.options import SamplingOptions
 
 Sampler = Callable[[np.ndarray, Sequence[int]], int]
+Law = tuple[np.ndarray, np.ndarray]  # ids that may follow, ascending; their probabilities, float64, sum 1
 
 COLD = 1e-6  # temperatures below it are greedy: the division would only overflow
 BLOCK = 64  # values under one maximum in `likeliest`
+MASK = 2**64 - 1
 FIRST_CANDIDATES = 256  # top-p looks at this many first, at 8 times more while they do not hold the share
 
 
 def make_sampler(options: SamplingOptions) -> Sampler:
-    """A sampler with its own random stream (PCG64 from `options.seed`; -1 takes the system's entropy)."""
-    random = np.random.Generator(np.random.PCG64(None if options.seed < 0 else options.seed))
+    """A sampler whose noise is that of `options.seed`; -1 takes the system's entropy."""
+    seed = options.seed if options.seed >= 0 else secrets.randbits(63)
 
     def sample(logits: np.ndarray, history: Sequence[int]) -> int:
         logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
-        if options.temp < COLD or options.top_k == 1:
+        if is_greedy(options):
             return greedy(logits)
-        ids, shares = distribution(logits, options)
-        return draw(ids, shares, float(random.random()))
+        return race(distribution(logits, options), noise_key(seed, len(history)))
 
     return sample
+
+
+def next_law(logits: np.ndarray, history: Sequence[int], options: SamplingOptions) -> Law:
+    """What a sampler of `options` draws from; one id where it is greedy."""
+    logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
+    if is_greedy(options):
+        return np.array([greedy(logits)]), np.ones(1)
+    return distribution(logits, options)
+
+
+def is_greedy(options: SamplingOptions) -> bool:
+    """Whether `options` leave nothing to chance."""
+    return options.temp < COLD or options.top_k == 1
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -59,7 +78,7 @@ def penalize(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarr
     return result
 
 
-def distribution(logits: np.ndarray, options: SamplingOptions) -> tuple[np.ndarray, np.ndarray]:
+def distribution(logits: np.ndarray, options: SamplingOptions) -> Law:
     """The ids that may follow, ascending, and their probabilities (float64, sum 1). Needs temp > 0."""
     highest = float(logits.max())
     demand_numbers(highest)
@@ -73,8 +92,40 @@ def distribution(logits: np.ndarray, options: SamplingOptions) -> tuple[np.ndarr
     return ids, weights / weights.sum()
 
 
-def draw(ids: np.ndarray, shares: np.ndarray, uniform: float) -> int:
-    """The id at `uniform` (in [0, 1)) of the cumulated probabilities."""
+def race(law: Law, key: int) -> int:
+    """An id drawn from `law`: the first to arrive of exponential clocks, one per id, ticking at its share.
+
+    The clock of an id depends on `key` and the id alone. Two laws with one key give the same id with
+    probability at least (1 - d) / (1 + d), d their total variation distance (Daliri, Musco, Suresh 2024,
+    arXiv 2408.07978: Gumbel sampling).
+    """
+    ids, shares = law
+    with np.errstate(divide="ignore"):  # a share of 0 never arrives
+        return int(ids[np.argmin(-np.log(uniforms(ids, key)) / shares)])
+
+
+def noise_key(seed: int, position: int) -> int:
+    """The key of one position's noise."""
+    return int(mixed(np.array([seed & MASK], np.uint64) + mixed(np.array([position], np.uint64)))[0])
+
+
+def uniforms(ids: np.ndarray, key: int) -> np.ndarray:
+    """A number in (0, 1) for each of `ids`, that of its place in the stream of `key`."""
+    bits = mixed(np.uint64(key) ^ mixed(ids.astype(np.uint64)))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, each bit depending on all: splitmix64 (Steele, Lea, Flood 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(law: Law, uniform: float) -> int:
+    """The id at `uniform` (in [0, 1)) of the cumulated probabilities of `law`."""
+    ids, shares = law
     total = np.cumsum(shares)
     place = int(np.searchsorted(total, uniform * total[-1], side="right"))
     return int(ids[min(place, len(ids) - 1)])

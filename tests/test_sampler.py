@@ -9,7 +9,18 @@ import pytest
 
 from runtime.errors import BackendError
 from runtime.options import SamplingOptions
-from runtime.sampler import distribution, draw, greedy, likeliest, make_sampler, penalize, recent
+from runtime.sampler import (
+    distribution,
+    draw,
+    greedy,
+    likeliest,
+    make_sampler,
+    noise_key,
+    penalize,
+    race,
+    recent,
+    uniforms,
+)
 
 OPEN = {"temp": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -125,22 +136,52 @@ def test_a_seed_repeats_and_another_differs():
 
     def draws(seed):
         sampler = make_sampler(SamplingOptions(**{**OPEN, "seed": seed}))
-        return [sampler(logits, ()) for _ in range(8)]
+        return [sampler(logits, [0] * position) for position in range(8)]
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(2)
     assert draws(-1) != draws(-1)
 
 
-def test_draws_follow_the_distribution():
-    sampler = make_sampler(SamplingOptions(**OPEN, seed=3))
-    counts = np.bincount([sampler(logits_of([0.1, 0.6, 0.3]), ()) for _ in range(4000)], minlength=3)
-    np.testing.assert_allclose(counts / 4000, [0.1, 0.6, 0.3], atol=0.03)
+def test_a_draw_depends_on_the_position_and_not_on_the_draws_before():
+    logits = np.zeros(1000, np.float32)
+    sampler = make_sampler(SamplingOptions(**OPEN, seed=1))
+    first = [sampler(logits, [0] * position) for position in range(8)]
+    assert [sampler(logits, [0] * position) for position in reversed(range(8))] == first[::-1]
+    assert len(set(first)) > 4
+
+
+@pytest.mark.parametrize("over", ["positions", "seeds"])
+def test_draws_follow_the_distribution(over):
+    law = np.array([0, 1, 2]), np.array([0.1, 0.6, 0.3])
+    keys = [noise_key(3, i) if over == "positions" else noise_key(i, 3) for i in range(4000)]
+    counts = np.bincount([race(law, key) for key in keys], minlength=3)
+    np.testing.assert_allclose(counts / 4000, law[1], atol=0.025)  # three standard deviations
+
+
+def test_the_noise_of_neighbouring_positions_seeds_and_ids_is_uncorrelated():
+    noise = np.array([[uniforms(np.arange(64), noise_key(s, p)) for p in range(16)] for s in range(16)])
+    for axis in range(3):
+        a, b = np.take(noise, range(15), axis), np.take(noise, range(1, 16), axis)
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.03  # 3.7 deviations at 16 × 15 × 64 pairs
+
+
+def test_laws_with_one_key_give_the_same_id_as_often_as_they_agree():
+    ids, p, q = np.arange(3), np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
+    distance = np.abs(p - q).sum() / 2
+    same = np.mean([race((ids, p), noise_key(0, i)) == race((ids, q), noise_key(0, i)) for i in range(4000)])
+    assert same >= (1 - distance) / (1 + distance)
+    assert same > (p * q).sum() + 0.2  # what independent draws give
+
+
+def test_an_id_without_a_share_is_never_drawn():
+    law = np.array([4, 7]), np.array([0.0, 1.0])
+    assert {race(law, noise_key(0, i)) for i in range(100)} == {7}
 
 
 @pytest.mark.parametrize(("uniform", "expected"), [(0.0, 7), (0.24, 7), (0.25, 5), (0.9999999999999999, 5)])
 def test_a_draw_lands_where_the_cumulated_shares_say(uniform, expected):
-    assert draw(np.array([7, 5]), np.array([0.25, 0.75]), uniform) == expected
+    assert draw((np.array([7, 5]), np.array([0.25, 0.75])), uniform) == expected
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

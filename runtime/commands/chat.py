@@ -12,8 +12,9 @@ from runtime.cli import INTERRUPTED, add_verb
 from runtime.commands.common import add_model, open_llm, say
 from runtime.commands.generate import summary, write
 from runtime.errors import ContextError, TemplateError
-from runtime.options import BackendOptions, SamplingOptions, add_flags, from_args
+from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, add_flags, from_args
 from runtime.progress import ProgressLine
+from runtime.prompt_styles import styled
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
@@ -28,21 +29,30 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-sys", "--system", metavar="TEXT", help="a system message for the whole conversation"
     )
+    parser.add_argument("--show-prompt", action="store_true", help="print on stderr what the model is sent")
+    add_flags(parser, PromptOptions)
     add_flags(parser, SamplingOptions)
     add_flags(parser, BackendOptions)
+    add_flags(parser, DraftOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines from stdin and answer each; returns 130 where Ctrl-C ended the conversation."""
     sampling = asdict(from_args(args, SamplingOptions))
+    prompting = from_args(args, PromptOptions)
     opening = [] if args.system is None else [{"role": "system", "content": args.system}]
     with open_llm(args) as llm:
         say(HELP)
-        return converse(llm, opening, sampling)
+        return converse(llm, opening, sampling, prompting, args.show_prompt)
 
 
-def converse(llm: LLM, opening: list[dict[str, str]], sampling: dict[str, Any]) -> int:
-    """The loop over stdin. An answer that was stopped stays in the conversation."""
+def converse(
+    llm: LLM, opening: list[dict[str, Any]], sampling: dict[str, Any], prompting: PromptOptions, show: bool
+) -> int:
+    """The loop over stdin. An answer that was stopped stays in the conversation.
+
+    So does a line as it was put to the model: what it has read of the conversation stays what it was.
+    """
     messages = list(opening)
     interrupted = False
     while True:
@@ -65,15 +75,17 @@ def converse(llm: LLM, opening: list[dict[str, str]], sampling: dict[str, Any]) 
         elif command.startswith("/"):
             say(HELP)
         elif command:
-            interrupted = _answer(llm, messages, line, sampling)
+            messages += styled([{"role": "user", "content": line}], prompting)
+            interrupted = _answer(llm, messages, sampling, show)
 
 
-def _answer(llm: LLM, messages: list[dict[str, str]], line: str, sampling: dict[str, Any]) -> bool:
-    """Answer `line`, extending `messages`; returns whether Ctrl-C stopped it."""
-    messages.append({"role": "user", "content": line})
+def _answer(llm: LLM, messages: list[dict[str, Any]], sampling: dict[str, Any], show: bool) -> bool:
+    """Answer the last of `messages`, extending them; returns whether Ctrl-C stopped it."""
     try:
         with ProgressLine("reading", "tokens") as progress:
             stream = llm.stream_chat(messages, progress=progress, **sampling)
+            if show:
+                say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
             status = write(stream)
     except (ContextError, TemplateError) as error:
         messages.pop()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UsageError
-from runtime.options import BackendOptions, from_args
+from runtime.options import BackendOptions, DraftOptions, from_args
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
@@ -34,12 +34,13 @@ def model_path(args: argparse.Namespace) -> Path:
 
 
 def open_llm(args: argparse.Namespace) -> LLM:
-    """The model of `args`, with its BackendOptions."""
+    """The model of `args`, with its BackendOptions and DraftOptions."""
     from dataclasses import asdict
 
     from runtime.llm import LLM
 
-    return LLM(model_path(args), **asdict(from_args(args, BackendOptions)))
+    backend, draft = from_args(args, BackendOptions), from_args(args, DraftOptions)
+    return LLM(model_path(args), **asdict(backend), **asdict(draft))
 
 
 def read_text(path: str) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from runtime.cli import INTERRUPTED, add_verb
 from runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
 from runtime.errors import UsageError
-from runtime.options import BackendOptions, SamplingOptions, add_flags, from_args
+from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, add_flags, from_args
 from runtime.progress import ProgressLine
+from runtime.prompt_styles import styled
 
 if TYPE_CHECKING:
     from runtime.llm import LLM, Completion, Stream
+
+COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foreground of ANSI terminals
+RESET = "\x1b[0m"
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -30,9 +35,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
     )
+    parser.add_argument("--show-prompt", action="store_true", help="print on stderr what the model is sent")
     add_json(parser)
+    add_flags(parser, PromptOptions)
     add_flags(parser, SamplingOptions)
     add_flags(parser, BackendOptions)
+    add_flags(parser, DraftOptions)
+    parser.add_argument(
+        "--show-draft", action="store_true", help="on a terminal, colour the text by the drafter it came from"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     text = _prompt(args)
     with open_llm(args) as llm, ProgressLine("reading the prompt", "tokens") as progress:
         stream = _start(llm, text, args, {**sampling, "progress": progress})
-        status = write(stream, echo=not args.json)
+        if args.show_prompt:
+            say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
+        status = write(stream, echo=not args.json, colours=_colours(args, llm))
         if args.json:
             print_json(as_json(stream.completion, llm))
         say(summary(stream.completion))
@@ -59,24 +72,44 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _start(llm: LLM, text: str, args: argparse.Namespace, options: dict[str, Any]) -> Stream:
+    prompting = from_args(args, PromptOptions)
     if args.raw or llm.template is None:
         if args.system is not None:
             raise UsageError("--system needs a chat template" + ("; leave --raw out" if args.raw else ""))
         if not args.raw:
             say("flatlm: this model has no chat template; it continues the prompt as it is")
-        return llm.stream(text, **options)
+        (put,) = styled([{"role": "user", "content": text}], prompting)
+        return llm.stream(put["content"], **options)
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    return llm.stream_chat([*system, {"role": "user", "content": text}], **options)
+    return llm.stream_chat([*system, {"role": "user", "content": text}], **asdict(prompting), **options)
 
 
-def write(stream: Stream, echo: bool = True) -> int:
-    """Print the pieces of `stream` as they come; returns the status. Ctrl-C ends it, keeping the text."""
+def _colours(args: argparse.Namespace, llm: LLM) -> Mapping[str, str]:
+    """The escape sequence of each drafter, told on stderr; none but with --show-draft on a terminal."""
+    if not (args.show_draft and _on_terminal() and llm.speculator is not None):
+        return {}
+    names = llm.speculator.names
+    chosen = {name: f"\x1b[{COLOURS[i % len(COLOURS)]}m" for i, name in enumerate(names)}
+    say("[drafted by " + ", ".join(f"{chosen[name]}{name}{RESET}" for name in names) + "]")
+    return chosen
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def write(stream: Stream, echo: bool = True, colours: Mapping[str, str] | None = None) -> int:
+    """Print the pieces of `stream` as they come; returns the status. Ctrl-C ends it, keeping the text.
+
+    `colours` are escape sequences by the name of the drafter a piece came from.
+    """
     written, status = 0, 0
     try:
         for piece in stream:
             written += len(piece)
             if echo:
-                print(piece, end="", flush=True)
+                colour = (colours or {}).get(stream.source, "")
+                print(f"{colour}{piece}{RESET}" if colour else piece, end="", flush=True)
     except KeyboardInterrupt:
         stream.close()
         status = INTERRUPTED
@@ -87,11 +120,16 @@ def write(stream: Stream, echo: bool = True) -> int:
 
 def summary(answer: Completion) -> str:
     """One line of talk on what the answer cost."""
-    t = answer.timings
+    t, d = answer.timings, answer.timings.drafting
     kept = f" ({t.reused_tokens} kept)" if t.reused_tokens else ""
     parts = (
         f"prompt {t.prompt_tokens} tokens{kept}, {t.prefill_seconds:.2f} s, {t.prefill_rate:.1f} t/s",
         f"answer {t.generated_tokens} tokens, {t.decode_seconds:.2f} s, {t.decode_rate:.1f} t/s",
+        *(
+            []
+            if d is None
+            else [f"drafted {d.drafted}, kept {d.accepted}, {d.tokens_per_pass:.2f} tokens a pass"]
+        ),
         answer.finish_reason,
     )
     return f"[{' | '.join(parts)}]"

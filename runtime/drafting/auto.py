@@ -1,0 +1,156 @@
+"""A cascade whose shape is chosen anew for every token, by what the schedule expects to pay.
+
+At each place of the draft there are these ways on, and the one with the largest gain is taken:
+
+- the tokens Max-Gram proposes, as many as pay;
+- one pass of a model over the first few of those (vertical): what it confirms, and a token of its own;
+- an end, when nothing pays. Where nothing pays at the first place, the step is a plain one.
+
+What Max-Gram would have said is compared with what was written even then, so its chances are always known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from runtime.drafting import Choose, Guess
+from runtime.drafting.maxgram import MaxGram
+from runtime.drafting.model import CLASSES as MODEL_CLASSES
+from runtime.drafting.model import FEW, ModelDrafter
+from runtime.drafting.schedule import HORIZON, NEXT, Odds, Schedule
+
+RUN = 16  # tokens asked of Max-Gram at once
+AHEAD = 8  # passes of a model that are thought of at once
+
+# Assumed at first. Max-Gram's were counted on 24 answers of SmolLM2-135M to GSM8K, HumanEval and edits; a
+# model is taken at its word.
+MAXGRAM: Odds = dict(enumerate((0.15, 0.27, 0.57, 0.7, 0.87, 0.95, 0.95)))
+MODEL: Odds = {NEXT: 0.7, **{i: (i + 0.5) / MODEL_CLASSES for i in range(MODEL_CLASSES)}}
+
+
+class Way(NamedTuple):
+    """A way on: who goes it, how many of Max-Gram's tokens are used, what it gains in tokens."""
+
+    model: ModelDrafter | None
+    used: int
+    gain: float
+
+
+class Auto:
+    """`maxgram` and `models`, either of which may be missing, by `schedule`."""
+
+    name = "auto"
+
+    def __init__(
+        self, schedule: Schedule, maxgram: MaxGram | None, models: Sequence[ModelDrafter] = ()
+    ) -> None:
+        self.schedule = schedule
+        self._maxgram, self._models = maxgram, list(models)
+        self._ready: list[Guess] = []  # what Max-Gram alone would have said in this step
+        self._considered: list[Guess] = []  # what was thought of, whether it was proposed or not
+        self._invested = 0.0
+
+    @property
+    def passes(self) -> int:
+        return sum(model.passes for model in self._models)
+
+    @property
+    def seconds(self) -> float:
+        return sum(model.seconds for model in self._models)
+
+    def begin(self, choose: Choose) -> None:
+        for model in self._models:
+            model.begin(choose)
+
+    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
+        """The draft that pays; at most `n` tokens, often none."""
+        run = self._run(ids, max(n, 1))
+        self._ready, self._considered, self._invested = run[:1], [], 0.0
+        if n < 1 or not self.schedule.may_draft():
+            return []
+        current, guesses, certain = list(ids), list[Guess](), 1.0
+        while len(guesses) < n:
+            way = self._best(current, run, certain, 1 + len(guesses), n - len(guesses))
+            more = self._go(way, current, run)
+            if not more:
+                break
+            guesses += more
+            current += [guess.token for guess in more]
+            for guess in more:
+                certain *= self._odds(guess)
+            run = self._run(current, n - len(guesses))
+        self._considered = guesses
+        if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
+            return guesses
+        return guesses[: self.schedule.best_length(map(self._odds, guesses))[0]]
+
+    def learn(self, rows: int, target_seconds: float, seconds: float, written: Sequence[int]) -> None:
+        """How the step ended: see Schedule.spend."""
+        first = self._considered[0] if self._considered else None
+        self.schedule.learn(self._considered, written)
+        if first is None or first.source != MaxGram.name:
+            self.schedule.learn(self._ready, written)
+        if first is not None and first.source != MaxGram.name:
+            self.schedule.note(first.source, NEXT, first.token == written[0])
+        self.schedule.spend(rows, target_seconds, seconds, len(written), self._invested)
+
+    def close(self) -> None:
+        for model in self._models:
+            model.close()
+
+    def _run(self, ids: Sequence[int], n: int) -> list[Guess]:
+        return self._maxgram.propose(ids, min(n, RUN)) if self._maxgram else []
+
+    def _odds(self, guess: Guess) -> float:
+        assumed = MAXGRAM if guess.source == MaxGram.name else MODEL
+        return self.schedule.odds(guess.source, guess.trust, assumed[guess.trust])
+
+    def _best(self, ids: Sequence[int], run: Sequence[Guess], certain: float, rows: int, room: int) -> Way:
+        used, gain = self.schedule.best_length(map(self._odds, run), certain, rows)
+        ways = [Way(None, used, gain)]
+        ways += [self._way(model, ids, run[: room - 1], certain, rows) for model in self._models]
+        return max(ways, key=lambda way: way.gain)
+
+    def _way(
+        self, model: ModelDrafter, ids: Sequence[int], run: Sequence[Guess], certain: float, rows: int
+    ) -> Way:
+        """What passes of `model` gain, the first over as much of `run` as makes its tokens cheapest."""
+        schedule, costs = self.schedule, model.costs
+        if not model.reads(ids, [guess.token for guess in run]):
+            return Way(model, 0, float("-inf"))
+        used, cheapest = 0, costs(1)
+        expected, agreed = 1.0, 1.0
+        for count, guess in enumerate(run, start=1):
+            agreed *= schedule.odds(_reviews(model), guess.trust, MAXGRAM[guess.trust])
+            expected += agreed
+            if costs(1 + count) / expected < cheapest:
+                used, cheapest = count, costs(1 + count) / expected
+        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
+        gain, total, chance = float("-inf"), 0.0, certain
+        for count in range(1, AHEAD + 1):
+            chance *= right
+            total += chance
+            gain = max(gain, total - schedule.rate() * count * cheapest - schedule.added(rows, count))
+        behind = model.behind(ids)
+        return Way(model, used, gain - schedule.rate() * (costs(behind) / HORIZON if behind > FEW else 0.0))
+
+    def _go(self, way: Way, ids: Sequence[int], run: Sequence[Guess]) -> list[Guess]:
+        """The tokens of a way; none where it does not pay."""
+        if way.gain <= 0:
+            return []
+        run = run[: way.used]
+        if way.model is None:
+            return list(run)
+        behind, seconds = way.model.behind(ids), way.model.seconds
+        more = way.model.review(ids, run)
+        if behind > FEW:
+            self._invested += way.model.seconds - seconds
+        for mine, other in zip(more, run, strict=False):
+            self.schedule.note(_reviews(way.model), other.trust, mine.token == other.token)
+        return more
+
+
+def _reviews(model: ModelDrafter) -> str:
+    """The source under which it is counted how often `model` confirms Max-Gram."""
+    return f"{model.name} reviewing"

@@ -1,0 +1,127 @@
+"""Does a guess pay? Answered with what passes cost and guesses were worth so far, on this very machine.
+
+Time is worth tokens: λ, the tokens per second written lately, at least those of plain decoding. A guess pays
+where the chance that it is reached and right is more than λ times the seconds it adds (Dinkelbach's rule for
+maximising tokens / seconds). Chances are counted per source and class of trust, and fade back to what was
+assumed at first, so that what did not pay is tried again.
+
+What trying may cost is bounded by a credit, counted in plain steps: a pass that drafted earns the tokens it
+wrote and spends the plain steps it took; without credit nothing is drafted. It grows by INTEREST per plain
+step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runtime.drafting import Guess
+from runtime.drafting.costs import OUTLIER, Costs
+
+MEMORY = 48  # guesses of one class after which an old one counts 1/e
+FADE = 1024  # tokens after which the same holds for a class that was not seen again
+DOUBT = 2.0  # guesses that what is assumed at first counts as
+RATE_MEMORY = 32  # passes over which λ is averaged
+INTEREST = 0.015  # of time that may be lost to trying, in the long run
+START, MOST = 4.0, 16.0  # credit at first and at most
+HOPELESS = 0.02  # chances below it are not added up
+HORIZON = 64  # steps over which the credit pays for what a drafter had to read first
+REFRESH = 128  # passes after which the cost of a plain one is measured again
+
+NEXT = -1  # the class "whatever this source guesses next", asked before it has guessed
+
+Odds = dict[int, float]  # by class of trust: what is assumed before anything was counted
+
+
+@dataclass
+class _Record:
+    right: float
+    total: float
+    seen: int  # tokens written when it was last added to
+
+
+class Schedule:
+    """What is known of costs and chances; lives as long as the model is open."""
+
+    def __init__(self) -> None:
+        self.target = Costs()
+        self.credit = START
+        self._records: dict[tuple[str, int], _Record] = {}
+        self._written = 0
+        self._passes_since_plain = 0
+        self._tokens = self._seconds = 0.0  # moving sums
+        self._debt = 0.0  # plain steps' worth of investments not paid yet
+
+    def may_draft(self) -> bool:
+        """Whether there is credit, and the cost of a plain pass is known and fresh."""
+        return bool(self.target) and self.credit > 0 and self._passes_since_plain < REFRESH
+
+    def rate(self) -> float:
+        """λ, tokens per second."""
+        plain = 1 / self.target(1)
+        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+
+    def odds(self, source: str, trust: int, assumed: float) -> float:
+        """The probability that such a guess is right where those before it were."""
+        record = self._records.get((source, trust))
+        if record is None:
+            return assumed
+        weight = 0.5 ** ((self._written - record.seen) / FADE)
+        return (record.right * weight + assumed * DOUBT) / (record.total * weight + DOUBT)
+
+    def note(self, source: str, trust: int, right: bool) -> None:
+        """A guess was judged."""
+        record = self._records.setdefault((source, trust), _Record(0.0, 0.0, self._written))
+        keep = (1 - 1 / MEMORY) * 0.5 ** ((self._written - record.seen) / FADE)
+        record.right, record.total = record.right * keep + right, record.total * keep + 1
+        record.seen = self._written
+
+    def added(self, rows: int, more: float) -> float:
+        """λ times the seconds that `more` rows add to a pass of the target over `rows`: tokens' worth."""
+        return self.rate() * (self.target(rows + more) - self.target(rows))
+
+    def best_length(self, odds: Iterable[float], certain: float = 1.0, rows: int = 1) -> tuple[int, float]:
+        """How many of the next guesses to verify, and what that gains in tokens, time counted.
+
+        `odds` are theirs, `certain` the probability that all before are right, `rows` the target's so far.
+        """
+        best, gain, expected = 0, 0.0, 0.0
+        rate, before = self.rate(), self.target(rows)
+        for count, chance in enumerate(odds, start=1):
+            certain *= chance
+            expected += certain
+            value = expected - rate * (self.target(rows + count) - before)
+            if value > gain:
+                best, gain = count, value
+            if certain < HOPELESS:
+                break
+        return best, gain
+
+    def learn(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
+        """Compare what was guessed with what was `written` instead: as far as the two agree, and one
+        further.
+        """
+        for guess, number in zip(guesses, written, strict=False):
+            self.note(guess.source, guess.trust, guess.token == number)
+            if guess.token != number:
+                break
+
+    def spend(self, rows: int, target_seconds: float, seconds: float, tokens: int, invested: float) -> None:
+        """A step wrote `tokens`: the target's pass over `rows` took `target_seconds`, all of it `seconds`.
+
+        `invested` of those (a drafter read what it had missed) are for later steps too: the credit pays them
+        bit by bit, λ does not see them.
+        """
+        self.target.add(rows, target_seconds)
+        self._written += tokens
+        plain = self.target(1)
+        self._passes_since_plain = 0 if rows == 1 else self._passes_since_plain + 1
+        current = min(seconds - invested, OUTLIER * self.target(rows) + (seconds - invested - target_seconds))
+        keep = 1 - 1 / RATE_MEMORY
+        self._tokens, self._seconds = self._tokens * keep + tokens, self._seconds * keep + current
+        steps = current / plain
+        self._debt += invested / plain
+        paid = self._debt / HORIZON
+        self._debt -= paid
+        earned = tokens - steps if rows > 1 else 0.0
+        self.credit = min(self.credit + earned - paid + INTEREST * steps, MOST)

@@ -1,0 +1,159 @@
+"""What `--draft` may say, and the drafters it makes.
+
+    off                          plain decoding
+    auto[:MODEL[,MODEL…]]        Max-Gram and the models given, as far as they pay
+    maxgram | maxgram-latest     Max-Gram alone, as far as it pays
+    MODEL                        the folder of an exported model, alone, as far as it pays
+    cascade:DRAFTER,…[:K[:L]]    the published static cascade, always on; the largest drafter first
+
+K is the upper triangle of the paper's matrix, rows separated by /, numbers by commas ("13,10/10"), or the
+name of a published one; L is the lenience. Where K is left out, a published one of that size is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.drafting import Drafter
+from runtime.drafting.auto import Auto
+from runtime.drafting.bigrams import load_bigrams
+from runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
+from runtime.drafting.maxgram import MaxGram
+from runtime.drafting.model import ModelDrafter, require_same_tokenizer
+from runtime.drafting.schedule import Schedule
+from runtime.drafting.speculator import Speculator
+from runtime.errors import UsageError
+from runtime.options import did_you_mean
+
+if TYPE_CHECKING:
+    from runtime.artifact import Artifact
+    from runtime.backends import Backend
+    from runtime.tokenizer import Tokenizer
+
+MAXGRAMS = {"maxgram": False, "maxgram-latest": True}  # name: whether the latest match counts
+AUTO_MAXGRAM = "maxgram-latest"  # 8 % more tokens a pass than the earliest on GSM8K, else no difference
+DEFAULT_K = {1: (((10,),), 1.0), 2: PUBLISHED["llama2"], 3: PUBLISHED["flan-t5"]}
+MOST_K = 512  # tokens in a row of K: the rows of logits a backend gives at once
+
+
+@dataclass(frozen=True)
+class DraftSpec:
+    """A parsed `--draft`. Without K the drafters go by measurement."""
+
+    drafters: tuple[str, ...]  # names of MAXGRAMS, or paths of artifacts
+    K: Rows | None = None
+    lenience: float = 1.0
+
+
+def parse_draft(text: str) -> DraftSpec | None:
+    """None for off. UsageError for what cannot be meant."""
+    kind, mark, rest = text.partition(":")
+    if text == "off":
+        return None
+    if kind == "auto":
+        models = _names(text, rest) if mark else ()
+        if any(name in MAXGRAMS for name in models):
+            raise UsageError(f"--draft {text}: auto has maxgram already; name models only")
+        return DraftSpec((AUTO_MAXGRAM, *models))
+    if kind == "cascade":
+        return _cascade(text, rest)
+    if text in MAXGRAMS or _is_folder(text):
+        return DraftSpec((text,))
+    known = ("auto", "off", *MAXGRAMS, "cascade:…")
+    raise UsageError(f"--draft {text!r} is no folder of an exported model{did_you_mean(text, known)}")
+
+
+def build_speculator(
+    spec: DraftSpec,
+    artifact: Artifact,
+    tokenizer: Tokenizer,
+    open_model: Callable[[Path], Backend],
+) -> Speculator:
+    """The drafters of `spec` for the target `artifact`; `open_model` opens another artifact beside it.
+
+    Raises UsageError for a model with another tokenizer, and what opening it raises.
+    """
+    vocab = artifact.manifest.vocab_size
+    leaves: list[Drafter] = []
+    with ExitStack() as opened:
+        for name in spec.drafters:
+            if name in MAXGRAMS:
+                leaves.append(MaxGram(load_bigrams(artifact.path, vocab), latest=MAXGRAMS[name]))
+                continue
+            require_same_tokenizer(artifact.path, name, tokenizer)
+            backend = opened.enter_context(closing(open_model(Path(name))))
+            leaves.append(ModelDrafter(Path(name).name, backend, vocab))
+        opened.pop_all()  # all went well: they stay open
+    return assemble(leaves, spec)
+
+
+def assemble(
+    leaves: Sequence[Drafter], spec: DraftSpec, clock: Callable[[], float] = time.perf_counter
+) -> Speculator:
+    """A speculator of drafters that are open already, one for each of `spec.drafters`."""
+    if spec.K is not None:
+        return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock=clock)
+    maxgram = next((leaf for leaf in leaves if isinstance(leaf, MaxGram)), None)
+    models = [leaf for leaf in leaves if isinstance(leaf, ModelDrafter)]
+    auto = Auto(Schedule(), maxgram, models)
+    return Speculator(auto, leaves, auto.learn, clock)
+
+
+def _is_folder(name: str) -> bool:
+    return name != "" and Path(name).is_dir()
+
+
+def _names(text: str, part: str) -> tuple[str, ...]:
+    names = tuple(part.split(","))
+    for name in names:
+        if name not in MAXGRAMS and not _is_folder(name):
+            raise UsageError(
+                f"--draft {text}: {name!r} is no folder of an exported model{did_you_mean(name, MAXGRAMS)}"
+            )
+    return names
+
+
+def _cascade(text: str, rest: str) -> DraftSpec:
+    parts = rest.split(":")
+    if not rest or len(parts) > 3:
+        raise UsageError(f"--draft {text}: write cascade:DRAFTER,…[:K[:L]], for example cascade:maxgram:5")
+    drafters = _names(text, parts[0])
+    if any(name in MAXGRAMS for name in drafters[:-1]):
+        raise UsageError(f"--draft {text}: maxgram reviews nothing, so it must be the last drafter")
+    if len(parts) > 1:
+        K, lenience = PUBLISHED.get(parts[1]) or (_rows(text, parts[1]), 1.0)
+    elif len(drafters) in DEFAULT_K:
+        K, lenience = DEFAULT_K[len(drafters)]
+    else:
+        raise UsageError(f"--draft {text}: there is no published K for {len(drafters)} drafters: give one")
+    if [len(row) for row in K] != row_lengths(len(drafters)):
+        shape = "/".join(",".join("N" * length) for length in row_lengths(len(drafters)))
+        raise UsageError(f"--draft {text}: K for {len(drafters)} drafters has the form {shape}")
+    if len(parts) > 2:
+        lenience = _number(text, parts[2])
+    return DraftSpec(drafters, K, lenience)
+
+
+def _rows(text: str, part: str) -> Rows:
+    try:
+        rows = tuple(tuple(int(number) for number in row.split(",")) for row in part.split("/"))
+    except ValueError:
+        raise UsageError(f"--draft {text}: K {part!r} is no matrix{did_you_mean(part, PUBLISHED)}") from None
+    if any(min(row) < 0 or not 0 < sum(row) <= MOST_K for row in rows):
+        raise UsageError(f"--draft {text}: a row of K must sum to 1 … {MOST_K}, without negative numbers")
+    return rows
+
+
+def _number(text: str, part: str) -> float:
+    try:
+        lenience = float(part)
+    except ValueError:
+        lenience = 0.0
+    if not 1 <= lenience <= 1e6:
+        raise UsageError(f"--draft {text}: the lenience {part!r} must be a number of 1 or more")
+    return lenience

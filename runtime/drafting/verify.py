@@ -1,0 +1,98 @@
+"""What the target does with guesses: it keeps those that it would have written, and adds a token of its own.
+
+Two rules, both lossless. `invariant`: drafters and target choose with the same sampler and so with the same
+noise; a guess is kept where it is the very token the target chooses. The answer is, token for token, the one
+without drafting, sampled or not (drafter-invariant speculative decoding, arXiv 2408.07978; for a guess that
+nothing was left to chance in, the chance to be kept is p(x), that of the one-hot rule). `rejection`: the rule
+of Leviathan et al. 2022 (arXiv 2211.17192), which keeps the most guesses that any rule can, but gives the law
+of plain sampling and not its very tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.drafting import Choose, Guess
+from runtime.options import SamplingOptions
+from runtime.sampler import Law, Sampler, draw, next_law
+
+# What the target writes after `history` where `guess` was made, given its logits [V].
+Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
+
+
+class Rule(NamedTuple):
+    """How drafting models choose and how the target judges."""
+
+    choose: Choose
+    judge: Judge
+
+
+def verify(
+    rows: np.ndarray,
+    guesses: Sequence[Guess],
+    judge: Judge,
+    history: Sequence[int],
+    stop_ids: Collection[int] = frozenset(),
+) -> list[int]:
+    """The tokens that follow `history`: the guesses that are kept, and one more, or up to a stop id.
+
+    `rows` float32 [1 + guesses, V] are the target's logits after `history` and after each guess.
+    """
+    past, written = list(history), []
+    for i, row in enumerate(rows):
+        guess = guesses[i] if i < len(guesses) else None
+        number = judge(row, past, guess)
+        written.append(number)
+        past.append(number)
+        if guess is None or number != guess.token or number in stop_ids:
+            break
+    return written
+
+
+def invariant(sampler: Sampler) -> Rule:
+    """Everyone uses `sampler`, whose noise belongs to the position."""
+    return Rule(
+        lambda logits, history: (sampler(logits, history), None),
+        lambda logits, history, guess: sampler(logits, history),
+    )
+
+
+def rejection(options: SamplingOptions, random: np.random.Generator) -> Rule:
+    """A guess x drawn from q is kept with min(1, p(x) / q(x)), else the token is drawn from max(0, p - q).
+
+    The filters of `options` are applied to p and to q. A guess without a law counts as q(x) = 1.
+    """
+
+    def choose(logits: np.ndarray, history: Sequence[int]) -> tuple[int, Law | None]:
+        law = next_law(logits, history, options)
+        return draw(law, random.random()), law
+
+    def judge(logits: np.ndarray, history: Sequence[int], guess: Guess | None) -> int:
+        law = next_law(logits, history, options)
+        if guess is None:
+            return draw(law, random.random())
+        drafted = guess.law or (np.array([guess.token]), np.ones(1))
+        p, q = (float(shares_of(one, np.array([guess.token]))[0]) for one in (law, drafted))
+        if random.random() * q < p:
+            return guess.token
+        return draw(rest(law, drafted), random.random())
+
+    return Rule(choose, judge)
+
+
+def rest(law: Law, drafted: Law) -> Law:
+    """The law proportional to max(0, p - q)."""
+    ids, shares = law
+    left = np.maximum(shares - shares_of(drafted, ids), 0.0)
+    total = left.sum()
+    return (ids, left / total) if total > 0 else law  # p = q up to rounding: then nothing was to be rejected
+
+
+def shares_of(law: Law, wanted: np.ndarray) -> np.ndarray:
+    """The probabilities of the ids `wanted`; 0 for those the law does not have."""
+    ids, shares = law
+    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[places] == wanted, shares[places], 0.0)

@@ -1,0 +1,357 @@
+"""Drafting beside plain decoding, prompt by prompt, in turns within one run.
+
+    python scripts/bench_drafting.py models/qwen-1.5b --drafter models/qwen-0.5b --gsm8k test.jsonl \\
+        --humaneval HumanEval.jsonl.gz --limit 40 -n 256 -t 2 --json drafting.json --png drafting.png
+
+Tasks: GSM8K's questions, HumanEval's functions, and an edit made of HumanEval's solutions (rewrite this code
+with a name changed), whose answer is mostly in its prompt. Each prompt is answered by every arm before the
+next one, in an order that turns; a ratio is plain / arm of one prompt, so what else the machine does falls on
+both. Arms keep what they learned from one prompt to the next, as a program would. The answers of all arms
+must be the same, token for token, sampled ones too: differences are counted and are an error.
+
+    ratio    seconds of decoding, plain / arm: median, quartiles
+    SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), as if a pass
+             cost the same whatever its length. Beside `ratio` it shows what that hides on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime import engine, prompt
+from runtime.artifact import Artifact, open_artifact
+from runtime.backends import Backend, open_backend
+from runtime.bench import markdown
+from runtime.drafting.spec import build_speculator, parse_draft
+from runtime.drafting.speculator import DraftTimings, Speculator
+from runtime.drafting.verify import invariant
+from runtime.options import SamplingOptions
+from runtime.progress import ProgressLine
+from runtime.sampler import make_sampler
+from runtime.tokenizer import Tokenizer, load_tokenizer
+
+PLAIN = "plain"
+IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer of one arm."""
+
+    task: str
+    temp: float
+    prompt: int
+    arm: str
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    prefill_seconds: float
+    decode_seconds: float
+    drafting: DraftTimings | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run needs."""
+
+    target: Backend
+    tokenizer: Tokenizer
+    template: str | None
+    arms: dict[str, Speculator | None]
+    n: int
+
+
+def main() -> None:
+    args = arguments()
+    load = os.getloadavg()[0]
+    if load > IDLE:
+        print(f"the machine is busy (load {load:.1f}): the ratios will mean little", file=sys.stderr)
+    tasks = read_tasks(args)
+    with ExitStack() as stack:
+        bench = open_bench(args, stack)
+        runs = list(measure(bench, tasks, args.temp))
+    summary = summarize(runs)
+    print(table(summary))
+    result = {
+        "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
+        "model": str(args.model),
+        "arms": dict(arms_of(args)),
+        "n": args.n,
+        "summary": summary,
+        "runs": [asdict(run) for run in runs],
+    }
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.png:
+        draw(summary, args.png)
+    differing = sum(entry["differing_answers"] for entry in summary)
+    if differing:
+        sys.exit(f"{differing} answers differ from plain decoding: drafting is broken")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the target")
+    parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="a smaller model of the same family")
+    parser.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
+    )
+    parser.add_argument("--gsm8k", type=Path, metavar="FILE", help='JSON lines with "question"')
+    parser.add_argument("--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl.gz; also the edits")
+    parser.add_argument("--tasks", default="gsm8k,humaneval,edit", help="which of these (default all)")
+    parser.add_argument("--temp", default="0,0.7", help="temperatures (default 0,0.7)")
+    parser.add_argument("--limit", type=int, default=40, help="prompts of each task (default 40)")
+    parser.add_argument("-n", type=int, default=256, help="most tokens of an answer (default 256)")
+    parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
+    parser.add_argument("-c", type=int, default=1536, help="context; longer prompts are left out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the ratios")
+    args = parser.parse_args()
+    args.temp = [float(text) for text in args.temp.split(",")]
+    return args
+
+
+def arms_of(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(name, --draft) of every arm; plain comes first."""
+    arms = [(PLAIN, "off")]
+    if args.arm:
+        return arms + [(name, draft) for name, _, draft in (text.partition("=") for text in args.arm)]
+    arms += [("maxgram", "maxgram"), ("maxgram static", "cascade:maxgram")]
+    if args.drafter:
+        arms += [
+            ("model", str(args.drafter)),
+            ("cascade static", f"cascade:{args.drafter},maxgram:llama2"),
+            ("auto", f"auto:{args.drafter}"),
+        ]
+    return arms
+
+
+# ---- tasks
+
+
+def read_tasks(args: argparse.Namespace) -> dict[str, list[str]]:
+    """{task: user messages}. Evenly spread over the file, so that a limit keeps its mixture."""
+    wanted, tasks = args.tasks.split(","), {}
+    if args.gsm8k and "gsm8k" in wanted:
+        tasks["gsm8k"] = [item["question"] for item in spread(read_lines(args.gsm8k), args.limit)]
+    if args.humaneval:
+        items = spread(read_lines(args.humaneval), args.limit)
+        if "humaneval" in wanted:
+            tasks["humaneval"] = [complete(item) for item in items]
+        if "edit" in wanted:
+            tasks["edit"] = [edit(item) for item in items]
+    if not tasks:
+        sys.exit("nothing to do: give --gsm8k or --humaneval, and --tasks that they have")
+    return tasks
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file, compressed or not."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def complete(item: dict[str, Any]) -> str:
+    return f"Complete this Python function. Answer with the code.\n```python\n{item['prompt']}```"
+
+
+def edit(item: dict[str, Any]) -> str:
+    code, name = item["prompt"] + item["canonical_solution"], item["entry_point"]
+    return (
+        f"Repeat this Python code with the function `{name}` renamed to `solve_{name}`. Change nothing else. "
+        f"Answer with the code only.\n```python\n{code}```"
+    )
+
+
+# ---- measuring
+
+
+def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
+    artifact = open_artifact(args.model)
+    tokenizer = load_tokenizer(args.model)
+    target = stack.enter_context(closing(open_native(artifact, args)))
+    arms: dict[str, Speculator | None] = {}
+    for name, draft in arms_of(args):
+        spec = parse_draft(draft)
+        arms[name] = None
+        if spec is not None:
+            built = build_speculator(
+                spec, artifact, tokenizer, lambda path: open_native(open_artifact(path), args)
+            )
+            arms[name] = stack.enter_context(closing(built))
+    return Bench(target, tokenizer, prompt.load_template(args.model), arms, args.n)
+
+
+def open_native(artifact: Artifact, args: argparse.Namespace) -> Backend:
+    context = min(args.c, artifact.manifest.context_length)
+    return open_backend("native", artifact, threads=args.t, context=context)
+
+
+def measure(bench: Bench, tasks: dict[str, list[str]], temps: Sequence[float]) -> Iterator[Run]:
+    """All runs; a prompt that does not fit with its answer is left out and said."""
+    order, total, done = list(bench.arms), sum(map(len, tasks.values())) * len(temps), 0
+    with ProgressLine("measuring", "prompts") as progress:
+        for task, messages in tasks.items():
+            for temp in temps:
+                for number, message in enumerate(messages):
+                    ids = encode(bench, message)
+                    if len(ids) + bench.n > bench.target.context:
+                        print(f"{task} {number}: {len(ids)} tokens do not fit, left out", file=sys.stderr)
+                    else:
+                        for arm in order:
+                            yield run(
+                                bench, arm, ids, SamplingOptions(temp=temp, seed=number), (task, number)
+                            )
+                    order = order[1:] + order[:1]
+                    done += 1
+                    progress(done, total)
+
+
+def encode(bench: Bench, message: str) -> list[int]:
+    if bench.template is None:
+        return bench.tokenizer.encode(message)
+    text = prompt.render(
+        bench.template, [{"role": "user", "content": message}], special=bench.tokenizer.special
+    )
+    return bench.tokenizer.encode(text, special=False)
+
+
+def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place: tuple[str, int]) -> Run:
+    """One answer, from an empty context."""
+    sampler, speculator = make_sampler(options), bench.arms[arm]
+    if speculator is not None:
+        speculator.begin(invariant(sampler))
+    bench.target.truncate(0)
+    answer = engine.generate(
+        bench.target, ids, sampler, bench.n, bench.tokenizer.eos_ids, speculator=speculator
+    )
+    started = time.perf_counter()
+    tokens = [next(answer)]
+    first = time.perf_counter()
+    tokens += answer
+    ended = time.perf_counter()
+    return Run(
+        task=place[0],
+        temp=options.temp,
+        prompt=place[1],
+        arm=arm,
+        prompt_tokens=len(ids),
+        tokens=tuple(tokens),
+        prefill_seconds=first - started,
+        decode_seconds=ended - first,
+        drafting=speculator.timings() if speculator else None,
+    )
+
+
+# ---- what comes out
+
+
+def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry for each task, temperature and arm but plain."""
+    plain = {(r.task, r.temp, r.prompt): r for r in runs if r.arm == PLAIN}
+    groups: dict[tuple[str, float, str], list[Run]] = {}
+    for each in runs:
+        if each.arm != PLAIN and len(each.tokens) > 1:
+            groups.setdefault((each.task, each.temp, each.arm), []).append(each)
+    return [
+        {"task": task, "temp": temp, "arm": arm, **facts(found, [plain[task, temp, r.prompt] for r in found])}
+        for (task, temp, arm), found in groups.items()
+    ]
+
+
+def facts(runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
+    ratios = [p.decode_seconds / r.decode_seconds for p, r in zip(plain, runs, strict=True)]
+    drafts = [r.drafting for r in runs if r.drafting is not None]
+    written, passes = sum(d.written for d in drafts), sum(d.target_passes for d in drafts)
+    drafted, accepted = sum(d.drafted for d in drafts), sum(d.accepted for d in drafts)
+    seconds = sum(r.decode_seconds for r in runs)
+    row = sum(p.decode_seconds for p in plain) / sum(len(p.tokens) - 1 for p in plain)  # s a plain token
+    models: dict[str, list[float]] = {}
+    for source in (source for d in drafts for source in d.sources if source.passes):
+        at = models.setdefault(source.name, [0, 0.0])
+        at[0], at[1] = at[0] + source.passes, at[1] + source.seconds
+    return {
+        "prompts": len(runs),
+        "ratio": statistics.median(ratios),
+        "quartiles": statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2,
+        "extremes": [min(ratios), max(ratios)],
+        "ratio_of_totals": sum(p.decode_seconds for p in plain) / seconds,
+        "ratio_with_prefill": sum(p.prefill_seconds + p.decode_seconds for p in plain)
+        / sum(r.prefill_seconds + r.decode_seconds for r in runs),
+        "acceptance": accepted / drafted if drafted else 0.0,
+        "tokens_per_pass": written / passes if passes else 0.0,
+        "swi": written / (passes + sum(s for _, s in models.values()) / row),
+        "bookkeeping": sum(d.bookkeeping_seconds for d in drafts) / seconds,
+        "drafter_seconds": {name: s for name, (_, s) in models.items()},
+        "drafter_passes": {name: count for name, (count, _) in models.items()},
+        "differing_answers": sum(p.tokens != r.tokens for p, r in zip(plain, runs, strict=True)),
+    }
+
+
+def table(summary: Sequence[dict[str, Any]]) -> str:
+    head = ["task", "T", "arm", "ratio", "quartiles", "accepted", "tokens/pass", "SWI", "book", "differ"]
+    rows = [
+        [
+            e["task"],
+            f"{e['temp']:g}",
+            e["arm"],
+            f"{e['ratio']:.2f}",
+            " … ".join(f"{q:.2f}" for q in e["quartiles"]),
+            f"{e['acceptance']:.0%}",
+            f"{e['tokens_per_pass']:.2f}",
+            f"{e['swi']:.2f}",
+            f"{e['bookkeeping']:.1%}",
+            f"{e['differing_answers']}/{e['prompts']}",
+        ]
+        for e in summary
+    ]
+    return markdown(head, rows, left=3)
+
+
+def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
+    """One panel a task and temperature, one bar an arm (median) with its quartiles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    places = list(dict.fromkeys((e["task"], e["temp"]) for e in summary))
+    figure, panels = pyplot.subplots(
+        1, len(places), figsize=(2.6 * len(places), 3.2), squeeze=False, sharey=True
+    )
+    for panel, place in zip(panels[0], places, strict=True):
+        for i, entry in enumerate(e for e in summary if (e["task"], e["temp"]) == place):
+            low, high = entry["quartiles"]
+            error = [[max(entry["ratio"] - low, 0)], [max(high - entry["ratio"], 0)]]
+            panel.bar(i, entry["ratio"], yerr=error, color=f"C{i}", label=entry["arm"], capsize=2)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_title(f"{place[0]}, T = {place[1]:g}", fontsize=9)
+        panel.set_xticks([])
+    panels[0][0].set_ylabel("times plain decoding")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

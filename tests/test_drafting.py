@@ -1,0 +1,297 @@
+"""Drafting is invisible: the same tokens as plain decoding, whoever drafts, greedy or sampled."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime import cli, engine
+from runtime.backends.native import NativeBackend
+from runtime.backends.numpy import NumpyBackend
+from runtime.drafting import Guess
+from runtime.drafting.cascade import PUBLISHED, Cascade
+from runtime.drafting.maxgram import MaxGram
+from runtime.drafting.model import ModelDrafter
+from runtime.drafting.spec import DraftSpec, assemble
+from runtime.drafting.speculator import Speculator
+from runtime.drafting.verify import invariant
+from runtime.llm import LLM
+from runtime.options import SamplingOptions
+from runtime.sampler import make_sampler
+from tests.test_cli import MANIFEST, Machine
+from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
+from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
+
+GREEDY = SamplingOptions()
+SAMPLED = SamplingOptions(temp=3.0, top_k=20, top_p=0.95, min_p=0.01, seed=11)
+PENALIZED = SamplingOptions(repeat_penalty=1.7, repeat_last_n=8)
+
+
+class Guesser:
+    """Guesses from a list of numbers: right, wrong or random ones, any count."""
+
+    name, passes, seconds = "guesser", 0, 0.0
+
+    def __init__(self, right, script, vocab):
+        self.right, self.script, self.vocab = right, itertools.cycle(script), vocab
+
+    def begin(self, choose): ...
+
+    def close(self): ...
+
+    def propose(self, ids, n):
+        known = self.right[len(ids) :]
+        count = min(n, next(self.script))
+        truth = [*known, *([0] * n)][:count]
+        wrong = [next(self.script) % 4 == 0 for _ in truth]
+        return [Guess((t + 1) % self.vocab if w else t, self.name) for t, w in zip(truth, wrong, strict=True)]
+
+
+def answer(backend, prompt, options, speculator=None, n=-1, stop_ids=(), held=None):
+    """The ids that follow `prompt`; with a speculator they are drafted."""
+    sampler = make_sampler(options)
+    if speculator is not None:
+        speculator.begin(invariant(sampler))
+    ids = engine.generate(backend, prompt, sampler, n, stop_ids, held=held, speculator=speculator)
+    return list(ids)
+
+
+class Periodic(FakeBackend):
+    """Repeats itself often, so that drafters are right now and then."""
+
+    def row(self):
+        return super().row() + 9.0 * (np.arange(self.vocab) == len(self.ids) * 7 // 5 % 4)
+
+
+# ---- token for token
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=12),
+    st.integers(1, 30),
+    st.sampled_from([GREEDY, SAMPLED, PENALIZED]),
+    st.sampled_from([(), (3, 5), tuple(range(20))]),
+)
+def test_any_guesses_give_the_plain_answer_and_the_same_state(script, n, options, stop_ids):
+    prompt, plain, held, drafted_held = [1, 2, 3], Periodic(vocab=30), [], []
+    expected = answer(plain, prompt, options, n=n, stop_ids=stop_ids, held=held)
+    backend = Periodic(vocab=30)
+    speculator = Speculator(Guesser(prompt + expected, script, 30))
+    found = answer(backend, prompt, options, speculator, n, stop_ids, drafted_held)
+    assert found == expected
+    assert backend.ids == plain.ids == held == drafted_held
+
+
+def cascades():
+    """Every shape of drafter over tiny models: name → parts of a fresh speculator. Any pass takes 1 s."""
+
+    def model(seed):
+        return ModelDrafter(f"model {seed}", NumpyBackend(tiny(seed)), VOCABULARY, itertools.count().__next__)
+
+    return {
+        "maxgram": ([MaxGram()], DraftSpec(("maxgram",))),
+        "latest": ([MaxGram(latest=True)], DraftSpec(("maxgram",))),
+        "bigrams": ([MaxGram(np.arange(VOCABULARY)[::-1])], DraftSpec(("maxgram",))),
+        "itself": ([model(TARGET)], DraftSpec(("m",), ((6,),), 1.0)),
+        "other": ([model(5)], DraftSpec(("m",), ((3,),), 1.0)),
+        "auto": ([MaxGram(), model(TARGET), model(5)], DraftSpec(("maxgram", "m", "m"))),
+        "static": ([model(5), MaxGram()], DraftSpec(("m", "maxgram"), ((4, 3), (5,)), 3.0)),
+        "strict": ([model(TARGET), MaxGram()], DraftSpec(("m", "maxgram"), ((13, 10), (10,)), 1.0)),
+        "three": ([model(TARGET), model(5), MaxGram()], DraftSpec(("m",) * 3, *PUBLISHED["flan-t5"])),
+    }
+
+
+TARGET = 9  # a seed whose greedy answers do not end in one token for ever
+PROMPTS = ([7], [1, 2, 3, 1, 2], [5, 5, 5, 5])
+RULES = {"greedy": GREEDY, "sampled": SAMPLED, "penalized": PENALIZED}
+
+
+def tiny(seed):
+    return SimpleNamespace(graph=quantized_graph(seed))
+
+
+@pytest.fixture(scope="module")
+def plain_answers():
+    backend = NumpyBackend(tiny(TARGET))
+    return {
+        (i, name): answer(backend, prompt, options, held=[])
+        for i, prompt in enumerate(PROMPTS)
+        for name, options in RULES.items()
+    }
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", sorted(cascades()))
+def test_every_drafter_gives_the_plain_answers_of_a_real_graph(plain_answers, shape, threads):
+    backend = NativeBackend(tiny(TARGET), threads=threads)
+    speculator, held = assemble(*cascades()[shape], clock=itertools.count().__next__), []
+    drafted = 0
+    for (i, name), expected in plain_answers.items():
+        assert answer(backend, PROMPTS[i], RULES[name], speculator, held=held) == expected
+        assert held == [*PROMPTS[i], *expected[:-1]]
+        drafted += speculator.timings().drafted
+    assert drafted > 0
+    assert len(expected) == CONTEXT - len(PROMPTS[-1]) + 1
+    backend.close()
+
+
+def test_a_model_that_drafts_for_itself_is_always_right_even_when_sampling():
+    for options in (GREEDY, SAMPLED):
+        itself = ModelDrafter("m", NumpyBackend(tiny(TARGET)), VOCABULARY)
+        speculator = assemble([itself], DraftSpec(("m",), ((4,),), 1.0))
+        answer(NumpyBackend(tiny(TARGET)), [7, 8], options, speculator, n=16)
+        timings = speculator.timings()
+        assert (timings.accepted, timings.drafted, timings.target_passes) == (12, 12, 3)
+        assert timings.tokens_per_pass == 5
+
+
+def test_several_tokens_are_one_pass_and_the_rest_is_forgotten():
+    backend, expected = FakeBackend(), answer(FakeBackend(), [1, 2], GREEDY, n=6)
+    guesses = Guesser([1, 2, *expected[:4], 0, 0], [3, 1, 1, 1], 300)
+    assert answer(backend, [1, 2], GREEDY, Speculator(guesses), n=6) == expected
+    assert backend.calls[1] == expected[:4]
+    assert backend.ids == [1, 2, *expected[:5]]
+
+
+def test_an_interrupt_in_a_verification_leaves_the_next_answer_right():
+    class Interrupted(FakeBackend):
+        def truncate(self, length):
+            if len(self.calls) == 3:
+                self.calls.append([])
+                raise KeyboardInterrupt
+            super().truncate(length)
+
+    backend, held = Interrupted(), []
+    with pytest.raises(KeyboardInterrupt):
+        answer(backend, [1, 2], GREEDY, Speculator(Guesser([], [2, 0, 0], 300)), held=held)
+    assert answer(backend, [1, 2, 3], GREEDY, n=8, held=held) == answer(FakeBackend(), [1, 2, 3], GREEDY, n=8)
+
+
+def test_a_consumer_that_leaves_within_a_draft_leaves_the_next_answer_right():
+    backend, held = FakeBackend(), []
+    expected = answer(FakeBackend(), [1, 2], GREEDY, n=9)
+    speculator = Speculator(Guesser([1, 2, *expected], [5, 1, 1, 1, 1, 1], 300))
+    sampler = make_sampler(GREEDY)
+    speculator.begin(invariant(sampler))
+    ids = engine.generate(backend, [1, 2], sampler, held=held, speculator=speculator)
+    assert list(itertools.islice(ids, 3)) == expected[:3]
+    ids.close()
+    assert answer(backend, [1, 2, 9], GREEDY, n=5, held=held) == answer(FakeBackend(), [1, 2, 9], GREEDY, n=5)
+
+
+# ---- the LLM
+
+
+class Scripted(ScriptedBackend):
+    """Takes several ids at once for an answer that goes on; only the first call is the prompt."""
+
+    def forward(self, ids, logits=1):
+        if self.ids and len(ids) > 1:
+            self.calls.append(list(ids))
+            return np.concatenate(
+                [super(ScriptedBackend, self).forward(ids[i : i + 1]) for i in range(len(ids))]
+            )
+        return super().forward(ids, logits)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    from runtime.tokenizer import load_tokenizer
+
+    return load_tokenizer(write_folder(tmp_path, byte_level()))
+
+
+def test_a_drafted_text_is_the_plain_text_and_counts_its_drafts(tokenizer):
+    script = [*tokenizer.encode("abcabcabcabc. abcabcabcabc", special=False), 0]
+    plain = LLM.of(Scripted(script), tokenizer).generate("x")
+    drafted = LLM.of(Scripted(script), tokenizer, speculator=Speculator(MaxGram())).generate("x")
+    assert (drafted.text, drafted.tokens, drafted.finish_reason) == (plain.text, plain.tokens, "stop")
+    t = drafted.timings.drafting
+    assert (t.sources[0].name, t.sources[0].accepted) == ("maxgram", t.accepted)
+    assert 0 < t.accepted <= t.drafted
+    assert t.written == drafted.timings.generated_tokens - 1 > t.target_passes
+    assert plain.timings.drafting is None
+
+
+def test_a_stream_knows_who_proposed_what_it_gives(tokenizer):
+    script = [*tokenizer.encode("abcabcabc", special=False), 0]
+    stream = LLM.of(Scripted(script), tokenizer, speculator=Speculator(MaxGram())).stream("x")
+    given = [(piece, stream.source) for piece in stream]
+    assert given[:5] == [("a", ""), ("b", ""), ("c", ""), ("a", ""), ("b", "maxgram")]
+
+
+def test_an_llm_closes_its_drafters(tokenizer):
+    drafter = FakeBackend()
+    speculator = assemble([ModelDrafter("m", drafter, 300), MaxGram()], DraftSpec(("m", "maxgram")))
+    with LLM.of(FakeBackend(), tokenizer, speculator=speculator):
+        pass
+    assert drafter.closed
+
+
+def test_a_static_cascade_closes_all_its_models():
+    backends = FakeBackend(), FakeBackend()
+    drafters = [ModelDrafter(str(i), backend, 300) for i, backend in enumerate(backends)]
+    Cascade(drafters, ((2, 2), (2,)), 1.0).close()
+    assert all(backend.closed for backend in backends)
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def flatlm(tmp_path, monkeypatch, capsys):
+    """Runs a command line on a model that answers "abcabcabcabc"; SMALL is a model beside it."""
+    target, small = (
+        write_folder(tmp_path / name, byte_level(), {"chat_template": CHATML}) for name in ("model", "small")
+    )
+    machine = Machine(target, monkeypatch)
+    script = [*byte_level().encode("abcabcabcabc").ids, 0]
+    machine.backends["native"] = lambda: Scripted(script, context=128)
+    monkeypatch.setattr(
+        "runtime.artifact.open_artifact", lambda path: SimpleNamespace(path=Path(path), manifest=MANIFEST)
+    )
+
+    def run(verb, *arguments):
+        arguments = [str(small) if argument == "SMALL" else argument for argument in arguments]
+        return cli.main([verb, str(target), *arguments]), *capsys.readouterr()
+
+    return run
+
+
+def test_drafts_reach_the_answer_and_its_json(flatlm):
+    status, out, err = flatlm("generate", "-p", "hi", "--draft", "cascade:maxgram", "--json")
+    drafting = json.loads(out)["timings"]["drafting"]
+    assert (status, json.loads(out)["text"]) == (0, "abcabcabcabc")
+    assert drafting["accepted"] > 4
+    assert [source["name"] for source in drafting["sources"]] == ["maxgram"]
+    assert "tokens a pass" in err
+
+
+def test_a_small_model_drafts_beside_the_target(flatlm):
+    status, out, _ = flatlm("generate", "-p", "hi", "--draft", "SMALL", "--json")
+    assert (status, json.loads(out)["text"]) == (0, "abcabcabcabc")
+    assert [source["name"] for source in json.loads(out)["timings"]["drafting"]["sources"]] == ["small"]
+
+
+def test_who_drafted_is_coloured_on_a_terminal_only(flatlm, monkeypatch):
+    arguments = ["generate", "-p", "hi", "--draft", "cascade:maxgram", "--show-draft"]
+    assert flatlm(*arguments)[1] == "abcabcabcabc\n"
+    monkeypatch.setattr("runtime.commands.generate._on_terminal", lambda: True)
+    status, out, err = flatlm(*arguments)
+    assert (status, out.replace("\x1b[32m", "").replace("\x1b[0m", "")) == (0, "abcabcabcabc\n")
+    assert out.count("\x1b[32m") == out.count("\x1b[0m") > 4
+    assert "drafted by \x1b[32mmaxgram\x1b[0m" in err
+
+
+def test_bench_writes_text_with_and_without_drafts(flatlm):
+    status, out, _ = flatlm("bench", "-p", "0", "-n", "6", "-r", "2", "--draft", "maxgram")
+    tests = [line.split("|")[6].strip() for line in out.splitlines()[2:]]
+    assert (status, tests) == (0, ["tg6", "text6", "drafted6"])

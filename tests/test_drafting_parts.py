@@ -1,0 +1,330 @@
+"""runtime.drafting: what each drafter proposes, and what `--draft` may say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.drafting import Guess
+from runtime.drafting.bigrams import BIGRAMS, load_bigrams
+from runtime.drafting.cascade import PUBLISHED, Cascade
+from runtime.drafting.maxgram import MaxGram, trust
+from runtime.drafting.model import ModelDrafter, require_same_tokenizer
+from runtime.drafting.spec import DraftSpec, parse_draft
+from runtime.drafting.suffixes import SuffixIndex
+from runtime.errors import FormatError, UsageError
+from runtime.sampler import greedy
+from tests.tiny_text import FakeBackend, byte_level, write_folder
+
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=60)
+
+
+def longest_match(ids, latest=False):
+    """By definition: (length, place), trying all lengths and places."""
+    for length in range(len(ids) - 1, 0, -1):
+        suffix = ids[-length:]
+        starts = [i for i in range(len(ids) - length) if ids[i : i + length] == suffix]
+        if starts:
+            return length, (starts[-1] if latest else starts[0]) + length
+    return 0, len(ids)
+
+
+def tokens(guesses):
+    return [guess.token for guess in guesses]
+
+
+def followed(drafter):
+    """A drafting model that writes greedily."""
+    drafter.begin(lambda logits, _: (greedy(logits), None))
+    return drafter
+
+
+# ---- Max-Gram
+
+
+@given(texts)
+def test_a_match_is_the_longest_suffix_that_occurs_before(ids):
+    index = SuffixIndex()
+    for count, number in enumerate(ids, start=1):
+        index.push(number)
+        for latest in (False, True):
+            assert index.match(latest) == longest_match(ids[:count], latest)
+
+
+@given(texts, texts, texts)
+def test_after_popping_the_index_is_as_if_nothing_had_been_pushed(kept, dropped, new):
+    index, fresh = SuffixIndex(), SuffixIndex()
+    index.follow(kept + dropped, 0)
+    index.follow(kept + new, len(kept))
+    fresh.follow(kept + new, 0)
+    assert vars(index) == vars(fresh)
+
+
+def test_the_work_per_token_does_not_grow_with_the_text():
+    index = SuffixIndex()
+    index.follow(np.random.default_rng(0).integers(0, 50, 3000).tolist() + [7] * 1000, 0)
+    work = [len(c.edges) + len(c.links) + len(c.latest) for c in index._changes]
+    assert sum(work[:3000]) / 3000 < 10
+    assert max(work[3100:]) < 70
+
+
+def test_maxgram_proposes_what_followed_the_earliest_match_or_the_latest():
+    ids = [5, 1, 2, 8, 5, 1, 2, 9, 4, 1, 2]
+    assert tokens(MaxGram().propose(ids, 3)) == [8, 5, 1]
+    assert tokens(MaxGram(latest=True).propose(ids, 3)) == [9, 4, 1]
+
+
+def test_one_token_is_enough_for_a_match_and_a_new_one_is_not():
+    assert tokens(MaxGram().propose([1, 2, 3, 1], 2)) == [2, 3]
+    assert tokens(MaxGram().propose([1, 2, 3, 4], 2)) == []
+
+
+def test_bigrams_fill_what_a_match_does_not_give():
+    bigrams = np.array([-1, 2, 3, 0], np.int32)
+    assert tokens(MaxGram(bigrams).propose([1], 5)) == [2, 3, 0]
+    assert tokens(MaxGram(bigrams).propose([3, 1, 3], 4)) == [1, 3, 0]
+
+
+def test_trust_grows_with_the_match_and_along_the_proposal():
+    assert [g.trust for g in MaxGram().propose([1, 2, 3, 4, 9, 1, 2], 3)] == [trust(2), trust(3), trust(4)]
+    assert [trust(n) for n in (0, 1, 2, 3, 4, 8, 31, 32, 500)] == [0, 1, 2, 2, 3, 4, 5, 6, 6]
+
+
+@settings(max_examples=30)
+@given(st.lists(texts, min_size=1, max_size=4))
+def test_maxgram_follows_whatever_sequence_it_is_given(sequences):
+    drafter = MaxGram()
+    for ids in sequences:
+        assert drafter.propose(ids, 6) == MaxGram().propose(ids, 6)
+
+
+def test_a_table_of_bigrams_is_read_and_checked(tmp_path):
+    assert load_bigrams(tmp_path, 3) is None
+    np.array([2, -1, 0], "<i4").tofile(tmp_path / BIGRAMS)
+    assert load_bigrams(tmp_path, 3).tolist() == [2, -1, 0]
+    for wrong in ([2, -1], [2, -1, 3], [2, -2, 0]):
+        np.array(wrong, "<i4").tofile(tmp_path / BIGRAMS)
+        with pytest.raises(FormatError, match="no table of 3 ids"):
+            load_bigrams(tmp_path, 3)
+    (tmp_path / BIGRAMS).write_bytes(b"\0" * 13)
+    with pytest.raises(FormatError, match=BIGRAMS):
+        load_bigrams(tmp_path, 3)
+
+
+# ---- models
+
+
+def greedy_answer(ids, n, vocab=300):
+    backend, answer = FakeBackend(vocab=vocab), []
+    for _ in range(n):
+        backend.truncate(0)
+        answer.append(greedy(backend.forward(np.array([*ids, *answer]))[0]))
+    return answer
+
+
+def test_a_model_drafts_what_it_would_write():
+    drafter = followed(ModelDrafter("small", FakeBackend(), 300))
+    assert tokens(drafter.propose([1, 2, 3], 4)) == greedy_answer([1, 2, 3], 4)
+    assert drafter.passes == 4
+
+
+def test_a_model_reads_only_what_is_new():
+    backend = FakeBackend()
+    drafter = followed(ModelDrafter("small", backend, 300))
+    drafter.propose([1, 2, 3], 1)
+    drafter.propose([1, 2, 3, 9], 1)
+    drafter.propose([1, 2, 8], 1)
+    assert backend.calls == [[1, 2, 3], [9], [8]]
+    assert drafter.behind([1, 2, 8, 4, 4]) == 2
+
+
+def test_a_review_writes_the_same_in_fewer_passes():
+    right = greedy_answer([1, 2], 5)
+    drafter = followed(ModelDrafter("small", FakeBackend(), 300))
+    draft = [Guess(token, "other") for token in [*right[:3], 299]]
+    assert tokens(drafter.review([1, 2], draft)) == right[:4]
+    assert drafter.passes == 1
+    assert tokens(drafter.propose([1, 2, *right[:4]], 1)) == right[4:]
+
+
+@pytest.mark.parametrize(("lenience", "kept"), [(1.0, False), (1.9, False), (2.1, True)])
+def test_a_lenient_review_keeps_a_guess_that_is_likely_enough(lenience, kept):
+    class Fixed(FakeBackend):
+        def row(self):
+            return np.log([0.5, 0.4, 0.1])
+
+    drafter = followed(ModelDrafter("small", Fixed(vocab=3), 3))
+    found = drafter.review([1], [Guess(1, "other", chance=0.8)], lenience)
+    assert tokens(found) == ([1, 0] if kept else [0])
+    assert found[0].source == ("other" if kept else "small")
+    assert found[0].chance == pytest.approx(0.4 if kept else 0.5)
+
+
+def test_a_model_never_proposes_what_the_target_does_not_know():
+    drafter = followed(ModelDrafter("large vocabulary", FakeBackend(vocab=300), 40))
+    assert max(tokens(drafter.propose([1, 2, 3], 20))) < 40
+
+
+def test_a_model_says_nothing_about_ids_it_does_not_know_or_beyond_its_context():
+    drafter = followed(ModelDrafter("small", FakeBackend(vocab=20, context=6), 300))
+    assert drafter.propose([1, 25], 3) == []
+    assert drafter.review([1, 2], [Guess(25, "other")]) == []
+    assert len(drafter.propose([1, 2, 3, 4], 9)) == 3
+
+
+def test_an_interrupt_in_a_drafting_model_leaves_it_right():
+    class Interrupted(FakeBackend):
+        def forward(self, ids, logits=1):
+            rows = super().forward(ids, logits)
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return rows
+
+    drafter = followed(ModelDrafter("small", Interrupted(), 300))
+    with pytest.raises(KeyboardInterrupt):
+        drafter.propose([1, 2, 3], 4)
+    assert tokens(drafter.propose([1, 2, 7], 3)) == greedy_answer([1, 2, 7], 3)
+
+
+def test_models_of_one_tokenizer_may_pad_it_differently_and_other_tokenizers_are_named(tmp_path):
+    target, same = (write_folder(tmp_path / name, byte_level()) for name in "ab")
+    require_same_tokenizer(target, same)
+    (same / "tokenizer.json").write_text((same / "tokenizer.json").read_text() + "\n")
+    require_same_tokenizer(target, same)
+    other = write_folder(tmp_path / "c", byte_level([("a", "b")]))
+    with pytest.raises(UsageError, match=r"1 tokens differ, 'ab' for instance is 259 there and unknown here"):
+        require_same_tokenizer(target, other)
+
+
+# ---- the published cascade
+
+
+class Scripted:
+    """A drafter that proposes 1, 2, 3 … and notes what it was asked."""
+
+    name, passes, seconds = "scripted", 0, 0.0
+
+    def __init__(self, most=99):
+        self.most, self.asked = most, []
+
+    def begin(self, choose): ...
+
+    def close(self): ...
+
+    def propose(self, ids, n):
+        self.asked.append((len(ids), n))
+        return [Guess(i + 1, self.name) for i in range(min(n, self.most))]
+
+
+class Reviewer(ModelDrafter):
+    """A model that keeps `keeps` of every draft, adds 0, and notes what it was given."""
+
+    def __init__(self, keeps):
+        super().__init__("reviewer", FakeBackend(), 300)
+        self.keeps, self.given = keeps, []
+
+    def review(self, ids, draft=(), lenience=1.0):
+        self.given.append((len(ids), len(draft), lenience))
+        return [*draft[: self.keeps], Guess(0, self.name)]
+
+
+def test_a_statistical_drafter_alone_proposes_ten_at_a_time_until_k_is_reached():
+    drafter = Scripted()
+    assert len(Cascade([drafter], ((25,),), 1.0).propose([5], 99)) == 30
+    assert drafter.asked == [(1, 10), (11, 10), (21, 10)]
+
+
+def test_a_model_alone_writes_k_tokens_one_by_one():
+    model = Reviewer(0)
+    assert len(Cascade([model], ((4,),), 1.0).propose([5], 99)) == 4
+    assert model.given == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0), (4, 0, 1.0)]
+
+
+def test_the_published_matrix_for_two_drafters_is_followed():
+    model, statistical = Reviewer(5), Scripted()
+    guesses = Cascade([model, statistical], *PUBLISHED["llama2"]).propose([5], 99)
+    assert model.given == [(1, 10, 3.0), (7, 10, 3.0), (13, 10, 3.0)]  # 6 tokens each, until there are 13
+    assert [n for _, n in statistical.asked] == [10, 10, 10, 10]  # for the model, and last for the target
+    assert len(guesses) == 18 + 10
+
+
+def test_the_published_matrix_for_three_drafters_is_followed():
+    large, small, statistical = Reviewer(1), Reviewer(2), Scripted()
+    guesses = Cascade([large, small, statistical], *PUBLISHED["flan-t5"]).propose([5], 99)
+    # for the large model: one step of the small one (3 tokens), then 10 of the statistical drafter
+    assert large.given == [(1, 13, 5.0), (3, 13, 5.0), (5, 13, 5.0)]
+    assert len(guesses) == 6 + 9 + 10  # of large until 5, of small until 13, then 10 more
+    assert [draft for _, draft, _ in small.given] == [10] * 6
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 40), st.sampled_from(sorted(PUBLISHED)))
+def test_a_cascade_never_proposes_more_than_asked(n, name):
+    K, lenience = PUBLISHED[name]
+    drafters = [*(Reviewer(3) for _ in K[1:]), Scripted()]
+    assert len(Cascade(drafters, K, lenience).propose([5], n)) <= n
+
+
+def test_a_cascade_ends_where_its_drafters_know_nothing():
+    assert Cascade([Scripted(0)], ((10,),), 1.0).propose([5], 99) == []
+
+
+# ---- what --draft may say
+
+
+THREE = ("small", "tiny", "maxgram")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "tiny"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("off", None),
+        ("auto", DraftSpec(("maxgram-latest",))),
+        ("auto:small,tiny", DraftSpec(("maxgram-latest", "small", "tiny"))),
+        ("maxgram", DraftSpec(("maxgram",))),
+        ("maxgram-latest", DraftSpec(("maxgram-latest",))),
+        ("small", DraftSpec(("small",))),
+        ("cascade:maxgram", DraftSpec(("maxgram",), ((10,),), 1.0)),
+        ("cascade:small:8", DraftSpec(("small",), ((8,),), 1.0)),
+        ("cascade:small,maxgram", DraftSpec(("small", "maxgram"), *PUBLISHED["llama2"])),
+        ("cascade:small,maxgram:4,3/2:1.5", DraftSpec(("small", "maxgram"), ((4, 3), (2,)), 1.5)),
+        ("cascade:small,tiny,maxgram:flan-t5-l2", DraftSpec(THREE, *PUBLISHED["flan-t5-l2"])),
+        ("cascade:small,tiny,maxgram", DraftSpec(THREE, *PUBLISHED["flan-t5"])),
+        ("cascade:small,maxgram:llama2:2", DraftSpec(("small", "maxgram"), PUBLISHED["llama2"][0], 2.0)),
+    ],
+)  # fmt: skip
+def test_a_draft_is_parsed(folder, text, expected):
+    assert parse_draft(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("maxgramm", "no folder of an exported model; did you mean 'maxgram'"),
+        ("auto:missing", "'missing' is no folder"),
+        ("auto:", "'' is no folder"),
+        ("auto:maxgram", "auto has maxgram already"),
+        ("cascade:", "write cascade:DRAFTER"),
+        ("cascade:maxgram,small", "maxgram reviews nothing, so it must be the last"),
+        ("cascade:small,tiny,small,maxgram", "no published K for 4 drafters"),
+        ("cascade:small,maxgram:5", "K for 2 drafters has the form N,N/N"),
+        ("cascade:small,maxgram:llama", "no matrix; did you mean 'llama2'"),
+        ("cascade:maxgram:-3", "without negative numbers"),
+        ("cascade:maxgram:1000", "must sum to 1 … 512"),
+        ("cascade:small,maxgram:llama2:0.5", "lenience '0.5' must be a number of 1 or more"),
+        ("cascade:maxgram:5:nan", "lenience 'nan'"),
+        ("cascade:maxgram:5:1:2", "write cascade:"),
+    ],
+)
+def test_a_draft_that_cannot_be_meant_is_explained(folder, text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_draft(text)

@@ -1,0 +1,239 @@
+"""runtime.drafting.schedule and auto: what pays is drafted, what does not is left, on a clock of our own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime import engine
+from runtime.drafting import Guess
+from runtime.drafting.costs import STALE, Costs
+from runtime.drafting.maxgram import MaxGram
+from runtime.drafting.model import ModelDrafter
+from runtime.drafting.schedule import FADE, START, Schedule
+from runtime.drafting.spec import DraftSpec, assemble
+from runtime.drafting.verify import invariant
+from runtime.options import SamplingOptions
+from runtime.sampler import make_sampler
+from tests.tiny_text import FakeBackend
+
+# ---- costs
+
+
+def test_costs_are_straight_lines_between_what_was_measured():
+    costs = Costs()
+    assert not costs and costs(3) == 0
+    costs.add(1, 10.0)
+    assert [costs(1), costs(2), costs(11)] == [10.0, 11.0, 20.0]  # a tenth of a row's cost for each more
+    costs.add(5, 18.0)
+    assert [costs(1), costs(2), costs(3.5), costs(5)] == [10.0, 12.0, 15.0, 18.0]
+
+
+def test_a_pause_of_the_machine_is_no_cost_and_a_lasting_change_is():
+    costs = Costs()
+    costs.add(1, 10.0)
+    costs.add(1, 1000.0)
+    assert costs(1) == 10 + 0.25 * 15
+    for _ in range(30):
+        costs.add(1, 12.0)
+    assert costs(1) == pytest.approx(12, rel=0.01)
+
+
+def test_a_cost_that_was_not_measured_for_long_is_guessed_again():
+    costs = Costs()
+    costs.add(1, 10.0)
+    costs.add(2, 25.0)
+    for _ in range(STALE + 1):
+        costs.add(1, 10.0)
+    assert costs(2) == 11.0
+
+
+# ---- chances and gains
+
+
+def schedule_with(costs):
+    schedule = Schedule()
+    for rows, seconds in costs.items():
+        schedule.target.add(rows, seconds)
+    return schedule
+
+
+def test_chances_are_counted_and_fade_back():
+    schedule = schedule_with({1: 1.0})
+    assert schedule.odds("m", 0, assumed=0.6) == 0.6
+    for _ in range(100):
+        schedule.note("m", 0, right=False)
+    assert schedule.odds("m", 0, assumed=0.6) < 0.05
+    assert schedule.odds("m", 1, assumed=0.6) == 0.6
+    for _ in range(12 * FADE):
+        schedule.spend(1, 1.0, 1.0, 1, 0.0)
+    assert schedule.odds("m", 0, assumed=0.6) > 0.55
+
+
+def test_a_guess_is_learned_from_as_far_as_the_answer_agrees_and_one_further():
+    schedule = schedule_with({1: 1.0})
+    guesses = [Guess(token, "m", trust=i) for i, token in enumerate([4, 5, 6, 7])]
+    schedule.learn(guesses, [4, 5, 9])
+    odds = [schedule.odds("m", i, assumed=0.5) for i in range(4)]
+    assert odds[0] == odds[1] > 0.5 > odds[2]
+    assert odds[3] == 0.5
+
+
+def test_the_length_that_gains_most_is_verified():
+    schedule = schedule_with({1: 1.0, 2: 1.1, 4: 1.3, 5: 4.0})  # a step after four rows, as tiles have
+    assert schedule.best_length([0.8] * 8)[0] == 3
+    assert schedule.best_length([0.9, 0.05, 0.9])[0] == 1
+    assert schedule.best_length([0.05] * 8) == (0, 0.0)
+    assert schedule.best_length([0.9] * 8, certain=0.1)[0] == 0
+
+
+def test_time_is_worth_more_where_tokens_come_faster():
+    schedule = schedule_with({1: 1.0, 4: 1.3})
+    slow = schedule.added(1, 3)
+    for _ in range(50):
+        schedule.spend(4, 1.3, 1.3, 4, 0.0)
+    assert schedule.rate() == pytest.approx(4 / 1.3, rel=0.3)
+    assert schedule.added(1, 3) > 2 * slow
+
+
+def test_losses_use_up_the_credit_and_time_restores_it():
+    schedule = schedule_with({1: 1.0, 4: 2.0})
+    assert schedule.may_draft()
+    for _ in range(int(START) + 2):
+        schedule.spend(4, 2.0, 2.0, 1, 0.0)
+    assert not schedule.may_draft()
+    for _ in range(400):
+        schedule.spend(1, 1.0, 1.0, 1, 0.0)
+    assert schedule.may_draft()
+
+
+def test_before_the_first_plain_pass_nothing_is_drafted():
+    assert not Schedule().may_draft()
+
+
+def test_the_cost_of_a_plain_pass_is_measured_again_now_and_then():
+    schedule = schedule_with({1: 1.0, 2: 1.0})
+    for _ in range(200):
+        schedule.spend(2, 1.0, 1.0, 2, 0.0)
+    assert not schedule.may_draft()
+    schedule.spend(1, 1.0, 1.0, 1, 0.0)
+    assert schedule.may_draft()
+
+
+# ---- whole answers on a simulated machine
+
+
+class Clock:
+    """Seconds that pass only where something says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Timed(FakeBackend):
+    """Writes `text`, whatever it reads; a pass over m rows takes base + slope · (m - 1) seconds."""
+
+    def __init__(self, clock, text, base=1.0, slope=0.1, vocab=64):
+        super().__init__(vocab=vocab, context=len(text))
+        self.clock, self.text, self.base, self.slope = clock, text, base, slope
+
+    def forward(self, ids, logits=1):
+        self.clock.now += self.base + self.slope * (len(ids) - 1)
+        return super().forward(ids, logits)
+
+    def row(self):
+        row = np.zeros(self.vocab)
+        row[self.text[len(self.ids) % len(self.text)]] = 5.0
+        return row
+
+
+PROMPT = 40
+
+
+def seconds_of(text, drafters, clock, base=1.0, slope=0.1):
+    """(plain, drafted) seconds for the tokens of `text` after the first PROMPT."""
+    times = []
+    names = tuple("maxgram" if isinstance(drafter, MaxGram) else "m" for drafter in drafters)
+    drafted = assemble(drafters, DraftSpec(names), clock)
+    for speculator in (None, drafted):
+        backend = Timed(clock, text, base, slope)
+        sampler = make_sampler(SamplingOptions())
+        if speculator is not None:
+            speculator.begin(invariant(sampler))
+        started = clock.now
+        ids = list(engine.generate(backend, text[:PROMPT], sampler, speculator=speculator))
+        assert ids[:-1] == text[PROMPT:]
+        times.append(clock.now - started)
+    return times
+
+
+def a_text(kind, length=700):
+    rng = np.random.default_rng(1)
+    if kind == "random":
+        return rng.integers(0, 60, length).tolist()
+    return (rng.integers(0, 60, 30).tolist() * length)[:length]  # the same thirty tokens again and again
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5, 1.0])
+def test_a_text_that_repeats_itself_comes_faster_and_a_random_one_not_slower(slope):
+    clock = Clock()
+    plain, drafted = seconds_of(a_text("repeating"), [MaxGram()], clock, slope=slope)
+    assert plain / drafted > {0.0: 6, 0.1: 4, 0.5: 1.6, 1.0: 0.97}[slope]
+    plain, drafted = seconds_of(a_text("random"), [MaxGram()], clock, slope=slope)
+    assert plain / drafted > 0.97
+
+
+def altered(text, share, seed=2):
+    """`text` as a model would guess it that is wrong at `share` of the places."""
+    rng = np.random.default_rng(seed)
+    return [(t + 1) % 60 if rng.random() < share else t for t in text]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cost", "least"),
+    [
+        (0.05, 0.1, 2.5),  # cheap and right
+        (0.3, 0.1, 1.3),
+        (0.1, 0.5, 1.1),
+        (0.95, 0.1, 0.97),  # cheap and wrong
+        (0.05, 1.5, 0.97),  # right, but dearer than the target
+        (1.0, 1.0, 0.97),
+    ],
+)
+def test_a_model_drafts_as_far_as_it_pays(wrong, cost, least):
+    clock, text = Clock(), a_text("random")
+    model = ModelDrafter("m", Timed(clock, altered(text, wrong), cost, cost / 10), 64, clock)
+    plain, drafted = seconds_of(text, [MaxGram(), model], clock)
+    assert plain / drafted > least
+
+
+def test_a_cascade_is_at_least_nearly_as_fast_as_its_best_part():
+    def drafters(clock, text):
+        guessed = altered(text, 0.2)
+        return MaxGram(), ModelDrafter("m", Timed(clock, guessed, 0.2, 0.02), 64, clock)
+
+    text = a_text("repeating", 200) + a_text("random", 300) + a_text("repeating", 200)
+    rates = []
+    for chosen in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        clock = Clock()
+        plain, drafted = seconds_of(text, drafters(clock, text)[chosen], clock)
+        rates.append(plain / drafted)
+    assert rates[2] > 0.95 * max(rates[:2]) > 1
+
+
+def test_a_text_that_turns_favourable_is_noticed():
+    clock = Clock()
+    text = a_text("random", 600) + a_text("repeating", 500)
+    turn = Timed(clock, text)
+    plain, drafted = seconds_of(text, [MaxGram()], clock)
+    assert plain - drafted > 0.5 * 500 * turn.base
+
+
+def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_investment():
+    clock, text = Clock(), a_text("random", 400)
+    slow = Timed(clock, text, 0.1, 0.1)  # reading the prompt takes four plain steps
+    plain, drafted = seconds_of(text, [ModelDrafter("m", slow, 64, clock)], clock)
+    assert plain / drafted > 2
