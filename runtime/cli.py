@@ -30,7 +30,8 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
     "verify": ("runtime.commands.verify:register", "check every file of an artifact against its hash", ""),
     "parity": ("runtime.commands.parity:register", "compare all backends on the same tokens", ""),
     "bench": ("runtime.commands.bench:register", "measure speed as llama-bench does", ""),
-    "eval": ("runtime.commands.eval:register", "measure perplexity", ""),
+    "eval": ("runtime.commands.eval:register", "measure quality: tasks, perplexity, KL divergence", ""),
+    "compare": ("runtime.commands.compare:register", "compare two runs of `flatlm eval`, item by item", ""),
     "doctor": ("runtime.commands.doctor:register", "show what this machine offers and what is missing", ""),
 }
 INTERRUPTED = 130

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime import engine
-from runtime.evaluate import log_softmax
+from runtime.evaluation.perplexity import log_softmax
 from runtime.progress import Progress
 from runtime.sampler import demand_numbers, greedy
 

@@ -329,6 +329,21 @@ def test_bench_has_the_columns_of_llama_bench(flatlm, machine):
     assert " ± " in rows[0][6]
 
 
+def test_bench_measures_at_a_depth(flatlm, machine):
+    backend = FakeBackend(context=128)
+    machine.backends["native"] = lambda: backend
+    (row,) = json.loads(flatlm("bench", "-p", "0", "-n", "4", "-d", "100", "-r", "1", "-o", "json")[1])
+    assert row["test"] == "tg4 @ d100"
+    status, _, err = flatlm("bench", "-p", "0", "-n", "4", "-d", "126")
+    assert (status, "tg4 @ d126 does not fit the context of 128" in err) == (1, True)
+
+
+def test_only_the_native_backend_tells_its_operations(flatlm, machine):
+    machine.backends["native"] = lambda: FakeBackend(context=128)
+    status, _, err = flatlm("bench", "-p", "0", "-n", "4", "-r", "1", "--per-op")
+    assert (status, "native backend" in err) == (2, True)
+
+
 def test_bench_writes_json_and_csv(flatlm, machine):
     machine.backends["native"] = lambda: FakeBackend(context=128)
     (row,) = json.loads(flatlm("bench", "-p", "8", "-n", "0", "-r", "3", "-o", "json")[1])

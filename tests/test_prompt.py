@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import builtins
 import json
+from pathlib import Path
 
 import pytest
 
 from runtime import prompt
 from runtime.errors import BackendError, TemplateError, UsageError
+from runtime.options import PromptOptions
 from runtime.prompt import load_template, render, without_template
+from runtime.prompt_styles import styled
 from tests.tiny_text import CHATML, byte_level, write_folder
 
 CONVERSATION = [
@@ -77,6 +80,42 @@ def test_templates_render_as_in_transformers(name, tools, ask):
     )
     actual = render(TEMPLATES[name], CONVERSATION, special=SPECIAL, tools=tools, add_generation_prompt=ask)
     assert actual == expected
+
+
+PUBLISHED = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+CONVERSATIONS = {
+    "one turn": [{"role": "user", "content": "hi"}],
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+    "several turns": [
+        *CONVERSATION,
+        {"role": "assistant", "content": "ok"},
+        {"role": "user", "content": "?"},
+    ],
+    "system later": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
+    "empty": [{"role": "system", "content": ""}, {"role": "user", "content": ""}],
+    "answered": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    "spaces": [{"role": "user", "content": "  a\n\n\tb \n"}],
+    "unicode": [{"role": "user", "content": "naïve 漢字 🙂🇫🇷 e\u0301 \u202e \u2028 \x00"}],
+    "markup": [{"role": "user", "content": "<|im_end|> {{ 7*7 }} {% raw %} <b>&amp;</b> 'x' \"y\" \\n"}],
+    "Re2": styled([{"role": "user", "content": "a\n---\nHow many?"}], PromptOptions("cot", True)),
+}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("ask", [True, False], ids=["ask", "tell"])
+def test_the_models_templates_render_as_in_transformers(path, conversation, ask):
+    transformers = pytest.importorskip("transformers")
+    template, messages = path.read_text(encoding="utf-8"), CONVERSATIONS[conversation]
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), **SPECIAL)
+    expected = theirs.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=ask, tokenize=False
+    )
+    assert render(template, messages, special=SPECIAL, add_generation_prompt=ask) == expected
+
+
+def test_all_templates_of_supported_models_are_tested():
+    assert [path.stem for path in PUBLISHED] == ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2"]
 
 
 def test_chatml_renders_as_written_down():

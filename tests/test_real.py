@@ -8,7 +8,7 @@ import pytest
 from runtime import LLM
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
-from runtime.evaluate import window_nll
+from runtime.evaluation.perplexity import window_nll
 from runtime.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real

@@ -1,27 +1,74 @@
-"""flatlm eval: quality of a model on a text."""
+"""flatlm eval: quality of a model, on tasks with answers or on a text."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from runtime.cli import add_verb
-from runtime.commands.common import add_json, add_model, open_llm, print_json, read_text
+from runtime.commands.common import add_json, add_model, model_path, open_llm, print_json, read_text, say
 from runtime.errors import UsageError
-from runtime.options import BackendOptions, add_flags, check_fields, did_you_mean, from_args, option
+from runtime.options import (
+    BackendOptions,
+    DraftOptions,
+    PromptOptions,
+    SamplingOptions,
+    add_flags,
+    check_fields,
+    did_you_mean,
+    from_args,
+    option,
+)
 from runtime.progress import ProgressLine
 
-MEASURES = ("ppl",)
+if TYPE_CHECKING:
+    from runtime.evaluation.runner import Asking
+    from runtime.evaluation.tasks import Task
+    from runtime.llm import LLM
+
+MEASURES = ("gsm8k", "svamp", "aqua", "humaneval", "ppl", "kl")
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """What is measured."""
+class TextOptions:
+    """ppl and kl: what text is read, and against what."""
 
+    text: str | None = option(None, "--text", metavar="FILE", help="the text, - for stdin")
     tokens: int | None = option(
         None, "--tokens", low=2, high=2**40, help="use the text's first N tokens; default: all"
     )
     window: int = option(512, "--window", low=2, high=2**20, help="tokens of a window, each read on its own")
+    reference: str | None = option(
+        None, "--reference", metavar="MODEL", help="kl: the model whose predictions are the measure"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The tasks: what is asked, and where the answers are kept."""
+
+    file: str | None = option(
+        None, "--file", metavar="FILE", help="the task's file, as its authors publish it"
+    )
+    out: str | None = option(
+        None, "--out", metavar="FILE", help="the run, a line per item; one that exists is continued"
+    )
+    limit: int | None = option(None, "--limit", low=1, high=2**31, help="the first N items; default: all")
+    samples: int = option(1, "--samples", low=1, high=1000, help="answers per item that vote; needs --temp")
+    shots: int = option(0, "--shots", low=0, high=100, help="worked examples in the prompt")
+    shots_file: str | None = option(
+        None, "--shots-file", metavar="FILE", help="where the examples come from: its first items"
+    )
+    allow_code_execution: bool = option(
+        False, "--allow-code-execution", help="humaneval: run programs that the model wrote"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -29,27 +76,36 @@ class EvalOptions:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb's parser."""
-    description = "ppl: perplexity over fixed windows without a begin token; a shorter last one is dropped."
+    description = (
+        "Tasks (gsm8k, svamp, aqua, humaneval): the share of right answers. ppl: perplexity over fixed "
+        "windows without a begin token. kl: how far predictions are from those of a reference."
+    )
     parser = add_verb(subparsers, "eval", run, description)
     add_model(parser)
     parser.add_argument("measure", metavar="MEASURE", help=", ".join(MEASURES))
-    parser.add_argument("--text", required=True, metavar="FILE", help="the text, - for stdin")
     add_json(parser)
-    add_flags(parser, EvalOptions)
-    add_flags(parser, BackendOptions)
+    parser.add_argument(
+        "--show-prompt", action="store_true", help="print on stderr what the model is sent for the first item"
+    )
+    for options in (TaskOptions, PromptOptions, SamplingOptions, TextOptions, BackendOptions, DraftOptions):
+        add_flags(parser, options)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the perplexity, the predicted tokens and the mean −ln p with its standard error."""
-    from runtime.evaluate import perplexity
-
+    """Measure and print."""
     if args.measure not in MEASURES:
         raise UsageError(f"unknown measure {args.measure!r}{did_you_mean(args.measure, MEASURES)}")
-    options = from_args(args, EvalOptions)
-    text = read_text(args.text)
+    return {"ppl": _perplexity, "kl": _divergence}.get(args.measure, _task)(args)
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    """Print the perplexity, the predicted tokens and the mean −ln p with its standard error."""
+    from runtime.evaluation.perplexity import perplexity
+
+    options = from_args(args, TextOptions)
+    text = _text(options)
     with open_llm(args) as llm, ProgressLine("perplexity", "windows") as progress:
-        ids = llm.tokenizer.encode(text, special=False)[: options.tokens]
-        result = perplexity(llm.backend, ids, options.window, progress)
+        result = perplexity(llm.backend, _ids(llm, text, options), options.window, progress)
         backend = llm.backend.name
     if args.json:
         print_json({**asdict(result), "window": options.window, "backend": backend})
@@ -57,3 +113,138 @@ def run(args: argparse.Namespace) -> int:
         print(f"perplexity {result.perplexity:.4f}  ({result.tokens} tokens in {result.windows} windows)")
         print(f"nll {result.nll:.5f} ± {result.nll_error:.5f}")
     return 0
+
+
+def _divergence(args: argparse.Namespace) -> int:
+    """Print KL(reference ‖ model), its percentiles, and how often the likeliest token is the same."""
+    from runtime.evaluation.divergence import divergence
+    from runtime.llm import LLM
+
+    options = from_args(args, TextOptions)
+    if options.reference is None:
+        raise UsageError("kl compares with another model: give --reference MODEL")
+    text = _text(options)
+    with (
+        open_llm(args) as llm,
+        LLM(options.reference, **asdict(from_args(args, BackendOptions))) as reference,
+        ProgressLine("divergence", "windows") as progress,
+    ):
+        ids = _ids(llm, text, options)
+        if ids != _ids(reference, text, options):
+            raise UsageError("the models split the text into different tokens: they cannot be compared")
+        result = divergence(reference.backend, llm.backend, ids, options.window, progress)
+        backend = llm.backend.name
+    if args.json:
+        print_json({**asdict(result), "window": options.window, "backend": backend})
+        return 0
+    print(f"KL mean {result.mean:.6f} ± {result.mean_error:.6f}, median {result.median:.6f}")
+    print(f"KL 90 % {result.p90:.6f}, 99 % {result.p99:.6f}, max {result.maximum:.6f}")
+    print(f"same likeliest token {100 * result.top1_agreement:.3f} %")
+    print(f"perplexity {result.perplexity:.4f}, of the reference {result.reference_perplexity:.4f}")
+    print(f"({result.tokens} tokens in {result.windows} windows)")
+    return 0
+
+
+def _text(options: TextOptions) -> str:
+    if options.text is None:
+        raise UsageError("give the text: --text FILE")
+    return read_text(options.text)
+
+
+def _ids(llm: LLM, text: str, options: TextOptions) -> list[int]:
+    return llm.tokenizer.encode(text, special=False)[: options.tokens]
+
+
+def _task(args: argparse.Namespace) -> int:
+    """Answer the items of a task's file, continuing the run in --out, and print what it says."""
+    from runtime.evaluation import runner, summary
+    from runtime.evaluation.answerer import one_at_a_time, start
+    from runtime.evaluation.run_file import RunFile
+    from runtime.evaluation.tasks import TASKS, read_items
+
+    options, sampling = from_args(args, TaskOptions), from_args(args, SamplingOptions)
+    sampling = replace(sampling, seed=max(sampling.seed, 0))
+    task = TASKS[args.measure]
+    file, out = _check(task, options, sampling)
+    items = read_items(task, file, options.limit)
+    with open_llm(args) as llm, ProgressLine(task.name, "items") as progress:
+        asking = _asking(args, llm, task, options, sampling)
+        with RunFile(out, _settings(args, task, file, asking, options, sampling, llm)) as run_file:
+            if run_file.records:
+                say(f"{out} has {len(run_file.records)} items already")
+            if args.show_prompt:
+                first = start(llm, runner.request(task, items[0], asking), sampling)
+                say(llm.tokenizer.decode(first.prompt_ids, skip_special=False))
+            records = runner.run(task, items, asking, one_at_a_time(llm, sampling), run_file, progress)
+    figures = summary.summarize(records)
+    if args.json:
+        print_json({"task": task.name, "out": str(out), **figures})
+    else:
+        print("\n".join(summary.lines(figures)))
+    return 0
+
+
+def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> tuple[Path, Path]:
+    """The task's file and the run's. UsageError for what cannot work, before anything is loaded."""
+    if options.file is None or options.out is None:
+        raise UsageError(f"{task.name} needs --file FILE (the task) and --out FILE (the run that is kept)")
+    if task.kind == "program" and not options.allow_code_execution:
+        raise UsageError(
+            f"{task.name} runs programs that the model wrote, in a limited process of their own; "
+            "--allow-code-execution permits it. docs/evaluation.md says what is limited"
+        )
+    if task.kind == "program" and (options.samples > 1 or options.shots):
+        raise UsageError(f"{task.name} has no votes and no worked examples: leave --samples and --shots out")
+    if options.samples > 1 and sampling.temp == 0:
+        raise UsageError("--samples needs --temp: at temperature 0 all answers are the same")
+    if (options.shots > 0) != (options.shots_file is not None):
+        raise UsageError("--shots N and --shots-file FILE go together")
+    return Path(options.file), Path(options.out)
+
+
+def _asking(
+    args: argparse.Namespace, llm: LLM, task: Task, options: TaskOptions, sampling: SamplingOptions
+) -> Asking:
+    from runtime.evaluation.runner import Asking
+    from runtime.evaluation.tasks import exemplars_of
+
+    prompt, chat = from_args(args, PromptOptions), llm.template is not None
+    if task.kind == "program" and not chat and prompt != PromptOptions():
+        raise UsageError(
+            f"a model without a chat template continues the functions of {task.name} as they are: leave "
+            "--re2 and --prompt-style out"
+        )
+    shown = exemplars_of(task, Path(options.shots_file), options.shots) if options.shots_file else []
+    return Asking(prompt, tuple(shown), chat, options.samples, sampling.seed)
+
+
+def _settings(
+    args: argparse.Namespace,
+    task: Task,
+    file: Path,
+    asking: Asking,
+    options: TaskOptions,
+    sampling: SamplingOptions,
+    llm: LLM,
+) -> dict[str, Any]:
+    """All that a result depends on, and no more: --limit and -t may change when a run goes on."""
+    from runtime.artifact import open_artifact
+    from runtime.evaluation.tasks import fingerprint
+
+    manifest = open_artifact(model_path(args)).manifest
+    hashes = json.dumps({name: entry.sha256 for name, entry in sorted(manifest.files.items())})
+    return {
+        "task": task.name,
+        "file_sha256": fingerprint(file),
+        "model": f"{manifest.name} {manifest.recipe}",
+        "model_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "backend": llm.backend.name,
+        "chat": asking.chat,
+        "prompt_style": asking.prompt.prompt_style,
+        "reads": asking.prompt.reads if asking.prompt.re2 else 1,
+        "shots": options.shots,
+        "shots_sha256": fingerprint(Path(options.shots_file)) if options.shots_file else None,
+        "samples": options.samples,
+        **asdict(sampling),
+        **asdict(from_args(args, DraftOptions)),
+    }

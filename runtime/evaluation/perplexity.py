@@ -41,24 +41,27 @@ def perplexity(
 
     Raises ContextError where a window does not fit the context, UsageError where `ids` do not fill one.
     """
-    if window > backend.context:
-        raise ContextError(
-            f"a window of {window} tokens does not fit the context of {backend.context}: raise --ctx"
-        )
-    windows = len(ids) // window
-    if windows == 0:
-        raise UsageError(
-            f"the text has {len(ids)} tokens, one window needs {window}: give more text or --window"
-        )
-    losses = np.empty((windows, window - 1))
-    for i in range(windows):
-        losses[i] = window_nll(backend, np.asarray(ids[i * window : (i + 1) * window], np.int64))
+    cut = windows_of(ids, window, backend.context)
+    losses = np.empty((len(cut), window - 1))
+    for i, tokens in enumerate(cut):
+        losses[i] = window_nll(backend, tokens)
         if progress is not None:
-            progress(i + 1, windows)
+            progress(i + 1, len(cut))
     backend.truncate(0)
     mean = float(losses.mean())
     error = float(losses.std(ddof=1) / math.sqrt(losses.size)) if losses.size > 1 else math.inf
-    return Perplexity(math.exp(mean), mean, error, losses.size, windows)
+    return Perplexity(math.exp(mean), mean, error, losses.size, len(cut))
+
+
+def windows_of(ids: Sequence[int], window: int, context: int) -> np.ndarray:
+    """`ids` as whole windows, int64 [windows, window]; raises as `perplexity` does."""
+    if window > context:
+        raise ContextError(f"a window of {window} tokens does not fit the context of {context}: raise --ctx")
+    if len(ids) < window:
+        raise UsageError(
+            f"the text has {len(ids)} tokens, one window needs {window}: give more text or --window"
+        )
+    return np.asarray(ids[: len(ids) // window * window], np.int64).reshape(-1, window)
 
 
 def window_nll(backend: Backend, ids: np.ndarray) -> np.ndarray:

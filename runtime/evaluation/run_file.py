@@ -1,0 +1,125 @@
+"""The file of a run: its settings in the first line, then one item a line, as JSON.
+
+A line is written, flushed and synced before the next item is asked, so a kill at any moment loses at most the
+item in progress. What it leaves of a last line is cut off when the run goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.errors import UsageError
+
+FORMAT = 1
+MAGIC = b'{"flatlm_run": 1, "settings": '  # what a first line begins with
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as read: `records` are the items' lines, in the file's order."""
+
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+class RunFile:
+    """A run being written: opened new, or continued where `settings` are those of its first line.
+
+    Raises UsageError where they differ, where the file is no run, and where another process writes it.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        try:
+            self._file: BinaryIO = path.open("a+b")
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be written: {error}") from None
+        try:
+            self.records = self._resume(path, settings)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _resume(self, path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"--out {path}: another process is writing this run") from None
+        self._file.seek(0)
+        lines, kept = _lines(self._file.read(), path)
+        self._file.truncate(kept)
+        if not lines:
+            self._write({"flatlm_run": FORMAT, "settings": settings})
+            return []
+        differing = _differences(lines[0]["settings"], json.loads(json.dumps(settings)))
+        if differing:
+            raise UsageError(
+                f"--out {path} was begun with other settings: {'; '.join(differing)}. Give the same ones to "
+                "continue it, or another --out"
+            )
+        return lines[1:]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add an item's line, on the disk when this returns."""
+        self._write(record)
+        self.records.append(record)
+
+    def _write(self, value: dict[str, Any]) -> None:
+        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let other processes write the file."""
+        self._file.close()
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_run(path: Path) -> Run:
+    """The run in `path`, a last line that is cut off left out. UsageError where it is no run."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    lines, _ = _lines(content, path)
+    if not lines:
+        raise UsageError(f"{path} is empty: no run began there")
+    return Run(lines[0]["settings"], lines[1:])
+
+
+def _lines(content: bytes, path: Path) -> tuple[list[Any], int]:
+    """The lines as JSON and the bytes they take. A last line that is cut off or damaged does not count."""
+    if content[: len(MAGIC)] != MAGIC[: len(content)]:
+        raise UsageError(f"{path} is no run of `flatlm eval` (format {FORMAT})")
+    values: list[Any] = []
+    kept = 0
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if kept + len(line) == len(content):
+                break
+            raise UsageError(
+                f"{path}: line {len(values) + 1} is damaged; delete it to have it redone"
+            ) from None
+        values.append(value)
+        kept += len(line)
+    return values, kept
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = sorted({*was, *now})
+    return [
+        f"{name} {was.get(name)!r}, now {now.get(name)!r}" for name in names if was.get(name) != now.get(name)
+    ]
