@@ -32,7 +32,7 @@ from kernels_arm.cpu import choose
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
 from runtime.bench import markdown, measure
-from runtime.evaluate import perplexity
+from runtime.evaluation.perplexity import perplexity
 from runtime.progress import ProgressLine
 from runtime.tokenizer import load_tokenizer
 
