@@ -39,13 +39,14 @@ def entry_points():
     """(function, signature, exported name) of what a runtime calls."""
     from numba import types
 
-    from . import executor
+    from . import excess, executor
 
     word = types.int64
     return (
         (executor.step, word(word), "flatlm_step"),
         (executor.serve, word(word, word, word), "flatlm_serve"),
         (executor.parked, word(word), "flatlm_parked"),
+        (excess.gather, word(word), "flatlm_gather"),
     )
 
 

@@ -44,8 +44,9 @@ TIERS = (
     Tier("dotprod", "aarch64", _DOTPROD, "neoverse-n1", _V82, "SDOT"),
     Tier("neon", "aarch64", frozenset({"asimd"}), "cortex-a72", _V80, "SMULL and SADALP (ARMv8.0)"),
     Tier(
-        "avx512vnni", "x86_64", _V4 | {"avx512_vnni"}, "x86-64-v4", "+avx512vnni,-prefer-256-bit",
-        "VPDPBUSD on 512 bits",
+        "avx512vnni", "x86_64", _V4 | {"avx512_vnni", "avx512vbmi"}, "x86-64-v4",
+        "+avx512vnni,+avx512vbmi,-prefer-256-bit",
+        "VPDPBUSD and VPERMI2B on 512 bits",
     ),
     Tier("avx2", "x86_64", _V3, "x86-64-v3", "", "VPMADDUBSW on 256 bits"),
 )  # fmt: skip

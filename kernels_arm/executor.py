@@ -84,7 +84,7 @@ def op_chunks(op, step, items, threads):
     """Into how many chunks they are bundled."""
     if get_i64(op) == LINEAR:
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
-        wanted = max(cost // CHUNK_BYTES, 1)
+        wanted = (cost // CHUNK_BYTES + threads) // threads * threads  # as many for each thread
     else:
         wanted = items
     return min(min(wanted, items), CHUNKS_A_THREAD * threads)

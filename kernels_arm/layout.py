@@ -111,10 +111,6 @@ class ExcessTable:
         """The row of each entry."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
-    @property
-    def most_in_a_panel(self) -> int:
-        return int(np.diff(self.starts[::ROWS]).max(initial=0))
-
 
 def totals_of(
     packed: np.ndarray, rows: int, columns: int, bits: int, delta: np.ndarray, value: np.ndarray

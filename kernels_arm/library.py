@@ -26,6 +26,7 @@ SOURCES = (
     "attention",
     "blocks",
     "cpu",
+    "excess",
     "executor",
     "jit",
     "linear",
@@ -33,6 +34,7 @@ SOURCES = (
     "pointwise",
     "reference",
     "simd",
+    "tables",
 )
 COMPILING = "about 10 s, once"
 
@@ -43,13 +45,14 @@ class KernelsUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Library:
-    """The three entry points (int64 in, int64 out) and where they came from."""
+    """The entry points (int64 in, int64 out) and where they came from."""
 
     tier: Tier
     origin: str
     step: Callable[[int], int]
     serve: Callable[[int, int, int], int]
     parked: Callable[[int], int]
+    gather: Callable[[int], int]
     keep: object  # what must outlive the entry points
 
 
@@ -171,7 +174,7 @@ def build(tier: Tier, folder: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- entry points
-_SIGNATURES = {"flatlm_step": 1, "flatlm_serve": 3, "flatlm_parked": 1}
+_SIGNATURES = {"flatlm_step": 1, "flatlm_serve": 3, "flatlm_parked": 1, "flatlm_gather": 1}
 
 
 def _open(path: Path, tier: Tier, origin: str) -> Library:
@@ -202,7 +205,7 @@ def _open_object(path: Path, tier: Tier, origin: str) -> Library:
 def _library(addresses: dict[str, int], tier: Tier, origin: str, keep: object) -> Library:
     """ctypes calls release the GIL, which is what lets the team run."""
     word = ctypes.c_int64
-    step, serve, parked = (
+    step, serve, parked, gather = (
         ctypes.CFUNCTYPE(word, *[word] * count)(addresses[name]) for name, count in _SIGNATURES.items()
     )
-    return Library(tier, origin, step, serve, parked, keep)
+    return Library(tier, origin, step, serve, parked, gather, keep)

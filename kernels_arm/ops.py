@@ -19,16 +19,16 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_SHORTS, Q_LAST = range(11, 15)
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST = range(11, 15)
 # Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups that have
-# a high digit; Q_SHORTS: int16 [padded, tokens] of X for sparse excess, or 0; Q_LAST: only the rows wanted as
-# logits
+# a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras], the digits of a few tokens row by row for sparse
+# excess, or 0; Q_LAST: only the rows wanted as logits
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
-L_EXTRAS, L_GROUPS, L_SHORTS, L_STARTS, L_COLUMNS, L_EXCESS, L_LAST, L_ENTRIES = range(12, 20)
-# L_ADD: add to what is in out (the residual); L_STARTS int32 [rows + 1], L_COLUMNS uint16 [E], L_EXCESS int8
-# [E]: the sparse excess, row by row; L_STARTS is 0 where there is none; L_ENTRIES is E, for who measures
+L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
+# L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
+# [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
 
 # rotary embedding in place on q; k and v are appended to the cache
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
@@ -38,6 +38,11 @@ A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEX
     range(1, 12)
 )
 # keys float32 [g, context/16, d, 16], values float32 [g, context, d padded to 16]; A_FLOATS: float32 [scale]
+
+# how sparse excess is gathered (excess.py): addresses and counts
+J_DELTA, J_VALUE, J_ENTRIES, J_COLUMNS, J_PANELS, J_HIGH, J_STARTS, J_BASES, J_LOOKUPS, J_SCRATCH = range(10)
+JOB_WORDS = 10
+LOOKUP = 128  # bytes: 64 picks, 64 values
 
 # step words (int64)
 STEP_TOKENS, STEP_PAST, STEP_LOGITS, STEP_IDS = range(4)
@@ -50,7 +55,7 @@ T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
-SPARSE_TOKENS = 8  # up to this many tokens, excess entries are added one by one
+SPARSE_TOKENS = 8  # up to this many tokens, excess is looked up; for more a panel is unpacked with it
 ATTEND_ROWS = 8  # query rows that share a load
 
 

@@ -28,7 +28,7 @@ from .ops import (
     Q_LIMITS,
     Q_OUT,
     Q_PADDED,
-    Q_SHORTS,
+    Q_ROWS,
     Q_SUMS,
     Q_WEIGHT,
     R_CONTEXT,
@@ -72,8 +72,6 @@ from .simd import (
     splat_int,
     sqrt_f64,
     store_floats,
-    store_row_of_shorts,
-    store_shorts,
     store_steps,
     sum_doubles,
     sum_ints,
@@ -165,10 +163,10 @@ def swiglu_row(op, x, padded, y):
 
 
 @kernel
-def quantize_row(op, x, i, tile, digits, shorts):
+def quantize_row(op, x, i, tile, digits, row):
     """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X.
 
-    Where `shorts` is not 0, X goes there too, as int16 [k, tile], for the sparse excess.
+    Where `row` is not 0, they go there too, side by side, for the sparse excess.
     """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
     inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
@@ -179,10 +177,8 @@ def quantize_row(op, x, i, tile, digits, shorts):
         value = to_ints(smaller(greater(steps, zero - limit), limit))
         total = total + value
         store_steps(digits + k * tile + 4 * i, value, 4 * tile)
-        if shorts and tile == 1:
-            store_row_of_shorts(shorts + 2 * k, value)
-        elif shorts:
-            store_shorts(shorts + 2 * (k * tile + i), value, 2 * tile)
+        if row:
+            store_steps(row + k, value, 4)
     return sum_ints(total)
 
 
@@ -217,13 +213,12 @@ def run_quantize(op, step, first, last, scratch):
     tokens = tokens if wants_all else wanted
     kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
     extras = get_i64(op + 8 * Q_EXTRAS)
-    shorts = get_i64(op + 8 * Q_SHORTS) if tokens <= SPARSE_TOKENS else 0
+    few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
     for number in range(first, last):
         start = number * full_tile()
         count = min(full_tile(), tokens - start)
         tile = tile_of(count)
         digits = get_i64(op + 8 * Q_OUT) + start * (padded + 4 * extras)
-        shorts_at = shorts + 2 * start * padded if shorts else 0
         for i in range(count):
             x = rows + stride * (start + i)
             if kind == NORM:
@@ -232,9 +227,12 @@ def run_quantize(op, step, first, last, scratch):
             elif kind == SWIGLU:
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
-            total = quantize_row(op, x, i, tile, digits, shorts_at)
+            row = few + (start + i) * (padded + 4 * extras) if few else 0
+            total = quantize_row(op, x, i, tile, digits, row)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
             split_digits(op, x, i, tile, digits)
+            if row:
+                split_digits(op, x, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding

@@ -129,6 +129,7 @@ load_bytes = _loader(bytes64, bytes64.llvm, 1)
 load_ints = _loader(ints16, ints16.llvm, 4)
 load_floats = _loader(floats16, floats16.llvm, 4)
 store_bytes = _storer(bytes64, bytes64.llvm, 1)
+store_ints = _storer(ints16, ints16.llvm, 4)
 store_floats = _storer(floats16, floats16.llvm, 4)
 
 get_f32 = _loader(types.float32, _FLOAT, 4)
@@ -137,10 +138,10 @@ get_i32 = _loader(types.int32, _INT, 4)
 get_i8 = _loader(types.int8, _BYTE, 1)
 get_u8 = _loader(types.uint8, _BYTE, 1)
 get_u16 = _loader(types.uint16, _SHORT, 2)
-get_i16 = _loader(types.int16, _SHORT, 2)
 set_f32 = _storer(types.float32, _FLOAT, 4)
 set_i32 = _storer(types.int32, _INT, 4)
 set_i8 = _storer(types.int8, _BYTE, 1)
+set_u16 = _storer(types.uint16, _SHORT, 2)
 set_i64 = _storer(types.int64, _LONG, 8)
 
 
@@ -178,34 +179,6 @@ def store_steps(typing, address, value, stride):
         return context.get_dummy_value()
 
     return types.void(types.int64, ints16, types.int64), emit
-
-
-@intrinsic
-def store_shorts(typing, address, value, stride):
-    """Truncate 16 ints to int16 and store them `stride` bytes apart."""
-
-    def emit(context, builder, signature, args):
-        shorts = builder.trunc(args[1], _vector(_SHORT, 16))
-        for i in range(16):
-            at = builder.add(args[0], builder.mul(args[2], ir.Constant(_LONG, i)))
-            builder.store(
-                builder.extract_element(shorts, ir.Constant(_INT, i)), _address(builder, at, _SHORT)
-            ).align = 2
-        return context.get_dummy_value()
-
-    return types.void(types.int64, ints16, types.int64), emit
-
-
-@intrinsic
-def store_row_of_shorts(typing, address, value):
-    """Truncate 16 ints to int16 and store them side by side."""
-
-    def emit(context, builder, signature, args):
-        shorts = builder.trunc(args[1], _vector(_SHORT, 16))
-        builder.store(shorts, _address(builder, args[0], shorts.type)).align = 2
-        return context.get_dummy_value()
-
-    return types.void(types.int64, ints16), emit
 
 
 # ------------------------------------------------------------------------------------------ arithmetic
@@ -442,13 +415,16 @@ def zero_ints(typing, count):
 
 
 @intrinsic
-def tile_times_128(typing, tile):
+def plus_128_times(typing, tile, high):
+    """tile + 128 · high."""
+
     def emit(context, builder, signature, args):
         seven = _constant(ints16.llvm, 7)
-        rows = [builder.shl(row, seven) for row in cgutils.unpack_tuple(builder, args[0], tile.count)]
+        pairs = zip(*(cgutils.unpack_tuple(builder, arg, tile.count) for arg in args), strict=True)
+        rows = [builder.add(row, builder.shl(more, seven)) for row, more in pairs]
         return context.make_tuple(builder, tile, rows)
 
-    return tile(tile), emit
+    return tile(tile, tile), emit
 
 
 @intrinsic
@@ -462,45 +438,6 @@ def store_tile(typing, address, stride, tile):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, tile), emit
-
-
-class Shorts(types.Type):
-    """`count` int32 lanes, one a token: the running sums of the sparse excess."""
-
-    def __init__(self, count: int):
-        self.llvm = _vector(_INT, count)
-        super().__init__(f"shorts{count}")
-
-
-register_model(Shorts)(_VectorModel)
-
-
-@intrinsic(prefer_literal=True)
-def zero_sums(typing, count):
-    sums = Shorts(count.literal_value)
-    return sums(count), lambda c, b, s, a: _constant(sums.llvm, 0)
-
-
-@intrinsic
-def add_scaled_shorts(typing, sums, address, factor):
-    """sums + int16 [count] at the address · factor."""
-
-    def emit(context, builder, signature, args):
-        x = builder.load(_address(builder, args[1], _vector(_SHORT, sums.llvm.count)))
-        x.align = 2
-        product = builder.mul(builder.sext(x, sums.llvm), _splat(builder, args[2], sums.llvm.count))
-        return builder.add(args[0], product)
-
-    return sums(sums, types.int64, types.int32), emit
-
-
-@intrinsic
-def store_sums(typing, address, sums):
-    def emit(context, builder, signature, args):
-        builder.store(args[1], _address(builder, args[0], sums.llvm)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(types.int64, sums), emit
 
 
 # -------------------------------------------------------------------------------------- the dot product
@@ -695,19 +632,6 @@ def ticks(typing):
         return _call(builder, f"llvm.read{counter}counter", _LONG, [])
 
     return types.int64(), emit
-
-
-@intrinsic
-def prefetch(typing, address):
-    """Ask for the cache line at the address; any address will do."""
-
-    def emit(context, builder, signature, args):
-        settings = [ir.Constant(_INT, value) for value in (0, 3, 1)]  # to read, into every cache, data
-        at = _address(builder, args[0], _BYTE)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *settings])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
 
 
 @intrinsic

@@ -19,7 +19,6 @@ from runtime.backends.native import NativeBackend
 from runtime.bench import markdown
 
 STEPS = 32  # of one token; a prompt is read this many tokens at once, too
-_EXCESS_BYTES = 3  # an entry: column and value
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _work(records: np.ndarray, tokens: int) -> tuple[int, int]:
     size = work = 0
     for record in records[records[:, 0] == ops.LINEAR]:
         rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
-        size += rows * columns * int(record[ops.L_BITS]) // 8 + _EXCESS_BYTES * int(record[ops.L_ENTRIES])
+        size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
         work += rows * (columns + 4 * int(record[ops.L_EXTRAS])) * (1 if record[ops.L_LAST] else tokens)
     return size, work
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout, ops, reference
+from kernels_arm import layout, lookups, ops, reference
 from kernels_arm.layout import padded
+from kernels_arm.library import Library
 from kernels_arm.team import aligned
 
 from .cache import KVCache
@@ -42,9 +43,9 @@ class Plan:
     keep: list[np.ndarray]
 
 
-def lower(graph: Graph, *, context: int, batch: int, logit_rows: int) -> Plan:
+def lower(graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int) -> Plan:
     """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits."""
-    return _Lowering(graph, context, batch, logit_rows).run()
+    return _Lowering(graph, kernels, context, batch, logit_rows).run()
 
 
 @dataclass
@@ -62,8 +63,8 @@ class _Rows:
 class _Lowering:
     """State of one pass over the nodes."""
 
-    def __init__(self, graph: Graph, context: int, batch: int, logit_rows: int):
-        self.graph, self.batch, self.logit_rows = graph, batch, logit_rows
+    def __init__(self, graph: Graph, kernels: Library, context: int, batch: int, logit_rows: int):
+        self.graph, self.kernels, self.batch, self.logit_rows = graph, kernels, batch, logit_rows
         self.records: list[np.ndarray] = []
         self.names: list[str] = []
         self.keep: list[np.ndarray] = []
@@ -73,13 +74,13 @@ class _Lowering:
         self.uses = _last_uses(graph)
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
-        self.row_scratch = self.panel_scratch = self.excess_scratch = 0
+        self.row_scratch = self.panel_scratch = 0
         layers = [n for n in graph.nodes if n.op == "RotaryAttention"]
         self.layer = {node.name: i for i, node in enumerate(layers)}
         head = layers[0].attrs
         self.groups, self.size = int(head["kv_num_heads"]), int(head["head_size"])
         self.cache = KVCache(len(layers), self.groups, self.size, context)
-        self.digits, self.sums, self.shorts = self._digit_buffers()
+        self.digits, self.sums, self.digit_rows = self._digit_buffers()
 
     def run(self) -> Plan:
         ids, state = np.zeros(self.batch, np.int64), np.zeros(8, np.int64)
@@ -90,7 +91,7 @@ class _Lowering:
                 self._release(name)
         logits = self.buffers["logits"]
         scratch = max(
-            1024 + max(self.panel_scratch, self.excess_scratch),
+            1024 + self.panel_scratch,
             self.row_scratch,
             ops.attention_scratch(self.size, self.cache.context),
         )
@@ -126,17 +127,16 @@ class _Lowering:
         return array.ctypes.data
 
     def _digit_buffers(self) -> tuple[int, int, int]:
-        """Shared by all products: digits of a step's rows, their sums, and int16 X for sparse excess."""
-        largest = columns = 0
+        """Shared by all products: digits of a step's tokens, their sums, and a few tokens' row by row."""
+        largest = 0
         for node in self.graph.nodes:
             if node.op == "FlatLinear":
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
                 largest = max(largest, width + 4 * self._wide_groups(node).size)
-                columns = max(columns, width)
         rows = padded(self.batch, 16)
-        digits = self._zeros((rows * largest + 64,), np.int8)
-        sums, shorts = self._zeros((rows,), np.int32), self._zeros((ops.SPARSE_TOKENS * columns,), np.int16)
-        return digits.ctypes.data, sums.ctypes.data, shorts.ctypes.data
+        beyond = lookups.BEYOND
+        digits, few = (self._zeros((n * largest + beyond,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
+        return digits.ctypes.data, self._zeros((rows,), np.int32).ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
         """Indices of the 4-column groups that hold a channel of more than one digit."""
@@ -168,7 +168,7 @@ class _Lowering:
         self._add(
             node.name, ops.EMBED, EMBED_WEIGHTS=self._weights(weight), EMBED_BITS=bits,
             EMBED_SCALE=self._held(self.graph.array(scale), np.float32), EMBED_STEPS=columns * bits // 32,
-            EMBED_OUT=out.address, EMBED_STRIDE=out.stride, **self._excess(node, delta, value, "EMBED_"),
+            EMBED_OUT=out.address, EMBED_STRIDE=out.stride, **self._excess(node, delta, value),
         )  # fmt: skip
 
     def fused(self, node: Node) -> None:
@@ -187,10 +187,10 @@ class _Lowering:
         x, weight, scale, bias, _, _, _, _, delta, value = node.inputs
         rows, columns = int(node.attrs["rows"]), padded(int(node.attrs["columns"]), layout.COLUMNS)
         bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
-        excess = self._excess(node, delta, value, "L_")
         groups = self._wide_groups(node)
+        excess = self._lookups(node, delta, value, groups)
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
-        shared["SHORTS"] = self.shorts if excess else 0
+        shared["ROWS"] = self.digit_rows if excess else 0
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
         self._add(
@@ -199,7 +199,6 @@ class _Lowering:
             L_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
             L_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
             L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual),
-            L_ENTRIES=self.graph.array(delta).size,
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
         self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)
@@ -269,19 +268,32 @@ class _Lowering:
         self.keep.append(data)
         return data.ctypes.data
 
-    def _excess(self, node: Node, delta: str, value: str, prefix: str) -> dict[str, int]:
-        """The sparse excess row by row; nothing for a node without any."""
+    def _lookups(self, node: Node, delta: str, value: str, groups: np.ndarray) -> dict[str, int]:
+        """The sparse excess of a product; nothing for a node without any."""
+        deltas, totals = self.graph.array(delta), self.graph.array(value)
+        if not deltas.size:
+            return {}
+        rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
+        high = lookups.high_places(groups, self.graph.array(node.inputs[5]), columns)
+        found = lookups.gather(self.kernels, deltas, totals, rows, columns, high)
+        return {
+            "L_STARTS": self._held(found.starts, np.int32),
+            "L_BASES": self._held(found.bases, np.uint16),
+            "L_LOOKUPS": self._held(found.picks, np.uint8),
+            "L_EXCESS_BYTES": found.nbytes,
+        }
+
+    def _excess(self, node: Node, delta: str, value: str) -> dict[str, int]:
+        """The sparse excess of an embedding row by row; nothing for a node without any."""
         deltas, totals = self.graph.array(delta), self.graph.array(value)
         if not deltas.size:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
         table = layout.decode_excess(deltas, totals, rows, columns)
-        self.excess_scratch = max(self.excess_scratch, 4 * ops.SPARSE_TOKENS * (table.most_in_a_panel + 4))
-        size = len(table.columns) + 3  # the kernels read entries by fours
         return {
-            f"{prefix}STARTS": self._held(table.starts, np.int32),
-            f"{prefix}COLUMNS": self._held(table.columns, np.uint16, size),
-            f"{prefix}EXCESS": self._held(table.excess, np.int8, size),
+            "EMBED_STARTS": self._held(table.starts, np.int32),
+            "EMBED_COLUMNS": self._held(table.columns, np.uint16),
+            "EMBED_EXCESS": self._held(table.excess, np.int8),
         }
 
 

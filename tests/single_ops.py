@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels_arm import cpu, layout, library, ops
+from kernels_arm import cpu, layout, library, lookups, ops
 from kernels_arm.layout import padded
 from kernels_arm.team import Team, aligned
 
@@ -48,9 +48,9 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
         "x": np.zeros((m, kp), np.float32),
         "floats": np.array([inverse_scale, 0, k], np.float32),
         "limits": fitted(limit, kp, np.float32),
-        "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + 64, np.int8),
+        "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
         "sums": np.zeros(padded(m, 16), np.int32),
-        "shorts": np.zeros(8 * kp, np.int16),
+        "rows": np.zeros(8 * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
         "weights": aligned(layout.pack(weights, bits).nbytes),
         "scale": fitted(scale, np_, np.float32),
         "bias": fitted(bias, np_, np.float32),
@@ -62,8 +62,8 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
         keep["out"][:, :n] = residual
     at = {name: array.ctypes.data for name, array in keep.items()}
     extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data}
-    excess, held = _excess(weights, bits, np_, kp)
-    extras["SHORTS"] = at["shorts"] if excess else 0
+    excess, held = _lookups(weights, bits, np_, kp, lookups.high_places(groups, limit, kp))
+    extras["ROWS"] = at["rows"] if excess else 0
     records = [
         record(
             ops.QUANTIZE, Q_KIND=ops.PLAIN, Q_IN=at["x"], Q_IN_STRIDE=4 * kp, Q_COLUMNS=k, Q_PADDED=kp,
@@ -79,19 +79,18 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
         ),
     ]  # fmt: skip
     run(records, m, 4096 + 16 * kp * 32, threads)
-    assert held is not None
+    del held  # until here the record points into it
     return keep["out"][:, :n]
 
 
-def _excess(
-    weights: np.ndarray, bits: int, rows: int, columns: int
-) -> tuple[dict[str, int], list[np.ndarray]]:
+def _lookups(
+    weights: np.ndarray, bits: int, rows: int, columns: int, high: np.ndarray
+) -> tuple[dict[str, int], lookups.Lookups | None]:
     delta, value = (
         layout.encode_excess(weights) if bits == 4 else (np.zeros(0, np.uint8), np.zeros(0, np.int8))
     )
     if not delta.size:
-        return {}, []
-    table = layout.decode_excess(delta, value, rows, columns)
-    held = [table.starts, np.pad(table.columns, (0, 3)), np.pad(table.excess, (0, 3))]  # read by fours
-    starts, where, excess = (array.ctypes.data for array in held)
-    return {"L_STARTS": starts, "L_COLUMNS": where, "L_EXCESS": excess}, held
+        return {}, None
+    held = lookups.gather(native_library(), delta, value, rows, columns, high)
+    arrays = {"L_STARTS": held.starts, "L_BASES": held.bases, "L_LOOKUPS": held.picks}
+    return {name: array.ctypes.data for name, array in arrays.items()}, held

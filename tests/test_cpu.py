@@ -176,7 +176,13 @@ def test_every_thread_of_a_team_is_pinned_while_it_lives_and_the_callers_is_give
 
     monkeypatch.setattr(team, "fast_cores", lambda: Cores(2, core, "a test"))
     library = Library(
-        TIERS[0], "test", lambda _: look(0), lambda _, thread, __: look(thread), lambda _: 0, None
+        TIERS[0],
+        "test",
+        lambda _: look(0),
+        lambda _, thread, __: look(thread),
+        lambda _: 0,
+        lambda _: 0,
+        None,
     )
     plan = np.zeros((1, ops.FIELDS), np.int64), np.zeros(8, np.int64)
     pair = Team(library, *plan, scratch=0, threads=2)

@@ -40,7 +40,7 @@ class NativeBackend:
         self.position = 0
         self.kernels = kernels
         self.plan = lower(
-            artifact.graph, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH
+            artifact.graph, kernels, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH
         )
         self.team = team.Team(
             kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads()
