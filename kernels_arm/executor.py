@@ -11,7 +11,6 @@ that has no chunk in hand: one that the system has put aside finds the step fini
 from __future__ import annotations
 
 from .attention import attend_items, run_attend
-from .blocks import full_tile
 from .jit import inlined, kernel
 from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
@@ -75,7 +74,7 @@ def op_items(op, step):
     if code == ATTEND:
         return attend_items(op, step)
     if code == QUANTIZE:
-        return (op_tokens(op, step) + full_tile() - 1) // full_tile()
+        return op_tokens(op, step)
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -84,7 +83,8 @@ def op_chunks(op, step, items, threads):
     """Into how many chunks they are bundled."""
     if get_i64(op) == LINEAR:
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
-        wanted = (cost // CHUNK_BYTES + threads) // threads * threads  # as many for each thread
+        wanted = max(cost // CHUNK_BYTES, 1)
+        wanted = (wanted + threads - 1) // threads * threads  # as many for each
     else:
         wanted = items
     return min(min(wanted, items), CHUNKS_A_THREAD * threads)

@@ -205,34 +205,31 @@ def split_digits(op, x, i, tile, digits):
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
-    """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
+    """Tokens first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
     stride = get_i64(op + 8 * Q_IN_STRIDE)
     rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
     tokens = tokens if wants_all else wanted
     kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
-    extras = get_i64(op + 8 * Q_EXTRAS)
+    size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
     few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
-    for number in range(first, last):
-        start = number * full_tile()
-        count = min(full_tile(), tokens - start)
-        tile = tile_of(count)
-        digits = get_i64(op + 8 * Q_OUT) + start * (padded + 4 * extras)
-        for i in range(count):
-            x = rows + stride * (start + i)
-            if kind == NORM:
-                norm_row(op, x, padded, scratch)
-                x = scratch
-            elif kind == SWIGLU:
-                swiglu_row(op, x, padded, scratch)
-                x = scratch
-            row = few + (start + i) * (padded + 4 * extras) if few else 0
-            total = quantize_row(op, x, i, tile, digits, row)
-            set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            split_digits(op, x, i, tile, digits)
-            if row:
-                split_digits(op, x, 0, 1, row)
+    for token in range(first, last):
+        start = token // full_tile() * full_tile()
+        tile, i = tile_of(min(full_tile(), tokens - start)), token - start
+        digits, x = get_i64(op + 8 * Q_OUT) + start * size, rows + stride * token
+        if kind == NORM:
+            norm_row(op, x, padded, scratch)
+            x = scratch
+        elif kind == SWIGLU:
+            swiglu_row(op, x, padded, scratch)
+            x = scratch
+        row = few + token * size if few else 0
+        total = quantize_row(op, x, i, tile, digits, row)
+        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * token, total)
+        split_digits(op, x, i, tile, digits)
+        if row:
+            split_digits(op, x, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
