@@ -26,10 +26,11 @@ from .parallel import each
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
 from .passes.gptq import gptq
-from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .passes.grid import Grid, excess_share, round_weights
 from .recipe import Recipe
 from .report import LayerReport, Report
 from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey, transform
+from .vocabulary import grid_of, is_tied, round_tied
 
 Progress = Callable[[int, int], None]
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
@@ -65,7 +66,10 @@ def quantize(
     groups = execute.blocks(graph)
     told = _Counter(progress, 2 * len(groups))
     found = survey(graph, recipe, windows, told)
-    bits = choose_bits(found, recipe)
+    bits = choose_bits(found, recipe) | {graph.nodes[-1].name: int(recipe.head_bits)}
+    for node in graph.nodes:
+        if node.op == "Embedding":
+            bits[node.name] = int(recipe.head_bits) if is_tied(graph) else 8
     streams = execute.chunks(windows), execute.chunks(windows)
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
     layers: list[LayerReport] = []
@@ -110,11 +114,11 @@ def _quantize_block(
         floats = execute.prepare(local, nodes[start:stop])
         steps = list(floats)
         if first.op == "Embedding":
-            emit_embedding(local, first, result)
+            emit_embedding(local, first, bits[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
             rounded = _quantize_linear(
-                local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams
+                local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams, result
             )
             emit_linear(first, rounded, result)
             steps[0] = execute.Step(first, rounded.operation())
@@ -159,14 +163,18 @@ def _thin(streams: Streams, last: Node) -> None:
         env[last.inputs[0]] = env[last.inputs[0]][:, ::11]
 
 
-def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams) -> Rounded:
+def _quantize_linear(
+    local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams, result: Graph
+) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
     flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, bits, recipe)
-    if not node.name.startswith("layers."):  # the head; where tied, the embedding's bytes
-        grid = row_grid(weight)
+    in_body = node.name.startswith("layers.")
+    grid = layer_grid(weight, node, local, bits, recipe) if in_body else grid_of(weight, bits, recipe)
+    if table := _table(result, node):  # tied: rounded already
+        return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
+    if not in_body and bits == 8:
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    grid = layer_grid(weight, node, local, bits, recipe)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
@@ -176,11 +184,6 @@ def _quantize_linear(local: Graph, node: Node, bits: int, recipe: Recipe, stream
         kept = (integers * grid.steps[:, None]) @ seen.mean
         bias = (bias + weight @ seen.mean_float - kept).astype(np.float32)
     return Rounded(integers, grid, flattening, bias)
-
-
-def row_grid(weight: np.ndarray) -> Grid:
-    """8 bits and a step per row: embedding and head."""
-    return weight_grid(weight, [slice(None)], 8, True, 0.0)
 
 
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
@@ -211,11 +214,12 @@ def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerR
 # ---- integer nodes of docs/format.md
 def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     """Appends the FlatLinear `node` becomes, with its constants."""
-    weight = node.inputs[1]  # a tied head names the embedding's, which has the same bytes
+    weight, table = node.inputs[1], _table(graph, node)
     flattening = rounded.flattening
-    if weight not in graph.constants:
+    if table is None:
         graph.constants[weight] = packed(rounded.integers, rounded.grid.bits)
-    excess = _excess(node.name, rounded.integers, rounded.grid.bits)
+        graph.constants.update(_excess(node.name, rounded.integers, rounded.grid.bits))
+    excess = table.inputs[-2:] if table else _names(node.name)
     arrays = {
         "scale": rounded.scale,
         "bias": rounded.bias,
@@ -224,25 +228,30 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
         "source": flattening.source,
         "low": flattening.low,
     }
-    constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()} | excess
+    constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
-    graph.nodes.append(
-        Node("FlatLinear", (node.inputs[0], weight, *constants), node.outputs, attrs, node.name)
-    )
+    inputs = (node.inputs[0], weight, *constants, *excess)
+    graph.nodes.append(Node("FlatLinear", inputs, node.outputs, attrs, node.name))
 
 
-def emit_embedding(local: Graph, node: Node, graph: Graph) -> None:
+def _table(graph: Graph, head: Node) -> Node | None:
+    """The embedding whose matrix, integers and all, `head` shares."""
+    tables = (node for node in graph.nodes if node.op == "FlatEmbedding")
+    return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
+
+
+def emit_embedding(local: Graph, node: Node, bits: int, found: Survey, recipe: Recipe, graph: Graph) -> None:
     ids, weight = node.inputs
     table = local.array(weight)
-    grid = row_grid(table)
-    integers = round_weights(table, grid)
-    graph.constants[weight] = packed(integers, 8)
+    grid = grid_of(table, bits, recipe)
+    integers = round_tied(table, grid, found.head_hessian, recipe)
+    graph.constants[weight] = packed(integers, bits)
     constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
-        node.name, integers, 8
+        node.name, integers, bits
     )
     graph.constants.update(constants)
-    attrs = _matrix(integers, 8)
+    attrs = _matrix(integers, bits)
     graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
 
 
@@ -260,7 +269,11 @@ def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:
     delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
     if bits == 4:
         delta, value = layout.encode_excess(integers.astype(np.int16))
-    return {f"{name}.excess_delta": Tensor.of(delta), f"{name}.excess_value": Tensor.of(value)}
+    return dict(zip(_names(name), (Tensor.of(delta), Tensor.of(value)), strict=True))
+
+
+def _names(layer: str) -> tuple[str, str]:
+    return f"{layer}.excess_delta", f"{layer}.excess_value"
 
 
 def _matrix(integers: np.ndarray, bits: int) -> dict[str, int]:

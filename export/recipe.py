@@ -23,7 +23,7 @@ INGREDIENTS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the layers of a model are quantized. Embedding and head always keep 8 bits, one scale per row."""
+    """How the layers of a model are quantized."""
 
     name: str = option("edge", help="the recipe's name, kept in the manifest")
     weight_bits: str = option(
@@ -37,6 +37,12 @@ class Recipe:
         "--weight-scale",
         choices=("tensor", "channel"),
         help="one step per weight tensor or per row",
+    )
+    head_bits: str = option(
+        "8",
+        "--head-bits",
+        choices=("4", "8"),
+        help="bits of the head and of an embedding tied to it, one scale per row; another embedding keeps 8",
     )
     low_levels: int = option(
         127,
@@ -106,7 +112,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="edge"),
+        Recipe(name="edge", head_bits="4"),
         Recipe(name="w8a8", weight_bits="8", weight_scale="tensor", wide_channels=0.12, windows=24),
         Recipe(name="paper", weight_scale="tensor", low_levels=7, max_kl=0.5),
         Recipe(

@@ -26,6 +26,7 @@ from .passes.flatten import quantize as to_steps
 from .passes.grid import Grid, excess_share, round_weights, weight_grid
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
+from .vocabulary import head_hessian, is_tied
 
 WINDOWS = 8  # on which smoothing is chosen
 PROBE = (2, 128)  # windows × tokens on which a layer's KL is measured: 256 positions rank layers well
@@ -43,6 +44,7 @@ class Survey:
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     orders: dict[str, Split] = field(default_factory=dict)  # after smoothing
     choices: dict[str, Choice] = field(default_factory=dict)
+    head_hessian: np.ndarray | None = None  # of the head's inputs, where it is tied and has 4 bits
 
     def kl(self, name: str) -> float | None:
         return self.choices[name].kl if name in self.choices else None
@@ -125,6 +127,8 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
         if measure:
             _branch(local, seen, recipe, found, probe, variants, later)
         tell()
+    if recipe.head_bits == "4" and recipe.does("gptq") and is_tied(graph):
+        found.head_hessian = head_hessian(graph, groups[-1], envs)
     if measure:
         _divergences(execute.prepare(graph, groups[-1]), probe, variants, found)
     tell()

@@ -24,6 +24,9 @@ class Grid:
     steps: np.ndarray  # float64 [n]
     bound: int
 
+    def rows(self, start: int, stop: int) -> Grid:
+        return Grid(self.bits, self.steps[start:stop], self.bound)
+
 
 def weight_grid(weight: np.ndarray, parts: list[slice], bits: int, per_row: bool, sigma: float) -> Grid:
     """The grid of `weight` [n, k], whose row ranges `parts` are tensors of their own.
