@@ -39,7 +39,7 @@ def entry_points():
     """(function, signature, exported name) of what a runtime calls."""
     from numba import types
 
-    from . import excess, executor
+    from . import excess, executor, limits
 
     word = types.int64
     return (
@@ -47,6 +47,8 @@ def entry_points():
         (executor.serve, word(word, word, word), "flatlm_serve"),
         (executor.parked, word(word), "flatlm_parked"),
         (excess.gather, word(word), "flatlm_gather"),
+        (limits.dots, word(word, word), "flatlm_dots"),
+        (limits.read, word(word, word), "flatlm_read"),
     )
 
 

@@ -29,6 +29,7 @@ SOURCES = (
     "excess",
     "executor",
     "jit",
+    "limits",
     "linear",
     "ops",
     "pointwise",
@@ -53,6 +54,8 @@ class Library:
     serve: Callable[[int, int, int], int]
     parked: Callable[[int], int]
     gather: Callable[[int], int]
+    dots: Callable[[int, int], int]
+    read: Callable[[int, int], int]
     keep: object  # what must outlive the entry points
 
 
@@ -174,7 +177,14 @@ def build(tier: Tier, folder: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- entry points
-_SIGNATURES = {"flatlm_step": 1, "flatlm_serve": 3, "flatlm_parked": 1, "flatlm_gather": 1}
+_SIGNATURES = {
+    "flatlm_step": 1,
+    "flatlm_serve": 3,
+    "flatlm_parked": 1,
+    "flatlm_gather": 1,
+    "flatlm_dots": 2,
+    "flatlm_read": 2,
+}
 
 
 def _open(path: Path, tier: Tier, origin: str) -> Library:
@@ -205,7 +215,5 @@ def _open_object(path: Path, tier: Tier, origin: str) -> Library:
 def _library(addresses: dict[str, int], tier: Tier, origin: str, keep: object) -> Library:
     """ctypes calls release the GIL, which is what lets the team run."""
     word = ctypes.c_int64
-    step, serve, parked, gather = (
-        ctypes.CFUNCTYPE(word, *[word] * count)(addresses[name]) for name, count in _SIGNATURES.items()
-    )
-    return Library(tier, origin, step, serve, parked, gather, keep)
+    entries = (ctypes.CFUNCTYPE(word, *[word] * count)(addresses[n]) for n, count in _SIGNATURES.items())
+    return Library(tier, origin, *entries, keep)

@@ -12,8 +12,8 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,16 @@ class Result:
     @property
     def deviation(self) -> float:
         return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+
+@dataclass
+class Report:
+    """All that one run of `flatlm bench` found."""
+
+    results: list[Result] = field(default_factory=list)
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)  # test: further fields of its JSON object
+    extra: dict[str, Any] = field(default_factory=dict)  # JSON of what is no test of tokens per second
+    texts: dict[str, str] = field(default_factory=dict)  # what follows the table, for people
 
 
 def measure(
@@ -93,10 +103,20 @@ def _run(backend: Backend, ids: np.ndarray, step: int, depth: int) -> float:
     return time.perf_counter() - started
 
 
-def table(results: Sequence[Result], form: str) -> str:
-    """The results as text: md (llama-bench's table), json (a list) or csv."""
+def table(report: Report, form: str) -> str:
+    """The results as text: md (llama-bench's table, further ones below), json (a list) or csv.
+
+    JSON's list has an object for each test; what is none follows as {"test": name, "found": …}.
+    """
+    results = report.results
     if form == "json":
-        return json.dumps([{**asdict(r), "avg_ts": r.mean, "stddev_ts": r.deviation} for r in results])
+        tests = [
+            {**asdict(r), "avg_ts": r.mean, "stddev_ts": r.deviation, **report.more.get(r.test, {})}
+            for r in results
+        ]
+        named = {r.test for r in results}
+        others = [{"test": name, **found} for name, found in report.more.items() if name not in named]
+        return json.dumps([*tests, *others, *({"test": n, "found": f} for n, f in report.extra.items())])
     if form == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -105,7 +125,8 @@ def table(results: Sequence[Result], form: str) -> str:
             writer.writerow([r.model, r.size, r.params, r.backend, r.threads, r.test, r.mean, r.deviation])
         return text.getvalue().rstrip("\n")
     head = ["model", "size", "params", "backend", "threads", "test", "t/s"]
-    return markdown(head, (_cells(result) for result in results), left=1)
+    tables = [markdown(head, (_cells(result) for result in results), left=1)] if results else []
+    return "\n\n".join([*tables, *report.texts.values()])
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:

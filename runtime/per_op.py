@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout, ops
+from kernels_arm import ops, probes
 from runtime.backends.native import NativeBackend
 from runtime.bench import markdown
+from runtime.roofline import work
 
 STEPS = 32  # of one token; a prompt is read this many tokens at once, too
 
@@ -32,15 +33,17 @@ class OpTime:
     multiplications: int
 
 
-def measure(backend: NativeBackend, tokens: int, depth: int = 0) -> list[OpTime]:
-    """Steps of `tokens` tokens after `depth` others; the longest first. Leaves the sequence empty."""
+def measure(backend: NativeBackend, tokens: int, depth: int = 0, logits: int = 1) -> list[OpTime]:
+    """Steps of `tokens` tokens after `depth` others, with logits of the last ones; the longest operation
+    first. Leaves the sequence empty.
+    """
     ids = np.random.default_rng(0).integers(0, backend.vocab, max(tokens, depth))
     backend.truncate(0)
     if depth:
         backend.forward(ids[:depth])
-    _run(backend, ids[:tokens], depth, 2)
+    _run(backend, ids[:tokens], depth, 2, logits)
     ticks = backend.team.time_ops(True)
-    seconds = _run(backend, ids[:tokens], depth, steps := max(2, STEPS // tokens))
+    seconds = _run(backend, ids[:tokens], depth, steps := max(2, STEPS // tokens), logits)
     backend.team.time_ops(False)
     backend.truncate(0)
     found: dict[str, list[int]] = {}
@@ -49,49 +52,38 @@ def measure(backend: NativeBackend, tokens: int, depth: int = 0) -> list[OpTime]
         found.setdefault(name, []).append(i)
     per_tick = seconds / steps / max(1, int(ticks.sum()))
     result = [
-        OpTime(name, len(at), float(ticks[at].sum()) * per_tick, *_work(backend.plan.ops[at], tokens))
+        OpTime(name, len(at), float(ticks[at].sum()) * per_tick, *work(backend.plan.ops[at], tokens, logits))
         for name, at in found.items()
     ]
     return sorted(result, key=lambda op: -op.seconds)
 
 
-def _run(backend: NativeBackend, ids: np.ndarray, depth: int, steps: int) -> float:
+def _run(backend: NativeBackend, ids: np.ndarray, depth: int, steps: int, logits: int) -> float:
     started = time.perf_counter()
     for _ in range(steps):
-        backend.forward(ids)
+        backend.forward(ids, logits)
         backend.truncate(depth)
     return time.perf_counter() - started
 
 
-def _work(records: np.ndarray, tokens: int) -> tuple[int, int]:
-    """Bytes of weights and multiplications of the records that are products."""
-    size = work = 0
-    for record in records[records[:, 0] == ops.LINEAR]:
-        rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
-        size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
-        work += rows * (columns + 4 * int(record[ops.L_EXTRAS])) * (1 if record[ops.L_LAST] else tokens)
-    return size, work
-
-
-def table(times: Sequence[OpTime]) -> str:
-    """A Markdown table, with the sum as its last line."""
+def table(times: Sequence[OpTime], limits: probes.Limits) -> str:
+    """A Markdown table, with the sum and then the probes' rates as its last lines. GOP/s: 2 operations a
+    multiply-accumulate.
+    """
     total = sum(op.seconds for op in times)
     both = sum(op.bytes for op in times), sum(op.multiplications for op in times)
     lines = [*times, OpTime("all", sum(op.count for op in times), total, *both)]
-    head = ["operation", "count", "ms", "share", "MB", "GB/s", "GMAC/s"]
-    return markdown(head, (_cells(op, total) for op in lines), left=1)
+    head = ["operation", "count", "ms", "share", "MB", "GB/s", "GOP/s", "of read", "of peak"]
+    probe = [f"{limits.read / 1e9:.1f}", f"{2 * limits.multiplications / 1e9:.0f}"]
+    rows = [_cells(op, total, limits) for op in lines]
+    return markdown(head, [*rows, ["probe", *[""] * 4, *probe, "", ""]], left=1)
 
 
-def _cells(op: OpTime, total: float) -> list[str]:
-    rates = [
-        f"{amount / op.seconds / 1e9:.1f}" if amount else "" for amount in (op.bytes, op.multiplications)
-    ]
-    size = f"{op.bytes / 1e6:.1f}" if op.bytes else ""
-    return [
-        op.name,
-        str(op.count),
-        f"{1e3 * op.seconds:.3f}",
-        f"{100 * op.seconds / total:.1f} %",
-        size,
-        *rates,
-    ]
+def _cells(op: OpTime, total: float, limits: probes.Limits) -> list[str]:
+    read, rate = op.bytes / op.seconds, op.multiplications / op.seconds
+    work = [f"{op.bytes / 1e6:.1f}", f"{read / 1e9:.1f}", f"{2 * rate / 1e9:.0f}"]
+    shares = [f"{100 * read / limits.read:.0f} %", f"{100 * rate / limits.multiplications:.0f} %"]
+    share = f"{100 * op.seconds / total:.1f} %"
+    return [op.name, str(op.count), f"{1e3 * op.seconds:.3f}", share, *(
+        [*work, *shares] if op.bytes else [""] * 5
+    )]  # fmt: skip

@@ -384,4 +384,36 @@ def test_parity_needs_two_backends(flatlm):
 
 def test_doctor_reports_machine_packages_and_processor(capsys):
     status, out, _ = run_main(capsys, "doctor", "--json")
-    assert (status, set(json.loads(out))) == (0, {"machine", "packages", "processor"})
+    report = json.loads(out)
+    assert (status, report["ok"]) == (0, True)
+    assert set(report) == {"machine", "packages", "processor", "operations", "ok"}
+    assert {"memory", "caches", "clock", "temperature"} <= set(report["machine"])
+    assert set(report["operations"]) == {"embed", "quantize", "product", "rotate", "attend"}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"kernels": "none", "library": "none", "not chosen": "avx2: lacks avx2"},
+        {
+            "kernels": "avx2: VPMADDUBSW",
+            "library": "numba is not installed to compile them",
+            "not chosen": "",
+        },
+    ],
+)
+def test_doctor_fails_loudly_where_models_would_be_slow(capsys, monkeypatch, facts):
+    monkeypatch.setattr("kernels_arm.library.describe", lambda: facts)
+    status, out, err = run_main(capsys, "doctor")
+    assert (status, "SLOW" in err, "product: numpy reference: SLOW" in out) == (1, True, True)
+
+
+def test_doctor_names_the_caches_that_linux_shows(tmp_path):
+    from runtime.commands.doctor import caches
+
+    folder = tmp_path / "index0"
+    folder.mkdir()
+    for name, text in (("level", "1"), ("type", "Data"), ("size", "32K"), ("shared_cpu_list", "0-1")):
+        (folder / name).write_text(text + "\n")
+    assert caches(tmp_path) == "L1 Data 32K (cores 0-1)"
+    assert caches(tmp_path / "index0") == ""

@@ -85,3 +85,25 @@ def test_importing_every_module_of_runtime_loads_no_optional_package():
 
 def test_the_command_line_answers_help_without_loading_numpy():
     assert "numpy" not in loaded_by("from runtime.cli import main; main(['--help'])")
+
+
+def test_with_kernels_built_an_answer_loads_no_compiler_and_no_onnx():
+    code = """
+from types import SimpleNamespace
+from kernels_arm import cpu, library
+from tests.tiny_graphs import quantized_graph
+import runtime.llm, runtime.commands.generate
+from runtime.backends.native import NativeBackend
+backend = NativeBackend(SimpleNamespace(graph=quantized_graph(0)), threads=2)
+backend.forward([1, 2, 3])
+backend.close()
+"""
+    from kernels_arm import cpu, library
+
+    tier = cpu.choose().tier
+    assert tier
+    library.load(tier)  # builds them in a process of its own where they are missing
+    folders = (library.prebuilt_folder(), library.cache_folder())
+    if not any((folder / f"{library.library_name(tier)}.so").is_file() for folder in folders):
+        pytest.skip("kernels cannot be linked here")
+    assert loaded_by(code) & (OPTIONAL - {"jinja2"}) == set()

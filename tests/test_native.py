@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import per_op
+from kernels_arm import probes
+from kernels_arm.probes import Limits
+from runtime import per_op, roofline, rows, sustained
 from runtime.backends.native import NativeBackend
 from runtime.backends.numpy import NumpyBackend
+from runtime.bench import Result
 from runtime.errors import BackendError, ContextError, ResourceError
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
@@ -80,6 +83,54 @@ def test_two_models_share_a_process(ids):
         backend.close()
 
 
+def test_an_exception_in_one_step_leaves_the_team_usable(artifact, ids, expected, monkeypatch):
+    backend = NativeBackend(artifact, threads=2)
+    backend.forward(ids[:3])
+    step = backend.team.step
+
+    def interrupted():
+        step()
+        raise KeyboardInterrupt  # as Python does, when the compiled step returns
+
+    monkeypatch.setattr(backend.team, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backend.forward(ids[3:4])
+    monkeypatch.undo()
+    assert backend.position == 3
+    assert same_bits(backend.forward(ids[3:], CONTEXT - 3), expected[3:])
+    backend.close()
+
+
+def test_the_cost_of_rows_is_relative_to_one_row(artifact):
+    backend = NativeBackend(artifact, threads=2)
+    costs = rows.measure(backend, (2, 4), 2)
+    assert [cost.rows for cost in costs] == [1, 2, 4]
+    assert (costs[0].ratio, backend.position) == (1.0, 0)
+    assert "of one row" in rows.table(costs)
+    backend.close()
+
+
+def test_writing_for_a_while_tells_both_ends(artifact):
+    backend = NativeBackend(artifact, threads=2)
+    found = sustained.measure(backend, 0.2)
+    assert found.seconds >= 0.2
+    assert min(found.first, found.last) > 0
+    assert "temperature: " in sustained.describe(found)
+    backend.close()
+
+
+def test_probes_find_what_no_product_exceeds(artifact):
+    backend = NativeBackend(artifact, threads=2)
+    limits = probes.measure(backend.kernels, 2, size=2**20)
+    assert min(limits.read, limits.multiplications) > 1e8
+    result = Result("tiny", 1, 1, "native", 2, "tg4", (10.0,))
+    line = roofline.place(backend, limits, result, 1)
+    size, count = roofline.work(backend.plan.ops, 1)
+    assert (line.bytes, line.read, line.operations) == (size, 10.0 * size, 2 * count)
+    assert "tg4" in roofline.table([line], limits)
+    backend.close()
+
+
 def test_threads_that_slept_wake_for_the_next_step(artifact, ids, expected):
     import time
 
@@ -122,5 +173,5 @@ def test_the_time_of_a_step_is_shared_among_its_operations(artifact):
     assert {op.name.split()[0] for op in times} == {"embed", "quantize", "product", "rotate", "attend"}
     head = next(op for op in times if op.name == "product head")
     assert head.multiplications >= backend.vocab
-    assert "product head" in per_op.table(times)
+    assert "product head" in per_op.table(times, Limits(2, 1e9, 1e9))
     backend.close()

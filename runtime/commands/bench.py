@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from runtime.cli import add_verb
@@ -24,8 +24,10 @@ from runtime.options import (
 from runtime.progress import Progress, ProgressLine
 
 if TYPE_CHECKING:
+    from kernels_arm.probes import Limits
     from runtime.artifact import Artifact
     from runtime.backends import Backend
+    from runtime.bench import Report, Result
     from runtime.drafting.speculator import Speculator
 
 
@@ -43,6 +45,12 @@ class BenchOptions:
         (0,), "-d", "--n-depth", low=0, high=2**20, metavar="N", help="tokens in the context before"
     )
     r: int = option(5, "-r", "--repetitions", low=1, high=1000, help="runs of each test")
+    rows: tuple[int, ...] = option(
+        (), "--rows", low=1, high=512, metavar="N", help="cost of a step of N rows beside one, as 1,2,4,8"
+    )
+    steady: float = option(
+        0.0, "--steady", low=0.0, high=86400.0, metavar="S", help="write for S seconds: first 10 s, last 10 s"
+    )
     output: str = option("md", "-o", "--output", choices=("md", "json", "csv"), help="form of the result")
 
     def __post_init__(self) -> None:
@@ -53,7 +61,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the verb's parser."""
     description = (
         "Measure tokens per second: pp reads a prompt, tg writes. Several sizes: -p 128,512. "
-        "With --draft, text is written greedily too: plainly (text), and drafted."
+        "With --draft, text is written greedily too: plainly (text), and drafted. The native backend's "
+        "speeds stand beside what the machine can read and multiply at most, as probed before."
     )
     parser = add_verb(subparsers, "bench", run, description)
     add_model(parser)
@@ -67,6 +76,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per test."""
+    from kernels_arm import probes
     from runtime import bench
     from runtime.artifact import open_artifact
     from runtime.llm import open_chosen
@@ -82,38 +92,97 @@ def run(args: argparse.Namespace) -> int:
     artifact = open_artifact(model_path(args))
     manifest = artifact.manifest
     size = sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.onnx"))
-    results = []
+    report, placed = bench.Report(), list[tuple[Result, int]]()
     with closing(open_chosen(artifact, options)) as backend:
         threads = getattr(backend, "threads", options.threads)
+        limits = _limits(backend)
         for kind, tokens, depth in tests:
             name = bench.name_of(kind, tokens, depth)
             with ProgressLine(name, "runs") as progress:
                 rates = bench.measure(backend, kind, tokens, chosen.r, progress, depth)
             row = (manifest.name, size, manifest.parameters, backend.name, threads, name)
-            results.append(bench.Result(*row, rates=tuple(rates)))
+            report.results.append(result := bench.Result(*row, rates=tuple(rates)))
+            placed.append((result, min(tokens, bench.BATCH) if kind == "pp" else 1))
         for name, speculator in _drafted(draft, artifact, backend, options):
             for tokens in filter(None, chosen.n):
                 with ProgressLine(f"{name}{tokens}", "runs") as progress:
                     rates = _write(artifact, backend, speculator, tokens, chosen.r, progress)
                 row = (manifest.name, size, manifest.parameters, backend.name, threads, f"{name}{tokens}")
-                results.append(bench.Result(*row, rates=tuple(rates)))
+                report.results.append(bench.Result(*row, rates=tuple(rates)))
+        if chosen.rows:
+            _rows(report, backend, chosen)
+        if chosen.steady:
+            _steady(report, backend, chosen.steady)
+        if limits is not None and (again := _limits(backend)) is not None:
+            limits = probes.higher(limits, again)
+            _place(report, backend, limits, placed)
         if args.per_op:
-            _per_op(backend, tests)
-    print(bench.table(results, chosen.output))
+            _per_op(report, backend, limits, tests + [("rows", m, d) for d in chosen.d for m in chosen.rows])
+    print(bench.table(report, chosen.output))
     return 0
 
 
-def _per_op(backend: Backend, tests: list[tuple[str, int, int]]) -> None:
-    """On stderr, a table for every test."""
-    from runtime import bench, per_op
+def _limits(backend: Backend) -> Limits | None:
+    """What the probes find on the threads of the native backend; None for another."""
     from runtime.backends.native import NativeBackend
 
     if not isinstance(backend, NativeBackend):
+        return None
+    from kernels_arm import probes
+
+    with ProgressLine("probing the machine", "passes"):
+        return probes.measure(backend.kernels, backend.threads)
+
+
+def _place(report: Report, backend: Backend, limits: Limits, placed: list[tuple[Result, int]]) -> None:
+    """The results under their roof: as JSON, and as a table. `placed` has the tokens of a step of each."""
+    from runtime import roofline, thermal
+
+    lines = [
+        roofline.place(backend, limits, *one)  # type: ignore[arg-type]  # native: it has limits
+        for one in placed
+    ]
+    for line in lines:
+        report.more[line.test] = {"roofline": roofline.as_json(line, limits)}
+    report.texts["roofline"] = roofline.table(lines, limits)
+    if any(line.read_share > 1 or line.rate_share > 1 for line in lines):
+        say("a speed above the probe's: something else ran while the machine was probed; measure again")
+    report.texts["machine"] = "\n".join(f"{name}: {fact}" for name, fact in thermal.facts().items())
+
+
+def _rows(report: Report, backend: Backend, chosen: BenchOptions) -> None:
+    from runtime import rows
+
+    for depth in chosen.d:
+        with ProgressLine("rows", "rounds") as progress:
+            costs = rows.measure(backend, chosen.rows, 4 * chosen.r, depth, progress)
+        name = "rows" + (f" @ d{depth}" if depth else "")
+        report.texts[name], report.extra[name] = rows.table(costs), [asdict(cost) for cost in costs]
+
+
+def _steady(report: Report, backend: Backend, seconds: float) -> None:
+    from runtime import sustained
+
+    with ProgressLine("steady state", "s") as progress:
+        found = sustained.measure(backend, seconds, progress)
+    report.texts["steady"], report.extra["steady"] = sustained.describe(found), asdict(found)
+
+
+def _per_op(
+    report: Report, backend: Backend, limits: Limits | None, tests: list[tuple[str, int, int]]
+) -> None:
+    """On stderr, a table for every test; in the JSON, too."""
+    from runtime import bench, per_op
+    from runtime.backends.native import NativeBackend
+
+    if not isinstance(backend, NativeBackend) or limits is None:
         raise UsageError(f"--per-op looks into the native backend, not into {backend.name}")
     for kind, tokens, depth in tests:
-        rows = min(tokens, bench.BATCH) if kind == "pp" else 1
-        say(f"{bench.name_of(kind, tokens, depth)}, one step of {rows} tokens:")
-        say(per_op.table(per_op.measure(backend, rows, depth)))
+        count = 1 if kind == "tg" else min(tokens, bench.BATCH)
+        times = per_op.measure(backend, count, depth, logits=count if kind == "rows" else 1)
+        name = bench.name_of(kind, tokens, depth)
+        say(f"{name}, one step of {count} tokens:\n{per_op.table(times, limits)}")
+        report.more.setdefault(name, {})["per_op"] = [asdict(time) for time in times]
 
 
 def _drafted(

@@ -1,15 +1,17 @@
-"""flatlm doctor: what this machine offers, and what is missing."""
+"""flatlm doctor: what this machine offers, and what is missing. Fails where models would run on numpy."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from runtime.cli import add_verb
-from runtime.commands.common import add_json, print_json
+from runtime.commands.common import add_json, print_json, say
 
 PACKAGES = {  # package: what it is for
     "numpy": "everything",
@@ -27,24 +29,33 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print machine, packages and processor features."""
-    report = {"machine": _machine(), "packages": _packages(), "processor": _processor()}
+    """Print machine, packages, processor and kernels. Status 1 where a model would run on slow numpy."""
+    report: dict[str, Any] = {"machine": _machine(), "packages": _packages(), "processor": _processor()}
+    report["operations"] = _operations(report["processor"])
+    slow = _slow(report["processor"])
     if args.json:
-        print_json(report)
-        return 0
-    for part, facts in report.items():
-        print(f"{part}:")
-        for name, value in facts.items():
-            print(f"  {name}: {value}")
-    return 0
+        print_json({**report, "ok": not slow})
+    else:
+        for part, facts in report.items():
+            print(f"{part}:")
+            for name, value in facts.items():
+                print(f"  {name}: {value}")
+    if slow:
+        say(f"flatlm: SLOW: models run on the numpy reference here, hundreds of times slower: {slow}")
+    return 1 if slow else 0
 
 
 def _machine() -> dict[str, Any]:
+    from runtime import thermal
+
     return {
         "system": platform.platform(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "processors": os.cpu_count(),
+        "memory": _memory(),
+        "caches": caches() or thermal.HIDDEN,
+        **thermal.facts(),
     }
 
 
@@ -56,6 +67,46 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = f"missing (for {purpose})"
     return found
+
+
+def _memory() -> str:
+    from runtime.memory import available_bytes
+
+    free = available_bytes()
+    return "unknown" if free is None else f"{free / 2**20:.0f} MiB available"
+
+
+def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> str:
+    """The first core's caches as Linux tells them: `L1 Data 32K, …`; empty where it does not."""
+    found = []
+    for index in sorted(root.glob("index[0-9]*")):
+        try:
+            level, kind, size, shared = (
+                (index / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")
+            )
+        except OSError:
+            continue
+        found.append(f"L{level} {kind} {size} (cores {shared})")
+    return ", ".join(found)
+
+
+def _operations(processor: Mapping[str, str]) -> dict[str, str]:
+    """What runs each operation of a plan: all come from one library, so they share the tier's objections."""
+    from kernels_arm import ops
+
+    if _slow(processor):
+        return dict.fromkeys(ops.NAMES.values(), "numpy reference: SLOW")
+    tier, _, what = processor["kernels"].partition(": ")
+    return {name: f"{tier}, {what}" if name == "product" else tier for name in ops.NAMES.values()}
+
+
+def _slow(processor: Mapping[str, str]) -> str:
+    """Why there are no kernels and will be none; empty where there are."""
+    if processor["kernels"] == "none":
+        return f"no kernels for this processor ({processor['not chosen']})"
+    if "numba is not installed" in processor["library"]:
+        return f"no built kernels ({processor['library']})"
+    return ""
 
 
 def _processor() -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Speeds beside what the machine can do at most: bytes read per second, and integer operations per second.
+
+Writing a token reads every weight once, so its bound is memory; reading a prompt multiplies every weight with
+every token, so its bound is the dot product. One multiply-accumulate counts as two operations. K/V bytes are
+left out: the shares are of the weights alone, lower bounds at depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels_arm import layout, ops, probes
+from runtime import thermal
+from runtime.backends.native import NativeBackend
+from runtime.bench import Result, markdown
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One test. Bytes and operations are of one token, rates of one second, shares of the probes' rates."""
+
+    test: str
+    bytes: int
+    read: float  # bytes/s; 0 for a prompt, whose weights come from the cache for most tokens
+    read_share: float
+    operations: int
+    rate: float  # operations/s
+    rate_share: float
+
+
+def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
+    """Bytes of weights and multiply-accumulates of one step, of those records that are products."""
+    size = count = 0
+    for record in records[records[:, 0] == ops.LINEAR]:
+        rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
+        size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
+        count += rows * (columns + 4 * int(record[ops.L_EXTRAS])) * (logits if record[ops.L_LAST] else tokens)
+    return size, count
+
+
+def place(backend: NativeBackend, limits: probes.Limits, result: Result, tokens: int) -> Roofline:
+    """A result of the native backend under its roof. `tokens` of one step: 1, or a prompt's."""
+    size, count = work(backend.plan.ops, tokens)
+    operations = 2 * count // tokens
+    read, rate = (size * result.mean if tokens == 1 else 0.0), operations * result.mean
+    shares = read / limits.read, rate / (2 * limits.multiplications)
+    return Roofline(result.test, size // tokens, read, shares[0], operations, rate, shares[1])
+
+
+def table(lines: list[Roofline], limits: probes.Limits) -> str:
+    """A Markdown table; its first line is the probes' own."""
+    head = ["test", "MB/token", "GB/s", "of the probe", "MOP/token", "GOP/s", "of the peak"]
+    probe = ["probe", "", f"{limits.read / 1e9:.1f}", "", "", f"{2 * limits.multiplications / 1e9:.0f}", ""]
+    rows = [
+        [
+            line.test,
+            f"{line.bytes / 1e6:.2f}",
+            f"{line.read / 1e9:.1f}" if line.read else "",
+            f"{100 * line.read_share:.0f} %" if line.read else "",
+            f"{line.operations / 1e6:.0f}",
+            f"{line.rate / 1e9:.0f}",
+            f"{100 * line.rate_share:.0f} %",
+        ]
+        for line in lines
+    ]
+    return markdown(head, [probe, *rows], left=1)
+
+
+def as_json(line: Roofline, limits: probes.Limits) -> dict[str, Any]:
+    """The line with the probes it was placed under, and what the system shows now."""
+    return {**asdict(line), "probe": asdict(limits), "machine": thermal.facts()}
