@@ -215,5 +215,7 @@ def _open_object(path: Path, tier: Tier, origin: str) -> Library:
 def _library(addresses: dict[str, int], tier: Tier, origin: str, keep: object) -> Library:
     """ctypes calls release the GIL, which is what lets the team run."""
     word = ctypes.c_int64
-    entries = (ctypes.CFUNCTYPE(word, *[word] * count)(addresses[n]) for n, count in _SIGNATURES.items())
-    return Library(tier, origin, *entries, keep)
+    step, serve, parked, gather, dots, read = (
+        ctypes.CFUNCTYPE(word, *[word] * count)(addresses[name]) for name, count in _SIGNATURES.items()
+    )
+    return Library(tier, origin, step, serve, parked, gather, dots, read, keep)

@@ -18,6 +18,7 @@ from .library import Library
 from .team import fast_cores, pin
 
 BYTES = 256 * 2**20  # several times the last cache of a server's core complex
+ROUNDS = 12  # through the buffer in a pass: threads start up to some ms apart, one round takes 5 to 10 ms
 DOTS = 1 << 22  # calls of a pass: some 50 ms on one core
 PASSES = 7
 
@@ -37,8 +38,9 @@ def measure(library: Library, threads: int, size: int = BYTES) -> Limits:
     base, share = buffer.ctypes.data, size // threads // 4096 * 4096
 
     def read(thread: int) -> int:
-        library.read(base + thread * share, share)
-        return share
+        for _ in range(ROUNDS):
+            library.read(base + thread * share, share)
+        return ROUNDS * share
 
     def multiply(thread: int) -> int:
         return int(library.dots(base, DOTS))

@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     artifact = open_artifact(model_path(args))
     manifest = artifact.manifest
     size = sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.onnx"))
-    report, placed = bench.Report(), list[tuple[Result, int]]()
+    report = bench.Report()
+    placed: list[tuple[Result, int]] = []
     with closing(open_chosen(artifact, options)) as backend:
         threads = getattr(backend, "threads", options.threads)
         limits = _limits(backend)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             _rows(report, backend, chosen)
         if chosen.steady:
             _steady(report, backend, chosen.steady)
-        if limits is not None and (again := _limits(backend)) is not None:
+        if placed and limits is not None and (again := _limits(backend)) is not None:
             limits = probes.higher(limits, again)
             _place(report, backend, limits, placed)
         if args.per_op:
