@@ -11,6 +11,7 @@ that has no chunk in hand: one that the system has put aside finds the step fini
 from __future__ import annotations
 
 from .attention import attend_items, run_attend
+from .blocks import full_tile
 from .jit import inlined, kernel
 from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
@@ -74,7 +75,7 @@ def op_items(op, step):
     if code == ATTEND:
         return attend_items(op, step)
     if code == QUANTIZE:
-        return op_tokens(op, step)
+        return (op_tokens(op, step) + full_tile() - 1) // full_tile()
     return get_i64(step + 8 * STEP_TOKENS)
 
 

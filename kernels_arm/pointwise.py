@@ -205,7 +205,10 @@ def split_digits(op, x, i, tile, digits):
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
-    """Tokens first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
+    """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats.
+
+    A tile is one piece of work, since its tokens lie word by word in the same cache lines.
+    """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
     stride = get_i64(op + 8 * Q_IN_STRIDE)
@@ -214,22 +217,24 @@ def run_quantize(op, step, first, last, scratch):
     kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
     size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
     few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
-    for token in range(first, last):
-        start = token // full_tile() * full_tile()
-        tile, i = tile_of(min(full_tile(), tokens - start)), token - start
-        digits, x = get_i64(op + 8 * Q_OUT) + start * size, rows + stride * token
-        if kind == NORM:
-            norm_row(op, x, padded, scratch)
-            x = scratch
-        elif kind == SWIGLU:
-            swiglu_row(op, x, padded, scratch)
-            x = scratch
-        row = few + token * size if few else 0
-        total = quantize_row(op, x, i, tile, digits, row)
-        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * token, total)
-        split_digits(op, x, i, tile, digits)
-        if row:
-            split_digits(op, x, 0, 1, row)
+    for number in range(first, last):
+        start = number * full_tile()
+        count = min(full_tile(), tokens - start)
+        tile, digits = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
+        for i in range(count):
+            x = rows + stride * (start + i)
+            if kind == NORM:
+                norm_row(op, x, padded, scratch)
+                x = scratch
+            elif kind == SWIGLU:
+                swiglu_row(op, x, padded, scratch)
+                x = scratch
+            row = few + (start + i) * size if few else 0
+            total = quantize_row(op, x, i, tile, digits, row)
+            set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
+            split_digits(op, x, i, tile, digits)
+            if row:
+                split_digits(op, x, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
