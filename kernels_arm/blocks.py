@@ -264,7 +264,57 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
 _ADD = {"dotprod": _add_sdot, "i8mm": _add_smmla, "neon": _add_smull}
 
 
+def _add_group(builder, rows, weights, x, bits: int, high: bool):
+    """4 columns for rows in plain form; of nibbles the low or the high ones. x: a word a token."""
+    if simd.tier().name in ("dotprod", "i8mm"):
+        return _add_group_sdot(builder, rows, weights, x, bits, high)
+    one, bytes64 = simd._DOT[simd.tier().name], simd.bytes64.llvm
+    w = _load(builder, bytes64, weights, 0)
+    if bits == 4:
+        w = _half_of(builder, w, high)
+    elif simd._wants_unsigned():
+        w = builder.xor(w, simd._constant(bytes64, -128))
+    words = [simd._splat(builder, _load(builder, _INT, x, 4 * i), 16) for i in range(len(rows))]
+    return [
+        one(builder, row, w, builder.bitcast(word, bytes64), bits)
+        for row, word in zip(rows, words, strict=True)
+    ]
+
+
+def _add_group_sdot(builder, rows, weights, x, bits: int, high: bool):
+    """By lane of one load for up to four tokens."""
+    sums, words = _quads(builder, rows), []
+    for first in range(0, len(rows), 4):
+        count = min(4, len(rows) - first)
+        some = _load(builder, ir.VectorType(_INT, count), x, 4 * first)
+        words += [builder.bitcast(_shuffle(builder, some, some, [i] * 4), _BYTES16) for i in range(count)]
+    for quad in range(4):
+        w = _load(builder, _BYTES16, weights, 16 * quad)
+        w = _half_of(builder, w, high) if bits == 4 else w
+        for four, word in zip(sums, words, strict=True):
+            four[quad] = simd._dot_quad(builder, four[quad], w, word)
+    return _joined(builder, sums)
+
+
+def _half_of(builder, packed, high: bool):
+    """The high or the low nibbles."""
+    by = simd._constant(packed.type, 4 if high else 15)
+    return builder.lshr(packed, by) if high else builder.and_(packed, by)
+
+
 # ------------------------------------------------------------------------------------------ Numba's view
+@intrinsic(prefer_literal=True)
+def add_group(typing, tile, weights, x, bits, high):
+    """Add one group of 4 columns to a tile in plain form: 64 bytes of weights, 4 bytes of digits a token."""
+
+    def emit(context, builder, signature, args):
+        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
+        rows = _add_group(builder, rows, args[1], args[2], bits.literal_value, bool(high.literal_value))
+        return context.make_tuple(builder, tile, rows)
+
+    return tile(tile, types.int64, types.int64, bits, high), emit
+
+
 @intrinsic(prefer_literal=True)
 def to_block(typing, tile, bits):
     """A tile (one vector a token) in the form in which blocks are added to it."""

@@ -123,7 +123,7 @@ def put(at, place, excess):
 
 @kernel
 def keep_high(job):
-    """Of the lists, keep the entries of flattened columns, at the places of their high digits."""
+    """Of the lists, keep the entries of flattened columns, sorted by the places of their high digits."""
     columns, high = get_i64(job + 8 * J_COLUMNS), get_i64(job + 8 * J_HIGH)
     ends = get_i64(job + 8 * J_SCRATCH)
     for r in range(16):
@@ -131,7 +131,11 @@ def keep_high(job):
         for i in range(get_i32(ends + 4 * r)):
             place = get_i32(high + 4 * np.int64(get_i32(own + 8 * i)))
             if place > 0:
-                put(own + 8 * kept, place, get_i32(own + 8 * i + 4))
+                excess, at = get_i32(own + 8 * i + 4), own + 8 * kept
+                while at > own and get_i32(at - 8) > place:
+                    put(at, get_i32(at - 8), get_i32(at - 4))
+                    at -= 8
+                put(at, place, excess)
                 kept += 1
         set_i32(ends + 4 * r, np.int32(kept))
 

@@ -66,6 +66,15 @@ def unpack(packed: np.ndarray, rows: int, columns: int, bits: int) -> np.ndarray
     return np.ascontiguousarray(plane[:rows, :columns])
 
 
+def wide_groups(limit: np.ndarray) -> np.ndarray:
+    """int32 indices of the 4-column groups with a channel of two digits (limit over 127), even ones first.
+
+    Even groups of 4-bit weights are low nibbles, odd ones high: each kind has a loop of its own.
+    """
+    groups = np.unique(np.flatnonzero(limit > 127) // 4)
+    return np.concatenate([groups[groups % 2 == 0], groups[groups % 2 == 1]]).astype(np.int32)
+
+
 def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Integers [rows, columns] → (delta uint8 [E], total int8 [E]) of those outside −8…7.
 

@@ -10,13 +10,16 @@ is added in integers: to the sums of a few tokens, or to an unpacked copy of the
 
 from __future__ import annotations
 
-from .blocks import add_block, from_block, full_tile, has_tile, tile_of, to_block
+import numpy as np
+
+from .blocks import add_block, add_group, from_block, full_tile, has_tile, tile_of, to_block
 from .excess import add_excess, expand_excess
 from .jit import inlined, kernel
 from .ops import (
     L_ADD,
     L_BIAS,
     L_BITS,
+    L_EVENS,
     L_EXTRAS,
     L_GROUPS,
     L_LAST,
@@ -35,7 +38,6 @@ from .ops import (
     STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
-    dot,
     get_i32,
     get_i64,
     high_nibbles,
@@ -45,7 +47,6 @@ from .simd import (
     load_ints,
     low_nibbles,
     minus_eight,
-    offset_int8,
     plus_128_times,
     splat_int,
     store_bytes,
@@ -60,21 +61,24 @@ def _product(tokens: int, bits: int):
     """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
 
     @inlined
-    def four_columns(weights, group):
-        if bits == 4:
-            packed = load_bytes(weights + (group >> 1) * 64)
-            return high_nibbles(packed) if group & 1 else low_nibbles(packed)
-        return offset_int8(load_bytes(weights + group * 64))
-
-    @inlined
-    def product(weights, padded, x, extras, groups, out):
+    def product(weights, padded, x, extras, evens, groups, out):
         acc = to_block(zero_ints(tokens), bits)
         for block in range(padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
         high, digits = zero_ints(tokens), x + padded * tokens
-        for e in range(extras):  # last: memory gives a panel fast only from end to end
-            high = dot(high, four_columns(weights, get_i32(groups + 4 * e)), digits + e * 4 * tokens, bits)
+        # last: memory gives a panel fast only from end to end
+        if bits == 4:
+            for e in range(evens):
+                at = weights + 32 * np.int64(get_i32(groups + 4 * e))
+                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
+            for e in range(evens, extras):
+                at = weights + 64 * (np.int64(get_i32(groups + 4 * e)) >> 1)
+                high = add_group(high, at, digits + e * 4 * tokens, bits, 1)
+        else:
+            for e in range(extras):
+                at = weights + 64 * np.int64(get_i32(groups + 4 * e))
+                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
         store_tile(out, 64, plus_128_times(acc, high))
 
     return product
@@ -85,35 +89,35 @@ _int8_1, _int8_2, _int8_4, _int8_6, _int8_8, _int8_16 = (_product(m, 8) for m in
 
 
 @kernel
-def product_int4(tile, weights, padded, x, extras, groups, out):
+def product_int4(tile, weights, padded, x, extras, evens, groups, out):
     if has_tile(1) and tile == 1:
-        _int4_1(weights, padded, x, extras, groups, out)
+        _int4_1(weights, padded, x, extras, evens, groups, out)
     elif has_tile(2) and tile == 2:
-        _int4_2(weights, padded, x, extras, groups, out)
+        _int4_2(weights, padded, x, extras, evens, groups, out)
     elif has_tile(4) and tile == 4:
-        _int4_4(weights, padded, x, extras, groups, out)
+        _int4_4(weights, padded, x, extras, evens, groups, out)
     elif has_tile(6) and tile == 6:
-        _int4_6(weights, padded, x, extras, groups, out)
+        _int4_6(weights, padded, x, extras, evens, groups, out)
     elif has_tile(8) and tile == 8:
-        _int4_8(weights, padded, x, extras, groups, out)
+        _int4_8(weights, padded, x, extras, evens, groups, out)
     elif has_tile(16) and tile == 16:
-        _int4_16(weights, padded, x, extras, groups, out)
+        _int4_16(weights, padded, x, extras, evens, groups, out)
 
 
 @kernel
-def product_int8(tile, weights, padded, x, extras, groups, out):
+def product_int8(tile, weights, padded, x, extras, evens, groups, out):
     if has_tile(1) and tile == 1:
-        _int8_1(weights, padded, x, extras, groups, out)
+        _int8_1(weights, padded, x, extras, evens, groups, out)
     elif has_tile(2) and tile == 2:
-        _int8_2(weights, padded, x, extras, groups, out)
+        _int8_2(weights, padded, x, extras, evens, groups, out)
     elif has_tile(4) and tile == 4:
-        _int8_4(weights, padded, x, extras, groups, out)
+        _int8_4(weights, padded, x, extras, evens, groups, out)
     elif has_tile(6) and tile == 6:
-        _int8_6(weights, padded, x, extras, groups, out)
+        _int8_6(weights, padded, x, extras, evens, groups, out)
     elif has_tile(8) and tile == 8:
-        _int8_8(weights, padded, x, extras, groups, out)
+        _int8_8(weights, padded, x, extras, evens, groups, out)
     elif has_tile(16) and tile == 16:
-        _int8_16(weights, padded, x, extras, groups, out)
+        _int8_16(weights, padded, x, extras, evens, groups, out)
 
 
 @kernel
@@ -154,6 +158,7 @@ def run_linear(op, step, first, last, scratch):
         get_i64(op + 8 * L_WEIGHTS),
     )
     extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
+    evens = get_i64(op + 8 * L_EVENS)
     sparse, row_size = get_i64(op + 8 * L_STARTS) != 0, padded + 4 * extras
     rows = x if tokens == 1 else get_i64(op + 8 * L_ROWS)
     for panel in range(first, last):
@@ -167,9 +172,9 @@ def run_linear(op, step, first, last, scratch):
             tile = tile_of(count)
             digits = x + token * row_size
             if wide:
-                product_int8(tile, weights, padded, digits, extras, groups, scratch)
+                product_int8(tile, weights, padded, digits, extras, evens, groups, scratch)
             else:
-                product_int4(tile, weights, padded, digits, extras, groups, scratch)
+                product_int4(tile, weights, padded, digits, extras, evens, groups, scratch)
             if sparse and not wide:
                 add_excess(op, panel, rows + token * row_size, row_size, count, scratch)
             finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)

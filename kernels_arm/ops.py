@@ -27,6 +27,7 @@ Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST = range(11, 15)
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
 L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
+L_EVENS = 20  # L_GROUPS has so many even ones, which stand first
 # L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
 # [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
 

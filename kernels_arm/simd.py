@@ -1,7 +1,7 @@
 """SIMD vectors as Numba values: four vector types, the arithmetic on them, and a few integer instructions.
 
 Every vector is 512 bits wide in the source: one register with AVX-512, two with AVX2, four with NEON. LLVM
-splits them; only `dot` is written per tier. Addresses are int64. Nothing here is compiled on import.
+splits them; only dot products are written per tier. Addresses are int64. Nothing here is compiled on import.
 
     bytes64   64 × int8       ints16   16 × int32       floats16   16 × float32      doubles8   8 × float64
     tile      a tuple of M vectors: M tokens × 16 outputs
@@ -23,7 +23,7 @@ _TIER: Tier | None = None
 
 
 def set_tier(tier: Tier) -> None:
-    """Fix the instructions that `dot` and `pause` use in this process, before anything is compiled."""
+    """Fix the instructions that dot products and `pause` use in this process, before anything is compiled."""
     global _TIER
     if _TIER is not None and tier != _TIER:
         raise RuntimeError(f"this process compiles for {_TIER.name}, not {tier.name}: use another process")
@@ -479,62 +479,32 @@ def _dot_avx2(builder, acc, weights, x, bits: int):
     return builder.add(acc, _join(builder, parts))
 
 
-def _dot_sdot(builder, acc, weights, x, bits: int):
-    quads = [
-        _call(
-            builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", _vector(_INT, 4),
-            [_quarter(builder, acc, i), _quarter(builder, weights, i), _quarter(builder, x, i)],
-        )
-        for i in range(4)
-    ]  # fmt: skip
-    return _join(builder, quads)
+def _dot_quad(builder, acc, w, x):
+    """4 rows of 4 columns: SDOT, or SMULL, SMULL2, ADDP, SADALP, whose pairs fit int16 (2 · 127 · 127)."""
+    ints4, shorts8 = _vector(_INT, 4), _vector(_SHORT, 8)
+    if tier().name != "neon":
+        return _call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", ints4, [acc, w, x])
+    products = []
+    for at in (0, 8):
+        pick = ir.Constant(_vector(_INT, 8), list(range(at, at + 8)))
+        half = [builder.shuffle_vector(s, ir.Constant(s.type, ir.Undefined), pick) for s in (w, x)]
+        products.append(_call(builder, "llvm.aarch64.neon.smull.v8i16", shorts8, half))
+    pairs = _call(builder, "llvm.aarch64.neon.addp.v8i16", shorts8, products)
+    return builder.add(acc, _call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", ints4, [pairs]))
 
 
-def _dot_neon(builder, acc, weights, x, bits: int):
-    """SMULL, SMULL2, ADDP, SADALP: pairs of products stay within int16 (2 · 127 · 127)."""
-    quads = []
-    for i in range(4):
-        w, v = _quarter(builder, weights, i), _quarter(builder, x, i)
-        products = []
-        for at in (0, 8):
-            pick = ir.Constant(_vector(_INT, 8), list(range(at, at + 8)))
-            low = [builder.shuffle_vector(s, ir.Constant(s.type, ir.Undefined), pick) for s in (w, v)]
-            products.append(_call(builder, "llvm.aarch64.neon.smull.v8i16", _vector(_SHORT, 8), low))
-        pairs = _call(builder, "llvm.aarch64.neon.addp.v8i16", _vector(_SHORT, 8), products)
-        fours = _call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", _vector(_INT, 4), [pairs])
-        quads.append(builder.add(_quarter(builder, acc, i), fours))
-    return _join(builder, quads)
+def _dot_quads(builder, acc, weights, x, bits: int):
+    operands = ([_quarter(builder, v, i) for v in (acc, weights, x)] for i in range(4))
+    return _join(builder, [_dot_quad(builder, *three) for three in operands])
 
 
 _DOT = {
     "avx512vnni": _dot_vnni,
     "avx2": _dot_avx2,
-    "dotprod": _dot_sdot,
-    "i8mm": _dot_sdot,
-    "neon": _dot_neon,
+    "dotprod": _dot_quads,
+    "i8mm": _dot_quads,
+    "neon": _dot_quads,
 }
-
-
-@intrinsic(prefer_literal=True)
-def dot(typing, tile, weights, x, bits):
-    """tile[i][r] += Σ_j weights[4r + j] · x[4i + j], j < 4: 16 rows, 4 columns, one token a row of the tile.
-
-    `x` is the address of the tokens' int8 digits, 4 bytes a token. Weights are unsigned nibbles (bits 4)
-    or int8 plus `int8_offset()` (bits 8).
-    """
-    one = _DOT[tier().name]
-
-    def emit(context, builder, signature, args):
-        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
-        for i, row in enumerate(rows):
-            at = _address(builder, builder.add(args[2], ir.Constant(_LONG, 4 * i)), _INT)
-            four = builder.load(at)
-            four.align = 1
-            digits = builder.bitcast(_splat(builder, four, 16), bytes64.llvm)
-            rows[i] = one(builder, row, args[1], digits, bits.literal_value)
-        return context.make_tuple(builder, tile, rows)
-
-    return tile(tile, bytes64, types.int64, bits), emit
 
 
 def _wants_unsigned() -> bool:
@@ -543,19 +513,8 @@ def _wants_unsigned() -> bool:
 
 
 @intrinsic
-def offset_int8(typing, weights):
-    """int8 weights as `dot` wants them."""
-
-    def emit(context, builder, signature, args):
-        flip = _constant(bytes64.llvm, -128)
-        return builder.xor(args[0], flip) if _wants_unsigned() else args[0]
-
-    return bytes64(bytes64), emit
-
-
-@intrinsic
 def int8_offset(typing):
-    """What `offset_int8` added."""
+    """What was added to int8 weights before they were multiplied."""
     return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, 128 if _wants_unsigned() else 0)
 
 

@@ -139,9 +139,8 @@ class _Lowering:
         return digits.ctypes.data, self._zeros((rows,), np.int32).ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
-        """Indices of the 4-column groups that hold a channel of more than one digit."""
-        limit = self.graph.array(node.inputs[5])
-        return np.unique(np.flatnonzero(limit > 127) // 4).astype(np.int32)
+        """Indices of the 4-column groups that hold a channel of more than one digit, even ones first."""
+        return layout.wide_groups(self.graph.array(node.inputs[5]))
 
     def _add(self, name: str, code: int, **fields: int) -> None:
         record = np.zeros(ops.FIELDS, np.int64)
@@ -198,7 +197,7 @@ class _Lowering:
             L_WEIGHTS=self._weights(weight), L_PANELS=padded(rows, layout.ROWS) // layout.ROWS,
             L_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
             L_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
-            L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual),
+            L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual), L_EVENS=int(sum(groups % 2 == 0)),
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
         self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)

@@ -43,7 +43,7 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n]."""
     (m, k), n = x.shape, len(weights)
     kp, np_ = padded(k, 16), padded(n, 16)
-    groups = np.unique(np.flatnonzero(limit > 127) // 4).astype(np.int32)
+    groups = layout.wide_groups(limit)
     keep = {
         "x": np.zeros((m, kp), np.float32),
         "floats": np.array([inverse_scale, 0, k], np.float32),
@@ -74,7 +74,7 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             ops.LINEAR, L_BITS=bits, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=kp,
             L_WEIGHTS=at["weights"],
             L_PANELS=np_ // 16, L_SCALE=at["scale"], L_BIAS=at["bias"], L_OUT=at["out"], L_STRIDE=4 * np_,
-            L_ADD=int(residual is not None), **excess,
+            L_ADD=int(residual is not None), L_EVENS=int(sum(groups % 2 == 0)), **excess,
             **{f"L_{name}": value for name, value in extras.items()},
         ),
     ]  # fmt: skip

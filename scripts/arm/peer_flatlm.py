@@ -1,11 +1,13 @@
 """What flatlm does for some tokens or one product, to be counted; runs on the emulated processor.
 
     scripts/arm/run CPU --count FILE scripts/arm/peer_flatlm.py model ARTIFACT PROMPT TIMES TOKENS
+    scripts/arm/run CPU --count FILE scripts/arm/peer_flatlm.py part ARTIFACT PART PAST ROWS TIMES
     scripts/arm/run CPU --count FILE scripts/arm/peer_flatlm.py product plain|edge M N K TIMES
 
-model: as peer_llama.c, with the same ids. product: m tokens by a 4-bit [n, k] matrix, float32 in and out,
-TIMES times; `plain` is the product alone, `edge` has as many wide channels and as much sparse excess as the
-recipe gives SmolLM2-135M.
+model: as peer_llama.c, with the same ids. part: the operations of PART alone, for ROWS tokens after PAST
+others, TIMES times; what stands in the buffers does not change what is executed. product: m tokens by a 4-bit
+[n, k] matrix, float32 in and out, TIMES times; `plain` is the product alone, `edge` has as many wide channels
+and as much sparse excess as the recipe gives SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -38,6 +40,43 @@ def model(path: str, prompt: int, times: int, tokens: int) -> None:
     print(f"{backend.kernels.tier.name}, {backend.kernels.origin}, logit 0: {logits[-1][0]:g}")
 
 
+def _only(table: np.ndarray, *codes: int) -> np.ndarray:
+    return table[np.isin(table[:, 0], codes)]
+
+
+def _linear(table: np.ndarray, bits: int, *without: int) -> np.ndarray:
+    """The layers' products of so many bits, with some fields of their records 0."""
+    table = _only(table, ops.LINEAR)
+    table = table[(table[:, ops.L_BITS] == bits) & (table[:, ops.L_LAST] == 0)].copy()
+    table[:, list(without)] = 0
+    return table
+
+
+PARTS = {  # records of a plan; what the excess or the wide channels cost is the difference of two parts
+    "embed": lambda table: _only(table, ops.EMBED),
+    "quantize": lambda table: _only(table, ops.QUANTIZE),
+    "rotate": lambda table: _only(table, ops.ROTATE),
+    "attend": lambda table: _only(table, ops.ATTEND),
+    "head": lambda table: _only(table, ops.LINEAR)[-1:],
+    "int4": lambda table: _linear(table, 4),
+    "int4 without excess": lambda table: _linear(table, 4, ops.L_STARTS),
+    "int4 plain": lambda table: _linear(table, 4, ops.L_STARTS, ops.L_EXTRAS, ops.L_EVENS),
+    "int8": lambda table: _linear(table, 8),
+    "int8 plain": lambda table: _linear(table, 8, ops.L_EXTRAS, ops.L_EVENS),
+}
+
+
+def part(path: str, name: str, past: int, rows: int, times: int) -> None:
+    """The records of one part as a plan of its own."""
+    backend = NativeBackend(open_artifact(path), threads=1, context=CONTEXT)
+    plan = backend.plan
+    chosen = PARTS[name](plan.ops)
+    plan.state[[ops.STEP_TOKENS, ops.STEP_PAST, ops.STEP_LOGITS]] = rows, past, 1
+    if len(chosen):
+        steps(times, list(chosen), plan.scratch, plan.state)
+    print(f"{name}: {len(chosen)} operations")
+
+
 def product(kind: str, m: int, n: int, k: int, times: int) -> None:
     """One product of random matrices `times` times: quantize m rows of x, multiply, scale."""
     rng = np.random.default_rng(0)
@@ -46,23 +85,29 @@ def product(kind: str, m: int, n: int, k: int, times: int) -> None:
         where = rng.choice(n * k, int(EXCESS * n * k), replace=False)
         weights.reshape(-1)[where] = rng.choice(np.array([-12, 11], np.int8), where.size)
         limit[::WIDE_EVERY] = 254
-    single_ops.run = partial(steps, times)
+    single_ops.run = partial(_run, times)
     x = rng.standard_normal((m, k), np.float32)
     single_ops.linear(x, 32.0, limit, weights, 4, np.ones(n, np.float32), np.zeros(n, np.float32))
 
 
-def steps(times: int, records: list[np.ndarray], tokens: int, scratch: int, threads: int) -> None:
+def _run(times: int, records: list[np.ndarray], tokens: int, scratch: int, threads: int) -> None:
     """In the place of `single_ops.run`: the same, `times` times."""
-    table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
-    table[:] = records
     state = np.zeros(8, np.int64)
     state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
-    team = Team(single_ops.native_library(), table, state, scratch, threads)
+    steps(times, records, scratch, state)
+
+
+def steps(times: int, records: list[np.ndarray], scratch: int, state: np.ndarray) -> None:
+    """Walk a table of these records `times` times, with one thread."""
+    table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
+    table[:] = records
+    team = Team(single_ops.native_library(), table, state, scratch, 1)
     for _ in range(times):
         team.step()
     team.close()
 
 
 if __name__ == "__main__":
-    kind, name, *numbers = sys.argv[1:]
-    {"model": model, "product": product}[kind](name, *map(int, numbers))
+    kind, *names = sys.argv[1:]
+    numbers = [int(word) if word.isdigit() else word for word in names]
+    {"model": model, "part": part, "product": product}[kind](*numbers)
