@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from itertools import pairwise
@@ -175,15 +176,9 @@ def test_every_thread_of_a_team_is_pinned_while_it_lives_and_the_callers_is_give
         return -1
 
     monkeypatch.setattr(team, "fast_cores", lambda: Cores(2, core, "a test"))
-    library = Library(
-        TIERS[0],
-        "test",
-        lambda _: look(0),
-        lambda _, thread, __: look(thread),
-        lambda _: 0,
-        lambda _: 0,
-        None,
-    )
+    entries = dict.fromkeys((field.name for field in dataclasses.fields(Library)), lambda *_: 0)
+    entries |= {"step": lambda _: look(0), "serve": lambda _, thread, __: look(thread)}
+    library = Library(**{**entries, "tier": TIERS[0], "origin": "a test", "keep": None})
     plan = np.zeros((1, ops.FIELDS), np.int64), np.zeros(8, np.int64)
     pair = Team(library, *plan, scratch=0, threads=2)
     pair.step()
