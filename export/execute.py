@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.parallel import each
+from kernels_arm.reference import quantize_heads
 from runtime.errors import UnsupportedError
 from runtime.graph import Graph, Node
 
@@ -218,23 +219,36 @@ def flat_linear(weights, scale, bias, inverse_scale, limit) -> Operation:
     return flat_linear
 
 
-def _rotary_attention(graph: Graph, node: Node) -> Operation:
+def _rotary_attention(graph: Graph, node: Node, stored: Callable = lambda x: x) -> Operation:
+    """`stored` is what the cache makes of q, k and v [..., d]."""
     h, g, d = (int(node.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
     scale = np.float32(node.attrs["scale"])
 
     def rotary_attention(qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> tuple[np.ndarray, ...]:
         batch, length, _ = qkv.shape
         heads = qkv.reshape(batch, length, h + 2 * g, d)
-        turned = _rotate(heads[:, :, : h + g], cos[:, :, None], sin[:, :, None])
-        q = turned[:, :, :h].reshape(batch, length, g, h // g, d).transpose(0, 2, 3, 1, 4) * scale
-        k, v = (part.transpose(0, 2, 1, 3) for part in (turned[:, :, h:], heads[:, :, h + g :]))
+        turned = rotate(heads[:, :, : h + g], cos, sin)
+        q, k, v = map(stored, (turned[:, :, :h], turned[:, :, h:], heads[:, :, h + g :]))
+        q = q.reshape(batch, length, g, h // g, d).transpose(0, 2, 3, 1, 4) * scale
+        k, v = (part.transpose(0, 2, 1, 3) for part in (k, v))
         out = _causal_attention(q, np.ascontiguousarray(k), np.ascontiguousarray(v))
         return (out.transpose(0, 3, 1, 2, 4).reshape(batch, length, h * d), k, v)
 
     return rotary_attention
 
 
-def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def _rotary_attention_int8(graph: Graph, node: Node) -> Operation:
+    return _rotary_attention(graph, node, _as_int8)
+
+
+def _as_int8(x: np.ndarray) -> np.ndarray:
+    integers, scale = quantize_heads(x)
+    return integers * scale[..., None]
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotary embedding. x [B, T, heads, d], cos and sin [B, T, d/2]."""
+    cos, sin = cos[:, :, None], sin[:, :, None]
     first, second = np.split(x, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
@@ -279,6 +293,7 @@ _OPERATIONS: dict[str, Callable[[Graph, Node], Operation]] = {
     "Linear": _linear,
     "FlatLinear": _flat_linear,
     "RotaryAttention": _rotary_attention,
+    "RotaryAttentionInt8": _rotary_attention_int8,
     "SwiGLU": _swiglu,
     "Add": _add,
 }

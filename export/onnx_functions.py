@@ -2,8 +2,7 @@
 
 onnxruntime inlines a body where the function is called and folds everything that depends on constants
 alone, so an unpacked weight exists once, made at load. Only operators that have float32 kernels for CPU
-and for CUDA are used. Attention is spelled out because the two disagree on `Attention(is_causal)` when
-there is a past (onnxruntime issue 29020).
+and for CUDA are used. Attention is in onnx_attention.py.
 
 The float functions are spelled out to the single rounding, following kernels_arm.reference: elementwise
 in float32, sums in float64, and the exponential as the same polynomial. A library's Softmax or Sigmoid
@@ -26,7 +25,8 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from kernels_arm import reference
+from export.onnx_attention import ROTARY_ATTENTION, ROTARY_ATTENTION_INT8
+from export.onnx_exp import exp
 
 DOMAIN = "flatlm"
 VERSION = 1
@@ -78,59 +78,6 @@ _UNPACK = """
     total = Cast <to = 2> (total_int)
     plane = ScatterND (plain, index, total)
 """
-
-
-def _exp(x: str, y: str) -> str:
-    """y = e^x, step for step `kernels_arm.reference.exp`; 2^n comes from a table, exact on any device."""
-    values = {
-        "lowest_x": reference.EXP_LOW,
-        "highest_x": reference.EXP_HIGH,
-        "log2e": reference.LOG2E,
-        "ln2_high": reference.LN2_HIGH,
-        "ln2_low": reference.LN2_LOW,
-        **{f"c{i}": c for i, c in enumerate(reference.EXP_POLYNOMIAL)},
-    }
-    lines = [
-        f"{name} = Constant <value_float = {_literal(float(value))}> ()" for name, value in values.items()
-    ]
-    powers = ", ".join(_literal(2.0**n) for n in range(-126, 128))
-    lines += [
-        f"at_least = Max ({x}, lowest_x)",
-        "within = Min (at_least, highest_x)",
-        "in_log2 = Mul (within, log2e)",
-        "n = Round (in_log2)",
-        "n_high = Mul (n, ln2_high)",
-        "r_high = Sub (within, n_high)",
-        "n_low = Mul (n, ln2_low)",
-        "r = Sub (r_high, n_low)",
-        *(line for i in range(1, 6) for line in _polynomial_step(i)),
-        "r_squared = Mul (r, r)",
-        "p_scaled = Mul (p5, r_squared)",
-        "p_and_r = Add (p_scaled, r)",
-        "exp_one = Constant <value_float = 1.0> ()",
-        "fraction = Add (p_and_r, exp_one)",
-        f"powers_of_two = Constant <value_floats = [{powers}]> ()",
-        "n_int = Cast <to = 7> (n)",
-        "exp_first = Constant <value_int = 126> ()",
-        "power_index = Add (n_int, exp_first)",
-        "power = Gather (powers_of_two, power_index)",
-        "exponential = Mul (fraction, power)",
-        f"vanishes = Less ({x}, lowest_x)",
-        "exp_zero = Constant <value_float = 0.0> ()",
-        f"{y} = Where (vanishes, exp_zero, exponential)",
-    ]
-    return "\n".join("    " + line for line in lines)
-
-
-def _literal(value: float) -> str:
-    """A float32 as text that reads back exactly and as a float."""
-    text = f"{value:.9g}"
-    return text if "." in text or "e" in text else text + ".0"
-
-
-def _polynomial_step(i: int) -> tuple[str, str]:
-    before = "c0" if i == 1 else f"p{i - 1}"
-    return f"m{i} = Mul ({before}, r)", f"p{i} = Add (m{i}, c{i})"
 
 
 _BODIES = {
@@ -234,92 +181,12 @@ _BODIES = {
     scaled = Mul (acc_float, scale)
     y = Add (scaled, bias)
 }}""",
-    "RotaryAttention": f"""<num_heads, kv_num_heads, head_size, scale>
-    (qkv, cos, sin, past_key, past_value) => (y, present_key, present_value) {{
-    first_axis = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    keep_1 = Constant <value_ints = [0]> ()
-    keep_2 = Constant <value_ints = [0, 0]> ()
-    infer = Constant <value_ints = [-1]> ()
-    h = Constant <value_int: int = @num_heads> ()
-    g = Constant <value_int: int = @kv_num_heads> ()
-    d = Constant <value_int: int = @head_size> ()
-    h_1 = Unsqueeze (h, first_axis)
-    g_1 = Unsqueeze (g, first_axis)
-    d_1 = Unsqueeze (d, first_axis)
-    hg_1 = Add (h_1, g_1)
-
-    heads_shape = Concat <axis = 0> (keep_2, infer, d_1)
-    tokens_first = Reshape (qkv, heads_shape)
-    heads_first = Transpose <perm = [0, 2, 1, 3]> (tokens_first)
-    qk_and_v = Concat <axis = 0> (hg_1, g_1)
-    qk, v = Split <axis = 1> (heads_first, qk_and_v)
-    cos_heads = Unsqueeze (cos, one)
-    sin_heads = Unsqueeze (sin, one)
-    first_half, second_half = Split <axis = -1, num_outputs = 2> (qk)
-    first_cos = Mul (first_half, cos_heads)
-    second_sin = Mul (second_half, sin_heads)
-    first_turned = Sub (first_cos, second_sin)
-    second_cos = Mul (second_half, cos_heads)
-    first_sin = Mul (first_half, sin_heads)
-    second_turned = Add (second_cos, first_sin)
-    rotated = Concat <axis = -1> (first_turned, second_turned)
-    q_and_k = Concat <axis = 0> (h_1, g_1)
-    q, k = Split <axis = 1> (rotated, q_and_k)
-    present_key = Concat <axis = 2> (past_key, k)
-    present_value = Concat <axis = 2> (past_value, v)
-
-    T_1 = Shape <start = 2, end = 3> (q)
-    t_1 = Shape <start = 2, end = 3> (present_key)
-    T = Squeeze (T_1, first_axis)
-    t = Squeeze (t_1, first_axis)
-    past = Sub (t, T)
-    zero = Constant <value_int = 0> ()
-    step = Constant <value_int = 1> ()
-    key_position = Range (zero, t, step)
-    query_position = Range (past, t, step)
-    query_column = Unsqueeze (query_position, one)
-    visible = LessOrEqual (key_position, query_column)
-    seen = Constant <value_float = 0.0> ()
-    unseen = Constant <value_float = -inf> ()
-    mask = Where (visible, seen, unseen)
-
-    group_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
-    grouped_q = Reshape (q, group_shape)
-    keys = Transpose <perm = [0, 1, 3, 2]> (present_key)
-    q_double = Cast <to = 11> (grouped_q)
-    keys_double = Cast <to = 11> (keys)
-    products_double = MatMul (q_double, keys_double)
-    products = Cast <to = 1> (products_double)
-    factor = Constant <value_float: float = @scale> ()
-    grouped_scores = Mul (products, factor)
-    grouped_shape = Shape (grouped_scores)
-    scores_shape = Concat <axis = 0> (keep_1, h_1, T_1, t_1)
-    scores = Reshape (grouped_scores, scores_shape)
-    masked = Add (scores, mask)
-    largest = ReduceMax <keepdims = 1> (masked, infer)
-    below = Sub (masked, largest)
-{_exp("below", "weights")}
-    weights_double = Cast <to = 11> (weights)
-    total = ReduceSum <keepdims = 1> (weights_double, infer)
-    one_double = Cast <to = 11> (exp_one)
-    inverse_double = Div (one_double, total)
-    inverse = Cast <to = 1> (inverse_double)
-    grouped_weights = Reshape (weights_double, grouped_shape)
-    values_double = Cast <to = 11> (present_value)
-    grouped_double = MatMul (grouped_weights, values_double)
-    grouped_out = Cast <to = 1> (grouped_double)
-    out_shape = Concat <axis = 0> (keep_1, h_1, T_1, d_1)
-    unscaled = Reshape (grouped_out, out_shape)
-    out_heads = Mul (unscaled, inverse)
-    out_tokens = Transpose <perm = [0, 2, 1, 3]> (out_heads)
-    flat_shape = Concat <axis = 0> (keep_2, infer)
-    y = Reshape (out_tokens, flat_shape)
-}}""",
+    "RotaryAttention": ROTARY_ATTENTION,
+    "RotaryAttentionInt8": ROTARY_ATTENTION_INT8,
     "SwiGLU": f"""(gate_up) => (y) {{
     gate, up = Split <axis = -1, num_outputs = 2> (gate_up)
     minus_gate = Neg (gate)
-{_exp("minus_gate", "decay")}
+{exp("minus_gate", "decay")}
     denominator = Add (exp_one, decay)
     silu = Div (gate, denominator)
     y = Mul (silu, up)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from export.onnx_functions import DOMAIN, OPSET, VERSION, function
 from runtime.errors import ResourceError
-from runtime.functions import FUNCTIONS, SIGNED, STANDARD
+from runtime.functions import ATTENTIONS, FUNCTIONS, SIGNED, STANDARD, cache_types
 from runtime.graph import Graph, Node, Tensor
 from runtime.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
 from runtime.progress import Progress
@@ -129,12 +129,11 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
         for name in ("input_ids", "position_ids")
     }
     for node in graph.nodes:
-        if node.op == "RotaryAttention":
-            heads, size = int(node.attrs["kv_num_heads"]), int(node.attrs["head_size"])
+        if node.op in ATTENTIONS:
             for names, length in ((node.inputs[3:], "past"), (node.outputs[1:], "past + T")):
-                for name in names:
-                    shape: list[str | int | None] = ["B", heads, length, size]
-                    infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, (_, dtype, size) in zip(names, cache_types(node), strict=True):
+                    shape: list[str | int | None] = ["B", int(node.attrs["kv_num_heads"]), length, size]
+                    infos[name] = helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
     head = graph.nodes[-1]
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
     for name in head.outputs:

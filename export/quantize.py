@@ -23,6 +23,7 @@ from runtime.graph import Graph, Node, Tensor
 from . import calibrate, execute
 from .calibrate import Moments
 from .parallel import each
+from .passes.cache import to_int8
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
 from .passes.gptq import gptq
@@ -79,6 +80,8 @@ def quantize(
         later = [node for group in groups[i + 1 :] for node in group]
         layers += _quantize_block(local, later, bits, found, recipe, streams, result)
         told()
+    if recipe.kv == "int8":
+        to_int8(result)
     return result, Report(recipe, tuple(layers), **_bytes(result))
 
 

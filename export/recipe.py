@@ -85,6 +85,12 @@ class Recipe:
         high=1.0,
         help="share of intermediate channels that splitting may add",
     )
+    kv: str = option(
+        "int8",
+        "--kv",
+        choices=("int8", "float32"),
+        help="the K/V cache: int8 with a scale per token and head, or float32 (4 times the bytes, exact)",
+    )
     margin: float = option(
         1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"
     )

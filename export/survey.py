@@ -18,7 +18,7 @@ from runtime.graph import Graph, Node
 from . import calibrate, execute
 from .calibrate import Inputs
 from .parallel import each
-from .passes import smooth
+from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Choice, within_bytes, within_kl
 from .passes.flatten import Flattening, flatten
@@ -40,6 +40,7 @@ _EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of t
 class Survey:
     """What the sweep found, by the name of the linear layer."""
 
+    keys: dict[str, np.ndarray] = field(default_factory=dict)  # by attention node: s [g, d/2]
     splits: dict[str, Split] = field(default_factory=dict)
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     orders: dict[str, Split] = field(default_factory=dict)  # after smoothing
@@ -79,6 +80,9 @@ def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
 
 def transform(local: Graph, found: Survey) -> None:
     """Applies to the block's constants what the survey decided; the function stays the same."""
+    for node in keys.readers(local.nodes):
+        if node.name in found.keys:
+            keys.apply(local, node, found.keys[node.name])
     for fold in smooth.folds(local.nodes, local):
         if fold.linear.name in found.splits:
             splitting.apply(local, fold, found.splits[fold.linear.name])
@@ -117,7 +121,11 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
     for i, nodes in enumerate(groups[:-1]):
         local = load(graph, nodes)
         later = [node for group in groups[i + 1 :] for node in group]
-        seen = _run_and_look(local, envs, later)
+        seen, reached = _run_and_look(local, envs, later)
+        if recipe.does("smooth") and recipe.kv == "int8":
+            for node in keys.readers(nodes):
+                found.keys[node.name] = keys.scales(reached[node.name])
+                keys.apply(local, node, found.keys[node.name])
         if recipe.weight_scale == "tensor" and recipe.does("split"):
             _split(local, seen, recipe, found)
         if recipe.does("smooth"):
@@ -135,17 +143,24 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
     return found
 
 
-def _run_and_look(local: Graph, envs: list[execute.Env], later: list[Node]) -> dict[str, Inputs]:
-    """Runs the block on every chunk; what its linears read, by layer name."""
+def _run_and_look(
+    local: Graph, envs: list[execute.Env], later: list[Node]
+) -> tuple[dict[str, Inputs], dict[str, np.ndarray]]:
+    """Runs the block on every chunk; what its linears read, by name, and `keys.reach` of its attention."""
     steps = execute.prepare(local, local.nodes)
     linears = [node for node in local.nodes if node.op == "Linear"]
+    attentions = keys.readers(local.nodes)
     read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
-    execute.advance(steps, envs, [*linears, *later])
+    reached: dict[str, list[np.ndarray]] = {node.name: [] for node in attentions}
+    execute.advance(steps, envs, [*linears, *attentions, *later])
     for env in envs:
         for node in linears:
             read[node.name].append(env[node.inputs[0]])
+        for node in attentions:
+            reached[node.name].append(keys.reach(node, *(env[name] for name in node.inputs[:3])))
         execute.keep(env, later)
-    return {name: calibrate.inputs(values) for name, values in read.items()}
+    inputs = {name: calibrate.inputs(values) for name, values in read.items()}
+    return inputs, {name: np.max(values, 0) for name, values in reached.items()}
 
 
 def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:

@@ -10,12 +10,15 @@ that has no chunk in hand: one that the system has put aside finds the step fini
 
 from __future__ import annotations
 
+from .append8 import run_rotate8
 from .attention import attend_items, run_attend
+from .attention8 import attend8_items, run_attend8
 from .blocks import full_tile
 from .jit import inlined, kernel
 from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
     ATTEND,
+    ATTEND8,
     EMBED,
     L_LAST,
     LINEAR,
@@ -23,6 +26,7 @@ from .ops import (
     QUANTIZE,
     RECORD,
     ROTATE,
+    ROTATE8,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -74,6 +78,8 @@ def op_items(op, step):
         return linear_items(op)
     if code == ATTEND:
         return attend_items(op, step)
+    if code == ATTEND8:
+        return attend8_items(op, step)
     if code == QUANTIZE:
         return (op_tokens(op, step) + full_tile() - 1) // full_tile()
     return get_i64(step + 8 * STEP_TOKENS)
@@ -102,6 +108,10 @@ def run_chunk(op, step, first, last, scratch):
         run_attend(op, step, first, last, scratch)
     elif code == ROTATE:
         run_rotate(op, step, first, last)
+    elif code == ATTEND8:
+        run_attend8(op, step, first, last, scratch)
+    elif code == ROTATE8:
+        run_rotate8(op, step, first, last, scratch)
     elif code == EMBED:
         run_embed(op, step, first, last)
 

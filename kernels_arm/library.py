@@ -23,7 +23,9 @@ from .cpu import Tier
 HERE = Path(__file__).parent
 SOURCES = (
     "aot",
+    "append8",
     "attention",
+    "attention8",
     "blocks",
     "cpu",
     "excess",

@@ -9,8 +9,11 @@ from __future__ import annotations
 FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
-EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND = range(1, 6)
-NAMES = {EMBED: "embed", QUANTIZE: "quantize", LINEAR: "product", ROTATE: "rotate", ATTEND: "attend"}
+EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
+NAMES = {
+    EMBED: "embed", QUANTIZE: "quantize", LINEAR: "product", ROTATE: "rotate", ATTEND: "attend",
+    ROTATE8: "rotate", ATTEND8: "attend",
+}  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
@@ -40,6 +43,12 @@ A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEX
 )
 # keys float32 [g, context/16, d, 16], values float32 [g, context, d padded to 16]; A_FLOATS: float32 [scale]
 
+# the same over an int8 cache (attention8.py has the layouts); one set of fields serves both records
+I_QKV, I_STRIDE, I_HEADS, I_GROUPS, I_SIZE, I_COS, I_SIN, I_FLOATS, I_CONTEXT, I_QUERIES = range(1, 11)
+I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS = range(11, 19)
+# I_PARTS: float32 [g, FEW_TOKENS · h/g, context/256, d + 16], what rows of a few tokens get from each block;
+# I_COUNTERS: int64 [g, 8], blocks of a group that are done, 0 between steps
+
 # how sparse excess is gathered (excess.py): addresses and counts
 J_DELTA, J_VALUE, J_ENTRIES, J_COLUMNS, J_PANELS, J_HIGH, J_STARTS, J_BASES, J_LOOKUPS, J_SCRATCH = range(10)
 JOB_WORDS = 10
@@ -58,8 +67,17 @@ TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
 SPARSE_TOKENS = 8  # up to this many tokens, excess is looked up; for more a panel is unpacked with it
 ATTEND_ROWS = 8  # query rows that share a load
+KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
+FEW_TOKENS = 8  # up to this many tokens, blocks of the context are shared out among threads; else tokens
 
 
 def attention_scratch(size: int, context: int) -> int:
     """Bytes a thread needs to attend: queries, sums, one output tile, weights and scores of 8 rows."""
     return ATTEND_ROWS * (8 * size + 64 + 12 * context) + 64
+
+
+def attention8_scratch(size: int, context: int) -> int:
+    """The same over an int8 cache: query and weight digits, scores, sums, and the parts of 8 rows' blocks."""
+    width, blocks = (size + 15) // 16 * 16, context // KV_BLOCK
+    parts = 4 * ATTEND_ROWS * (width + 16) * blocks
+    return (16 + 64) * width + 16 * KV_BLOCK + 2 * 16 * KV_BLOCK + parts + 256

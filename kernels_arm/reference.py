@@ -109,6 +109,72 @@ def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float)
     return out.reshape(groups, heads // groups, m, size).transpose(2, 0, 1, 3).reshape(m, heads, size)
 
 
+# ---- attention over an int8 cache
+HEAD_LEVELS = np.float32(127)
+WEIGHT_LEVELS = np.float32(128 * 127 + 127)  # a weight is two digits of 0 … 127
+SUM_STEPS, PART_OF_SUM = (
+    np.float32(2.0**22),
+    np.float32(2.0**-22),
+)  # a block's sum of weights stays below 2^31
+FLOOR = np.float32(1e-30)  # of a largest magnitude: what is smaller counts as zero
+LOWEST = np.float32(-1e30)  # of a block's largest score: a block that a row does not see has it
+KV_BLOCK = 256  # positions, counted from 0
+
+
+def quantize_heads(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [..., d] → int8 [..., d] and their scales float32 [...]."""
+    largest = np.maximum(np.abs(x).max(-1), FLOOR)
+    steps = np.rint(x * (HEAD_LEVELS / largest)[..., None])
+    return steps.astype(np.int8), largest / HEAD_LEVELS
+
+
+def attention_int8(
+    q: np.ndarray,
+    keys: np.ndarray,
+    key_scale: np.ndarray,
+    values: np.ndarray,
+    value_scale: np.ndarray,
+    scale: float,
+) -> np.ndarray:
+    """As `attention`; keys and values int8 [t, g, d] with scales [t, g], in integers but for the softmax.
+
+    Positions are cut into blocks of 256. Within one, weights are e^(score − the block's maximum), times the
+    values' scales, in integers of one step; blocks are joined by e^(maximum − the largest maximum).
+    """
+    m, heads, size = q.shape
+    t, groups, _ = keys.shape
+    blocks = -(-t // KV_BLOCK)
+    rows, row_scale = quantize_heads(q)
+    rows = rows.reshape(m, groups, heads // groups, size).transpose(1, 2, 0, 3).reshape(groups, -1, size)
+    factor = (row_scale * np.float32(scale)).reshape(m, groups, -1).transpose(1, 2, 0).reshape(groups, -1, 1)
+    products = (rows.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)).astype(np.float32)
+    scores = (products * key_scale.T[:, None]) * factor
+    visible = np.arange(t) <= (np.arange(m) + t - m)[:, None]
+    scores = np.where(np.tile(visible, (heads // groups, 1)), scores, np.float32(-np.inf))
+    scores = _blocks(scores, blocks, np.float32(-np.inf))  # [g, h/g · m, blocks, 256]
+    maxima = np.maximum(scores.max(-1), LOWEST)
+    weights = exp(scores - maxima[..., None])
+    sums = np.rint(weights * SUM_STEPS).sum(-1, dtype=np.float64).astype(np.float32) * PART_OF_SUM
+    weights = weights * _blocks(value_scale.T[:, None], blocks, np.float32(0))
+    largest = np.maximum(weights.max(-1), FLOOR)
+    steps = np.rint(weights * (WEIGHT_LEVELS / largest)[..., None]).astype(np.float64).transpose(0, 2, 1, 3)
+    padded = np.zeros((groups, blocks * KV_BLOCK, size))
+    padded[:, :t] = values.transpose(1, 0, 2)
+    acc = steps @ padded.reshape(groups, blocks, KV_BLOCK, size)  # [g, blocks, h/g · m, d]
+    parts = acc.transpose(0, 2, 1, 3).astype(np.float32) * (largest / WEIGHT_LEVELS)[..., None]
+    shares = exp(maxima - maxima.max(-1, keepdims=True)).astype(np.float64)
+    out = (shares[..., None] * parts).sum(2).astype(np.float32)
+    out *= (1 / (shares * sums).sum(-1, keepdims=True)).astype(np.float32)
+    return out.reshape(groups, heads // groups, m, size).transpose(2, 0, 1, 3).reshape(m, heads, size)
+
+
+def _blocks(x: np.ndarray, blocks: int, beyond: np.float32) -> np.ndarray:
+    """[..., t] → [..., blocks, 256], filled up with `beyond`."""
+    padded = np.full((*x.shape[:-1], blocks * KV_BLOCK), beyond)
+    padded[..., : x.shape[-1]] = x
+    return padded.reshape(*x.shape[:-1], blocks, KV_BLOCK)
+
+
 def swiglu(gate_up: np.ndarray) -> np.ndarray:
     """[m, 2·I] → [m, I]: silu(gate) · up."""
     gate, up = np.split(gate_up, 2, axis=-1)

@@ -236,6 +236,9 @@ power_of_two = _unary(
 )
 low_nibbles = _unary(bytes64, bytes64, lambda b, x: b.and_(x, _constant(bytes64.llvm, 15)))
 high_nibbles = _unary(bytes64, bytes64, lambda b, x: b.lshr(x, _constant(bytes64.llvm, 4)))
+times_128 = _unary(ints16, ints16, lambda b, x: b.shl(x, _constant(ints16.llvm, 7)))
+high_digits = _unary(ints16, ints16, lambda b, x: b.ashr(x, _constant(ints16.llvm, 7)))
+low_digits = _unary(ints16, ints16, lambda b, x: b.and_(x, _constant(ints16.llvm, 127)))
 minus_eight = _unary(bytes64, bytes64, lambda b, x: b.sub(x, _constant(bytes64.llvm, 8)))
 
 

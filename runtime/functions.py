@@ -21,6 +21,11 @@ STANDARD = ("Add",)  # operators of the standard domain that a graph may call
 # FlatLinear's eleventh input in the file, not in a Graph: it tells onnxruntime which product to use
 SIGNED = "signed_activations"
 
+ATTENTION, INT8_ATTENTION = "RotaryAttention", "RotaryAttentionInt8"  # by the cache's type
+ATTENTIONS = (ATTENTION, INT8_ATTENTION)
+
+MOST_HEAD_SIZE = 1024  # 127 · 127 times that stays below 2^24, so a float32 product of integers is exact
+
 PACKED = "packed"  # uint4 or int8 in the packed order, fitting rows × columns
 
 
@@ -69,9 +74,14 @@ FUNCTIONS: dict[str, Signature] = {
         ("y",),
         {**_MATRIX, "levels": int},
     ),
-    "RotaryAttention": Signature(
+    ATTENTION: Signature(
         dict.fromkeys(("qkv", "cos", "sin", "past_key", "past_value")),
         ("y", "present_key", "present_value"),
+        {"num_heads": int, "kv_num_heads": int, "head_size": int, "scale": float},
+    ),
+    INT8_ATTENTION: Signature(
+        dict.fromkeys(("qkv", "cos", "sin", "past_key", "past_key_scale", "past_value", "past_value_scale")),
+        ("y", "present_key", "present_key_scale", "present_value", "present_value_scale"),
         {"num_heads": int, "kv_num_heads": int, "head_size": int, "scale": float},
     ),
     "SwiGLU": Signature({"gate_up": None}, ("y",)),
@@ -81,6 +91,13 @@ FUNCTIONS: dict[str, Signature] = {
     ),
     "Add": Signature({"a": None, "b": None}, ("y",)),
 }
+
+
+def cache_types(node: Node) -> list[tuple[str, str, int]]:
+    """Name, data type and last dimension of an attention node's cache inputs; its outputs follow suit."""
+    size = int(node.attrs["head_size"])
+    kinds = [("float32", size)] if node.op == ATTENTION else [("int8", size), ("float32", 1)]
+    return [(name, *kinds[i % len(kinds)]) for i, name in enumerate(node.inputs[3:])]
 
 
 def check_graph(graph: Graph) -> None:
@@ -130,10 +147,12 @@ def _check_node(graph: Graph, node: Node) -> None:
         _check_excess(graph, node)
     if node.op == "FlatLinear":
         _check_flattening(graph, node)
-    if node.op == "RotaryAttention":
+    if node.op in ATTENTIONS:
         heads, kv_heads, size = (sizes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
         if heads % kv_heads or size % 2:
             raise _misfit(node, f"{heads} heads, {kv_heads} key/value heads of size {size} do not divide")
+        if node.op == INT8_ATTENTION and size > MOST_HEAD_SIZE:
+            raise _misfit(node, f"head size {size}, an int8 cache has room for {MOST_HEAD_SIZE}")
 
 
 def _check_attributes(node: Node, signature: Signature) -> dict[str, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cache import KVCache
+from .cache import FloatCache, Int8Cache
 from .errors import ResourceError
+from .functions import ATTENTIONS, INT8_ATTENTION
 from .graph import Graph
 
 
@@ -31,9 +32,9 @@ def require_memory(graph: Graph, context: int) -> None:
 
 
 def cache_bytes(graph: Graph, context: int) -> int:
-    layers = [node for node in graph.nodes if node.op == "RotaryAttention"]
-    first = layers[0].attrs
-    return KVCache.bytes_needed(len(layers), int(first["kv_num_heads"]), int(first["head_size"]), context)
+    layers = [node for node in graph.nodes if node.op in ATTENTIONS]
+    first, cache = layers[0].attrs, Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
+    return cache.bytes_needed(len(layers), int(first["kv_num_heads"]), int(first["head_size"]), context)
 
 
 def _mb(size: int) -> str:

@@ -7,7 +7,7 @@ FlatLinear is quantized as it is computed, and a residual Add becomes the produc
     graph                                   records
     FlatEmbedding                           EMBED
     Norm → FlatLinear (qkv)                 QUANTIZE(norm)   LINEAR
-    RotaryAttention                         ROTATE  ATTEND
+    RotaryAttention                         ROTATE  ATTEND   (ROTATE8, ATTEND8: int8 cache)
     FlatLinear (out) → Add                  QUANTIZE         LINEAR(add)
     Norm → FlatLinear (gate, up)            QUANTIZE(norm)   LINEAR
     SwiGLU → FlatLinear (down) → Add        QUANTIZE(swiglu) LINEAR(add)
@@ -24,8 +24,9 @@ from kernels_arm.layout import padded
 from kernels_arm.library import Library
 from kernels_arm.team import aligned
 
-from .cache import KVCache
+from .cache import FloatCache, Int8Cache, KVCache
 from .errors import FormatError
+from .functions import ATTENTIONS, INT8_ATTENTION
 from .graph import Graph, Node
 
 
@@ -75,11 +76,15 @@ class _Lowering:
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
         self.row_scratch = self.panel_scratch = 0
-        layers = [n for n in graph.nodes if n.op == "RotaryAttention"]
+        layers = [n for n in graph.nodes if n.op in ATTENTIONS]
+        if len({n.op for n in layers}) != 1:
+            raise FormatError("the layers' K/V caches are of different types")
         self.layer = {node.name: i for i, node in enumerate(layers)}
         head = layers[0].attrs
         self.groups, self.size = int(head["kv_num_heads"]), int(head["head_size"])
-        self.cache = KVCache(len(layers), self.groups, self.size, context)
+        cache = Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
+        self.cache = cache(len(layers), self.groups, self.size, context)
+        self.few: dict[str, int] = {}  # what int8 attention shares among layers
         self.digits, self.sums, self.digit_rows = self._digit_buffers()
 
     def run(self) -> Plan:
@@ -90,10 +95,9 @@ class _Lowering:
             for name in {n for n in node.inputs if self.uses.get(n) == i and n in self.buffers}:
                 self._release(name)
         logits = self.buffers["logits"]
+        of_attention = ops.attention8_scratch if self.few else ops.attention_scratch
         scratch = max(
-            1024 + self.panel_scratch,
-            self.row_scratch,
-            ops.attention_scratch(self.size, self.cache.context),
+            1024 + self.panel_scratch, self.row_scratch, of_attention(self.size, self.cache.context)
         )
         table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
         table[:] = self.records
@@ -156,7 +160,7 @@ class _Lowering:
         for name, table in zip(
             node.outputs, reference.rotary_table(np.arange(self.cache.context), frequency), strict=True
         ):
-            self.tables[name] = np.ascontiguousarray(table)
+            self.tables[name] = np.append(table, np.zeros(layout.ROWS, np.float32))  # read past a row's end
             self.keep.append(self.tables[name])
 
     def embedding(self, node: Node) -> None:
@@ -260,6 +264,37 @@ class _Lowering:
             A_OUT=out.address, A_OUT_STRIDE=out.stride,
         )  # fmt: skip
 
+    def attention_int8(self, node: Node) -> None:
+        heads, groups, size = (int(node.attrs[a]) for a in ("num_heads", "kv_num_heads", "head_size"))
+        if (groups, size) != (self.groups, self.size):
+            raise FormatError(f"node {node.name}: {groups} K/V heads of {size}, the first layer has others")
+        assert isinstance(self.cache, Int8Cache)
+        qkv, layer = self.buffers[node.inputs[0]], self.layer[node.name]
+        cos, sin = (self.tables[name].ctypes.data for name in node.inputs[1:3])
+        cached = ("keys", "key_scales", "values", "value_scales")
+        at = {f"I_{name.upper()}": getattr(self.cache, name)[layer].ctypes.data for name in cached}
+        out = self._rows(node.outputs[0], heads * size)
+        fields = {
+            "I_QKV": qkv.address, "I_STRIDE": qkv.stride, "I_HEADS": heads, "I_GROUPS": groups,
+            "I_SIZE": size, "I_COS": cos, "I_SIN": sin,
+            "I_FLOATS": self._held(np.array([node.attrs["scale"]]), np.float32),
+            "I_CONTEXT": self.cache.context, "I_OUT": out.address, "I_OUT_STRIDE": out.stride,
+            **at, **self._shared(heads),
+        }  # fmt: skip
+        self._add(node.name, ops.ROTATE8, **fields)
+        self._add(node.name, ops.ATTEND8, **fields)
+
+    def _shared(self, heads: int) -> dict[str, int]:
+        """Buffers of int8 attention that all layers use in turn: queries, parts of blocks, counters."""
+        width, blocks = padded(self.size, layout.ROWS), self.cache.context // ops.KV_BLOCK
+        sizes = {
+            "I_QUERIES": self.batch * heads * (width // 4 + 4),
+            "I_PARTS": ops.FEW_TOKENS * heads * blocks * (width + 16),
+            "I_COUNTERS": 16 * self.groups,
+        }
+        self.few = self.few or {name: self._zeros((size,)).ctypes.data for name, size in sizes.items()}
+        return self.few
+
     # ---- constants
     def _weights(self, name: str) -> int:
         """The packed bytes where they are mapped: never copied."""
@@ -304,6 +339,7 @@ _LOWER = {
     "FlatLinear": _Lowering.linear,
     "Add": _Lowering.add,
     "RotaryAttention": _Lowering.attention,
+    "RotaryAttentionInt8": _Lowering.attention_int8,
 }
 
 

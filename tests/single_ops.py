@@ -23,11 +23,12 @@ def record(code: int, **fields: int) -> np.ndarray:
     return row
 
 
-def run(records: list[np.ndarray], tokens: int, scratch: int, threads: int = 1) -> None:
+def run(records: list[np.ndarray], tokens: int, scratch: int, threads: int = 1, past: int = 0) -> None:
     table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
     table[:] = records
     state = np.zeros(8, np.int64)
     state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
+    state[ops.STEP_PAST] = past
     team = Team(native_library(), table, state, scratch, threads)
     team.step()
     team.close()

@@ -27,7 +27,8 @@ def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **at
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim)
         for k, v in values.items()
     ]
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    kinds = [TensorProto.INT8 if _is_int8(op, name) else TensorProto.FLOAT for name in outputs]
+    results = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, kinds, strict=True)]
     initializers = [_initializer(name, tensor) for name, tensor in constants.items()]
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("flatlm", 1)]
     graph = helper.make_graph([node], op, inputs, results, initializers)
@@ -39,6 +40,10 @@ def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **at
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, values)
+
+
+def _is_int8(op: str, output: str) -> bool:
+    return op == "RotaryAttentionInt8" and output in ("present_key", "present_value")
 
 
 def _initializer(name: str, tensor: Tensor) -> TensorProto:
@@ -159,6 +164,41 @@ def test_rotary_attention_is_causal_over_past_and_present(heads, kv_heads, size,
         np.testing.assert_allclose(y[b], out.reshape(tokens, -1), atol=2e-6)
         np.testing.assert_allclose(present_key[b].swapaxes(0, 1), all_keys, atol=1e-6)
         np.testing.assert_array_equal(present_value[b].swapaxes(0, 1), all_values)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "tokens", "past"),
+    [(9, 3, 8, 5, 7), (4, 4, 16, 1, 300), (6, 2, 10, 4, 0), (5, 1, 4, 3, 254), (14, 2, 64, 2, 600)],
+)
+def test_int8_attention_equals_the_reference_bit_for_bit(heads, kv_heads, size, tokens, past):
+    rng = np.random.default_rng(heads)
+    qkv = rng.standard_normal((2, tokens, (heads + 2 * kv_heads) * size)).astype(np.float32) * 3
+    shape = (2, past, kv_heads, size)
+    keys, key_scales = reference.quantize_heads(rng.standard_normal(shape).astype(np.float32))
+    values, value_scales = reference.quantize_heads(rng.standard_normal(shape).astype(np.float32))
+    frequency = (1e4 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
+    cos, sin = reference.rotary_table(np.arange(past, past + tokens), frequency)
+    inputs = {
+        "qkv": qkv,
+        "cos": np.stack([cos, cos]),
+        "sin": np.stack([sin, sin]),
+        "past_key": keys.swapaxes(1, 2),
+        "past_key_scale": key_scales.swapaxes(1, 2)[..., None],
+        "past_value": values.swapaxes(1, 2),
+        "past_value_scale": value_scales.swapaxes(1, 2)[..., None],
+    }
+    attrs = {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, "scale": size**-0.5}
+    y, *presents = call("RotaryAttentionInt8", inputs, **attrs)
+
+    for b in range(2):
+        q, k, v = np.split(qkv[b].reshape(tokens, -1, size), [heads, heads + kv_heads], axis=1)
+        new = (*reference.quantize_heads(reference.rotate(k, cos, sin)), *reference.quantize_heads(v))
+        old = (keys[b], key_scales[b], values[b], value_scales[b])
+        cache = [np.concatenate(pair) for pair in zip(old, new, strict=True)]
+        for present, held in zip(presents, cache, strict=True):
+            np.testing.assert_array_equal(present[b].swapaxes(0, 1).reshape(held.shape), held)
+        out = reference.attention_int8(reference.rotate(q, cos, sin), *cache, size**-0.5)
+        np.testing.assert_array_equal(y[b], out.reshape(tokens, -1))
 
 
 def test_rotary_table_is_exact_far_into_the_context():

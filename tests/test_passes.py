@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from export import calibrate, execute
-from export.passes import bits, smooth, split
+from export.passes import bits, keys, smooth, split
 from export.passes.flatten import MAX_PIECES, columns, flatten
 from export.passes.flatten import quantize as to_steps
 from export.passes.grid import excess_share, round_weights, weight_grid
@@ -17,7 +17,7 @@ from export.recipe import INGREDIENTS, RECIPES
 from kernels_arm import layout
 from runtime.backends.numpy import NumpyBackend
 from runtime.errors import UsageError
-from runtime.functions import check_graph
+from runtime.functions import ATTENTION, ATTENTIONS, INT8_ATTENTION, check_graph
 from runtime.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
@@ -221,7 +221,8 @@ def test_bytes_go_where_they_save_most_divergence():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_quantized_model_is_valid_and_runs_as_the_reference_does(name: str, tied: bool):
     graph = float_graph(tied=tied)
-    result, report = quantize(graph, dataclasses.replace(RECIPES[name], windows=4), random_tokens(2048))
+    recipe = dataclasses.replace(RECIPES[name], windows=4, kv="float32")
+    result, report = quantize(graph, recipe, random_tokens(2048))
     check_graph(result)
     backend = NumpyBackend(_Artifact(result))
     ids = random_tokens(20, seed=1)
@@ -284,3 +285,45 @@ def test_a_calibration_text_too_short_is_an_error_that_says_so():
 
 def test_the_calibration_text_that_ships_is_long_enough():
     assert 60_000 < len(calibrate.text()) < 110_000
+
+
+def test_ranges_moved_from_keys_to_queries_change_no_float_result():
+    graph = float_graph()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (1, 20))
+    before = execute.logits(graph, tokens)
+    for node in keys.readers(graph.nodes):
+        keys.apply(graph, node, np.exp(np.random.default_rng(2).normal(size=(GROUPS, SIZE // 2))))
+    np.testing.assert_allclose(execute.logits(graph, tokens), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_key_channel_far_larger_than_the_others_shares_its_range_with_the_queries():
+    attend = keys.readers(float_graph().nodes)[0]
+    qkv = np.ones((1, 3, HEADS + 2 * GROUPS, SIZE), np.float32)
+    qkv[:, :, HEADS, 1] = 100  # of the first key head, in pair 1
+    angle = np.zeros((1, 3, SIZE // 2), np.float32)
+    s = keys.scales(keys.reach(attend, qkv.reshape(1, 3, -1), np.cos(angle), np.sin(angle)))
+    np.testing.assert_allclose(s, [[10**-0.5, 10**0.5], [1, 1]], rtol=1e-6)
+
+
+def test_an_int8_cache_has_scales_among_the_inputs_and_outputs():
+    graph, _ = quantize(
+        float_graph(), dataclasses.replace(RECIPES["naive8"], kv="int8"), np.arange(40) % VOCABULARY
+    )
+    check_graph(graph)
+    cached = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "key_scale", "value", "value_scale")]
+    assert graph.inputs[2:] == [f"past_key_values.{name}" for name in cached]
+    assert {node.op for node in graph.nodes} & set(ATTENTIONS) == {INT8_ATTENTION}
+
+
+def test_float_execution_of_an_int8_cache_is_near_the_reference():
+    graph, _ = quantize(float_graph(), dataclasses.replace(RECIPES["edge"], windows=4), random_tokens(2048))
+    ids = random_tokens(20, seed=1)
+    exact, near = NumpyBackend(_Artifact(graph)).forward(ids, 20), execute.logits(graph, ids[None])[0]
+    assert np.linalg.norm(near - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_a_float_cache_stays_as_it_was():
+    graph, _ = quantize(
+        float_graph(), dataclasses.replace(RECIPES["naive8"], kv="float32"), np.arange(40) % VOCABULARY
+    )
+    assert {node.op for node in graph.nodes} & set(ATTENTIONS) == {ATTENTION}

@@ -14,7 +14,7 @@ EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact
 
 
 class NumpyBackend:
-    """Runs the graph node by node; K/V are kept per layer as float32 [context, g, d]."""
+    """Runs the graph node by node; K/V are kept per layer as float32 or int8 [context, g, d]."""
 
     name = "numpy"
 
@@ -27,7 +27,7 @@ class NumpyBackend:
         self.position = 0
         self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op == "FlatLinear"}
         self._weights: dict[str, np.ndarray] = {}
-        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._cache: dict[str, tuple[np.ndarray, ...]] = {}
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         ids = np.asarray(ids, np.int64)
@@ -72,19 +72,34 @@ class NumpyBackend:
         return (self._linears[node.name](env[node.inputs[0]]),)
 
     def attention(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        q, k, v = self._turned(node, env)
+        keys, values = self._appended(node, k, v)
+        out = reference.attention(q, keys, values, float(node.attrs["scale"]))
+        return (out.reshape(len(q), -1),)
+
+    def attention_int8(self, node: Node, env) -> tuple[np.ndarray, ...]:
+        q, k, v = self._turned(node, env)
+        cache = self._appended(node, *reference.quantize_heads(k), *reference.quantize_heads(v))
+        keys, key_scales, values, value_scales = cache
+        scale = float(node.attrs["scale"])
+        out = reference.attention_int8(q, keys, key_scales, values, value_scales, scale)
+        return (out.reshape(len(q), -1),)
+
+    def _turned(self, node: Node, env) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """q [m, h, d], k and v [m, g, d] after the rotary embedding."""
         heads, groups, size = (int(node.attrs[a]) for a in ("num_heads", "kv_num_heads", "head_size"))
         qkv = env[node.inputs[0]].reshape(-1, heads + 2 * groups, size)
-        cos, sin = env[node.inputs[1]], env[node.inputs[2]]
-        turned = reference.rotate(qkv[:, : heads + groups], cos, sin)
+        turned = reference.rotate(qkv[:, : heads + groups], env[node.inputs[1]], env[node.inputs[2]])
+        return turned[:, :heads], turned[:, heads:], qkv[:, heads + groups :]
+
+    def _appended(self, node: Node, *rows: np.ndarray) -> list[np.ndarray]:
+        """The layer's cache with the new `rows` [m, …] at its end."""
         if node.name not in self._cache:
-            shape = (self.context, groups, size)
-            self._cache[node.name] = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        keys, values = self._cache[node.name]
-        end = self.position + len(qkv)
-        keys[self.position : end] = turned[:, heads:]
-        values[self.position : end] = qkv[:, heads + groups :]
-        out = reference.attention(turned[:, :heads], keys[:end], values[:end], float(node.attrs["scale"]))
-        return (out.reshape(len(qkv), heads * size),)
+            self._cache[node.name] = tuple(np.zeros((self.context, *x.shape[1:]), x.dtype) for x in rows)
+        end = self.position + len(rows[0])
+        for held, new in zip(self._cache[node.name], rows, strict=True):
+            held[self.position : end] = new
+        return [held[:end] for held in self._cache[node.name]]
 
     def swiglu(self, node: Node, env) -> tuple[np.ndarray, ...]:
         return (reference.swiglu(env[node.inputs[0]]),)
@@ -99,6 +114,7 @@ _OPERATIONS: dict[str, Callable] = {
     "Norm": NumpyBackend.norm,
     "FlatLinear": NumpyBackend.linear,
     "RotaryAttention": NumpyBackend.attention,
+    "RotaryAttentionInt8": NumpyBackend.attention_int8,
     "SwiGLU": NumpyBackend.swiglu,
     "Add": NumpyBackend.add,
 }

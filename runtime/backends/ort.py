@@ -12,7 +12,8 @@ import numpy as np
 
 from runtime.artifact import MODEL, Artifact
 from runtime.errors import BackendError, ContextError, FormatError
-from runtime.functions import SIGNED
+from runtime.functions import ATTENTIONS, SIGNED, cache_types
+from runtime.graph import Node
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 
@@ -24,7 +25,7 @@ _PROVIDERS = {
 
 
 class OrtBackend:
-    """K/V are kept as OrtValues on the device, [1, g, position, d] per layer and kind."""
+    """K/V are kept as OrtValues on the device, [1, g, position, d] per layer and kind, and their scales."""
 
     name = "ort"
 
@@ -43,12 +44,8 @@ class OrtBackend:
         self._ort = _import()
         self._device = device
         self._session = _session(self._ort, str(artifact.path / MODEL), threads, device)
-        attention = [node for node in graph.nodes if node.op == "RotaryAttention"]
-        self._shapes = {
-            name: (1, int(node.attrs["kv_num_heads"]), 0, int(node.attrs["head_size"]))
-            for node in attention
-            for name in node.inputs[3:]
-        }
+        attention = [node for node in graph.nodes if node.op in ATTENTIONS]
+        self._empty = {name: empty for node in attention for name, empty in _empty_cache(node)}
         self._presents = [name for node in attention for name in node.outputs[1:]]
         self._cache: dict[str, Any] = {}
         self.truncate(0)
@@ -71,8 +68,8 @@ class OrtBackend:
     def truncate(self, length: int) -> None:
         if length >= self.position > 0:
             return
-        for name, shape in self._shapes.items():
-            kept = self._cache[name].numpy()[:, :, :length] if length else np.zeros(shape, np.float32)
+        for name, empty in self._empty.items():
+            kept = self._cache[name].numpy()[:, :, :length] if length else empty
             kept = np.ascontiguousarray(kept)
             self._cache[name] = self._ort.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
         self.position = length
@@ -93,9 +90,15 @@ class OrtBackend:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         logits, *presents = binding.get_outputs()
-        self._cache = dict(zip(self._shapes, presents, strict=True))
+        self._cache = dict(zip(self._empty, presents, strict=True))
         self.position += ids.size
         return logits.numpy()[0]
+
+
+def _empty_cache(node: Node) -> list[tuple[str, np.ndarray]]:
+    """A layer's cache inputs, without any position."""
+    heads = int(node.attrs["kv_num_heads"])
+    return [(name, np.zeros((1, heads, 0, size), dtype)) for name, dtype, size in cache_types(node)]
 
 
 def _import() -> Any:

@@ -1,0 +1,55 @@
+"""Keys for an int8 cache: range moves from large key channels into the queries.
+
+q · k stays the same if channel c of k is divided by s[c] and that of q multiplied; both are rows of one
+linear. The rotary embedding mixes channels i and i + d/2, so a pair shares one s, and query heads that share
+a key head share all. s = √(max|k| / max|q|) balances the two, which both become int8 with one scale per token
+and head. Qwen2.5's keys need it: biases make some channels 20 times the others (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from export.execute import rotate
+from runtime.functions import ATTENTION
+from runtime.graph import Graph, Node, Tensor
+
+_LEAST = 1e-5
+
+
+def readers(nodes: Iterable[Node]) -> list[Node]:
+    return [node for node in nodes if node.op == ATTENTION]
+
+
+def reach(node: Node, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Largest |q| and |k| of each pair, after the rotation: qkv [B, T, (h + 2g)·d] → [2, g, d/2]."""
+    h, g, d = _sizes(node)
+    turned = np.abs(rotate(qkv.reshape(*qkv.shape[:2], h + 2 * g, d)[:, :, : h + g], cos, sin)).max((0, 1))
+    pairs = np.maximum(*np.split(turned, 2, axis=-1))
+    return np.stack([pairs[:h].reshape(g, h // g, d // 2).max(1), pairs[h:]])
+
+
+def scales(reached: np.ndarray) -> np.ndarray:
+    """s float32 [g, d/2] with geometric mean 1 for each key head, from `reach` over all windows."""
+    logs = np.log(reached.clip(_LEAST))
+    s = (logs[1] - logs[0]) / 2
+    return np.exp(s - s.mean(-1, keepdims=True)).astype(np.float32)
+
+
+def apply(local: Graph, node: Node, s: np.ndarray) -> None:
+    """Folds s into the linear that `node` reads; the function of the block stays the same."""
+    h, g, d = _sizes(node)
+    linear = next(other for other in local.nodes if node.inputs[0] in other.outputs)
+    both = np.concatenate([s, s], -1)  # [g, d]
+    rows = [np.repeat(both, h // g, 0), 1 / both, np.ones((g, d))]
+    factor = np.concatenate([part.reshape(-1) for part in rows]).astype(np.float32)
+    weight, bias = linear.inputs[1:3]
+    local.constants[weight] = Tensor.of(local.array(weight) * factor[:, None])
+    local.constants[bias] = Tensor.of(local.array(bias) * factor)
+
+
+def _sizes(node: Node) -> tuple[int, int, int]:
+    h, g, d = (int(node.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
+    return h, g, d
