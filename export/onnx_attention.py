@@ -65,7 +65,7 @@ _MASK = """
     mask = Where (visible, seen, unseen)
 """
 
-ROTARY_ATTENTION = f"""<num_heads, kv_num_heads, head_size, scale>
+_FLOAT32 = f"""<num_heads, kv_num_heads, head_size, scale>
     (qkv, cos, sin, past_key, past_value) => (y, present_key, present_value) {{
 {_ROTATED}
     present_key = Concat <axis = 2> (past_key, k)
@@ -130,7 +130,7 @@ _FLOATS = "\n".join(
     f"    {name} = Constant <value_float = {literal(float(value))}> ()" for name, value in _CONSTANTS.items()
 )
 
-ROTARY_ATTENTION_INT8 = f"""<num_heads, kv_num_heads, head_size, scale>
+_INT8 = f"""<num_heads, kv_num_heads, head_size, scale>
     (qkv, cos, sin, past_key, past_key_scale, past_value, past_value_scale)
     => (y, present_key, present_key_scale, present_value, present_value_scale) {{
 {_ROTATED}
@@ -225,3 +225,5 @@ ROTARY_ATTENTION_INT8 = f"""<num_heads, kv_num_heads, head_size, scale>
     flat_shape = Concat <axis = 0> (keep_2, infer)
     y = Reshape (out_tokens, flat_shape)
 }}"""
+
+ATTENTION_BODIES = {"RotaryAttention": _FLOAT32, "RotaryAttentionInt8": _INT8}

@@ -25,7 +25,7 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.onnx_attention import ROTARY_ATTENTION, ROTARY_ATTENTION_INT8
+from export.onnx_attention import ATTENTION_BODIES
 from export.onnx_exp import exp
 
 DOMAIN = "flatlm"
@@ -181,8 +181,7 @@ _BODIES = {
     scaled = Mul (acc_float, scale)
     y = Add (scaled, bias)
 }}""",
-    "RotaryAttention": ROTARY_ATTENTION,
-    "RotaryAttentionInt8": ROTARY_ATTENTION_INT8,
+    **ATTENTION_BODIES,
     "SwiGLU": f"""(gate_up) => (y) {{
     gate, up = Split <axis = -1, num_outputs = 2> (gate_up)
     minus_gate = Neg (gate)
