@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.passes.cache import to_int8
 from kernels_arm import probes
 from kernels_arm.probes import Limits
 from runtime import per_op, roofline, rows, sustained
@@ -22,14 +21,7 @@ CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def artifact(request):
-    return SimpleNamespace(graph=graph_of(0, request.param))
-
-
-def graph_of(seed, kv):
-    graph = quantized_graph(seed)
-    if kv == "int8":
-        to_int8(graph)
-    return graph
+    return SimpleNamespace(graph=quantized_graph(0, request.param))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +73,7 @@ def test_forgetting_tokens_leaves_no_trace(artifact, ids, expected):
 
 
 def test_two_models_share_a_process(ids):
-    artifacts = [SimpleNamespace(graph=graph_of(*model)) for model in ((5, "int8"), (6, "float32"))]
+    artifacts = [SimpleNamespace(graph=quantized_graph(*model)) for model in ((5, "int8"), (6, "float32"))]
     backends = [NativeBackend(a, threads=2) for a in artifacts]
     wanted = [NumpyBackend(a).forward(ids, CONTEXT) for a in artifacts]
     rows = [[b.forward(ids[i : i + 1])[0] for i in range(CONTEXT)] for b in backends]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from export.passes.cache import to_int8
 from kernels_arm import layout
 from runtime.graph import Graph, Node, Tensor
 
@@ -11,9 +12,12 @@ VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
 
 
-def quantized_graph(seed: int = 0) -> Graph:
-    """A decoder of two layers; embedding and head share one weight, as tied models do."""
-    return _Maker(np.random.default_rng(seed)).decoder()
+def quantized_graph(seed: int = 0, kv: str = "float32") -> Graph:
+    """A decoder of two layers; embedding and head share one weight. kv: the cache, float32 or int8."""
+    graph = _Maker(np.random.default_rng(seed)).decoder()
+    if kv == "int8":
+        to_int8(graph)
+    return graph
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from runtime.backends.native import NativeBackend
 from runtime.graph import Graph
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
-SEEDS = (0, 1)
+MODELS = tuple((seed, kv) for kv in ("float32", "int8") for seed in (0, 1))
 
 
 def tokens(seed: int) -> np.ndarray:
@@ -33,7 +33,10 @@ def native_logits(graph: Graph, ids: np.ndarray, cuts: tuple[int, ...], threads:
 
 
 def main() -> None:
-    logits = {f"seed{s}": native_logits(quantized_graph(s), tokens(s), (CONTEXT,), 1) for s in SEEDS}
+    logits = {
+        f"{kv}{seed}": native_logits(quantized_graph(seed, kv), tokens(seed), (CONTEXT,), 1)
+        for seed, kv in MODELS
+    }
     np.savez(Path(sys.argv[1]), **logits)
 
 

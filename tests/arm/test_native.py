@@ -10,35 +10,35 @@ import numpy as np
 import pytest
 
 from runtime.backends.numpy import NumpyBackend
-from tests.arm.expected import SEEDS, native_logits, tokens
+from tests.arm.expected import MODELS, native_logits, tokens
 from tests.tiny_graphs import CONTEXT, quantized_graph
 
 CUTS = ((24,), (1,) * 24, (5, 19), (3, 7, 2, 12), (16, 8), (2, 4, 8, 10))
 
 
-@pytest.fixture(scope="module", params=SEEDS)
-def seed(request):
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def model(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def reference(seed):
-    backend = NumpyBackend(SimpleNamespace(graph=quantized_graph(seed)))
-    return backend.forward(tokens(seed), CONTEXT)
+def reference(model):
+    backend = NumpyBackend(SimpleNamespace(graph=quantized_graph(*model)))
+    return backend.forward(tokens(model[0]), CONTEXT)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_native_logits_are_the_references_bit_for_bit(seed, reference, cuts, threads):
-    logits = native_logits(quantized_graph(seed), tokens(seed), cuts, threads)
+def test_native_logits_are_the_references_bit_for_bit(model, reference, cuts, threads):
+    logits = native_logits(quantized_graph(*model), tokens(model[0]), cuts, threads)
     np.testing.assert_array_equal(logits.view(np.int32), reference.view(np.int32))
 
 
 @pytest.mark.skipif("FLATLM_EXPECTED" not in os.environ, reason="FLATLM_EXPECTED names no file made on x86")
-def test_logits_are_those_of_x86_bit_for_bit(seed):
+def test_logits_are_those_of_x86_bit_for_bit(model):
     with np.load(os.environ["FLATLM_EXPECTED"]) as file:
-        expected = file[f"seed{seed}"]
-    logits = native_logits(quantized_graph(seed), tokens(seed), (CONTEXT,), 2)
+        expected = file["{1}{0}".format(*model)]
+    logits = native_logits(quantized_graph(*model), tokens(model[0]), (CONTEXT,), 2)
     np.testing.assert_array_equal(logits.view(np.int32), expected.view(np.int32))
 
 
