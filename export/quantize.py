@@ -23,6 +23,7 @@ from runtime.graph import Graph, Node, Tensor
 from . import calibrate, execute
 from .calibrate import Moments
 from .parallel import each
+from .passes import keys
 from .passes.cache import to_int8
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
@@ -81,6 +82,9 @@ def quantize(
         layers += _quantize_block(local, later, bits, found, recipe, streams, result)
         told()
     if recipe.kv == "int8":
+        for node in keys.readers(result.nodes):
+            if node.name in found.keys:
+                keys.apply(result, node, found.keys[node.name])
         to_int8(result)
     return result, Report(recipe, tuple(layers), **_bytes(result))
 

@@ -80,9 +80,6 @@ def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
 
 def transform(local: Graph, found: Survey) -> None:
     """Applies to the block's constants what the survey decided; the function stays the same."""
-    for node in keys.readers(local.nodes):
-        if node.name in found.keys:
-            keys.apply(local, node, found.keys[node.name])
     for fold in smooth.folds(local.nodes, local):
         if fold.linear.name in found.splits:
             splitting.apply(local, fold, found.splits[fold.linear.name])
@@ -123,9 +120,7 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
         later = [node for group in groups[i + 1 :] for node in group]
         seen, reached = _run_and_look(local, envs, later)
         if recipe.does("smooth") and recipe.kv == "int8":
-            for node in keys.readers(nodes):
-                found.keys[node.name] = keys.scales(reached[node.name])
-                keys.apply(local, node, found.keys[node.name])
+            found.keys |= {name: keys.scales(most) for name, most in reached.items()}
         if recipe.weight_scale == "tensor" and recipe.does("split"):
             _split(local, seen, recipe, found)
         if recipe.does("smooth"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from export.onnx_functions import function  # noqa: E402
+from export.onnx_writer import write_onnx  # noqa: E402
 from kernels_arm import layout, reference  # noqa: E402
+from runtime.backends.numpy import NumpyBackend  # noqa: E402
+from runtime.backends.ort import OrtBackend  # noqa: E402
 from runtime.functions import FUNCTIONS  # noqa: E402
 from runtime.graph import Tensor  # noqa: E402
-from tests.tiny_graphs import flattening, matrix, packed  # noqa: E402
+from runtime.onnx_reader import read_onnx  # noqa: E402
+from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
 
 
 def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **attrs) -> list[np.ndarray]:
@@ -238,3 +244,19 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature():
         assert list(body.input) == [*signature.inputs, *extra]
         assert list(body.output) == list(signature.outputs)
         assert set(body.attribute) == set(signature.attrs)
+
+
+def test_a_whole_model_with_an_int8_cache_gives_numpys_bits_in_onnxruntime(tmp_path):
+    graph = quantized_graph(0, "int8")
+    write_onnx(graph, tmp_path)
+    artifact = SimpleNamespace(graph=read_onnx(tmp_path / "model.onnx"), path=tmp_path)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT)
+    expected = NumpyBackend(artifact).forward(ids, CONTEXT)
+    backend = OrtBackend(artifact, threads=1)
+    backend.forward(ids[::-1][:7])
+    backend.truncate(0)
+    first = backend.forward(ids[:9], 9)
+    backend.forward(ids[:3])
+    backend.truncate(9)
+    np.testing.assert_array_equal(np.concatenate([first, backend.forward(ids[9:], CONTEXT)]), expected)
+    backend.close()

@@ -287,13 +287,19 @@ def test_the_calibration_text_that_ships_is_long_enough():
     assert 60_000 < len(calibrate.text()) < 110_000
 
 
-def test_ranges_moved_from_keys_to_queries_change_no_float_result():
-    graph = float_graph()
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (1, 20))
-    before = execute.logits(graph, tokens)
+def test_ranges_moved_from_keys_to_queries_change_no_integer_and_no_score():
+    recipe = dataclasses.replace(RECIPES["naive8"], kv="float32")
+    graph, _ = quantize(float_graph(), recipe, random_tokens(256))
+    ids = random_tokens(20, seed=1)
+    before = execute.logits(graph, ids[None])
+    old = dict(graph.constants)
     for node in keys.readers(graph.nodes):
-        keys.apply(graph, node, np.exp(np.random.default_rng(2).normal(size=(GROUPS, SIZE // 2))))
-    np.testing.assert_allclose(execute.logits(graph, tokens), before, rtol=1e-4, atol=1e-4)
+        keys.apply(graph, node, 2.0 ** np.random.default_rng(2).integers(-3, 4, (GROUPS, SIZE // 2)))
+    changed = {name for name in old if old[name] is not graph.constants[name]}
+    assert changed == {
+        f"layers.{i}.attention.qkv.{part}" for i in range(LAYERS) for part in ("scale", "bias")
+    }
+    np.testing.assert_array_equal(execute.logits(graph, ids[None]), before)  # powers of two round nowhere
 
 
 def test_a_key_channel_far_larger_than_the_others_shares_its_range_with_the_queries():

@@ -1,9 +1,10 @@
 """Keys for an int8 cache: range moves from large key channels into the queries.
 
 q · k stays the same if channel c of k is divided by s[c] and that of q multiplied; both are rows of one
-linear. The rotary embedding mixes channels i and i + d/2, so a pair shares one s, and query heads that share
-a key head share all. s = √(max|k| / max|q|) balances the two, which both become int8 with one scale per token
-and head. Qwen2.5's keys need it: biases make some channels 20 times the others (docs/log.md).
+FlatLinear, whose scale and bias are per row: no integer changes. The rotary embedding mixes channels i and
+i + d/2, so a pair shares one s, and query heads that share a key head share all. s = √(max|k| / max|q|)
+balances the two, which both become int8 with one scale per token and head. Qwen2.5's keys need it: biases
+make some channels 20 times the others (docs/log.md).
 """
 
 from __future__ import annotations
@@ -38,16 +39,15 @@ def scales(reached: np.ndarray) -> np.ndarray:
     return np.exp(s - s.mean(-1, keepdims=True)).astype(np.float32)
 
 
-def apply(local: Graph, node: Node, s: np.ndarray) -> None:
-    """Folds s into the linear that `node` reads; the function of the block stays the same."""
+def apply(graph: Graph, node: Node, s: np.ndarray) -> None:
+    """Folds s into the scales and biases of the FlatLinear that `node` reads; its integers stay."""
     h, g, d = _sizes(node)
-    linear = next(other for other in local.nodes if node.inputs[0] in other.outputs)
+    linear = next(other for other in graph.nodes if node.inputs[0] in other.outputs)
     both = np.concatenate([s, s], -1)  # [g, d]
-    rows = [np.repeat(both, h // g, 0), 1 / both, np.ones((g, d))]
-    factor = np.concatenate([part.reshape(-1) for part in rows]).astype(np.float32)
-    weight, bias = linear.inputs[1:3]
-    local.constants[weight] = Tensor.of(local.array(weight) * factor[:, None])
-    local.constants[bias] = Tensor.of(local.array(bias) * factor)
+    parts = [np.repeat(both, h // g, 0), 1 / both, np.ones((g, d))]
+    factor = np.concatenate([part.reshape(-1) for part in parts]).astype(np.float32)
+    for name in linear.inputs[2:4]:
+        graph.constants[name] = Tensor.of(graph.array(name) * factor)
 
 
 def _sizes(node: Node) -> tuple[int, int, int]:
