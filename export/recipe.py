@@ -86,10 +86,10 @@ class Recipe:
         help="share of intermediate channels that splitting may add",
     )
     kv: str = option(
-        "int8",
+        "float32",
         "--kv",
         choices=("int8", "float32"),
-        help="the K/V cache: int8 with a scale per token and head, or float32 (4 times the bytes, exact)",
+        help="the K/V cache: float32, or int8 with a scale per token and head (a quarter of the bytes)",
     )
     margin: float = option(
         1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from export import exporter
 from export.bigrams import bigrams
-from export.recipe import RECIPES, Recipe
+from export.recipe import RECIPES
 from export.sources import open_source
 from runtime.artifact import open_artifact, verify_artifact
 from runtime.backends import open_backend
@@ -25,15 +26,9 @@ def quiet(stage):
     return lambda done, total: None
 
 
-def export(source_folder, out, name="edge", **options):
-    recipe = Recipe(**{"name": name, **TINY}) if name == "edge" else _changed(RECIPES[name])
+def export(source_folder, out, name="edge", changes=None, **options):
+    recipe = dataclasses.replace(RECIPES[name], **TINY, **(changes or {}))
     return exporter.export(open_source(str(source_folder)), out, recipe, tell=quiet, **options)
-
-
-def _changed(recipe):
-    import dataclasses
-
-    return dataclasses.replace(recipe, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +52,20 @@ def test_drafting_finds_the_bigram_table_in_the_artifact(exported):
     assert "bigrams.i32" in exported.manifest.files
 
 
-@pytest.mark.parametrize("name", ["edge", "w8a8", "paper", "naive8"])
-def test_every_backend_gives_the_same_logits_to_the_last_bit(source, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("edge", {}),
+        ("edge", {"kv": "int8"}),
+        ("edge", {"head_bits": "8"}),
+        ("w8a8", {"kv": "int8"}),
+        ("paper", {}),
+        ("naive8", {}),
+    ],
+)
+def test_every_backend_gives_the_same_logits_to_the_last_bit(source, tmp_path, name, changes):
     pytest.importorskip("onnxruntime")
-    path = export(source, tmp_path / name, name).path
+    path = export(source, tmp_path / name, name, changes).path
     artifact = open_artifact(path)
     ids = np.random.default_rng(0).integers(0, artifact.manifest.vocab_size, 40)
     logits = {}
