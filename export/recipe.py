@@ -125,6 +125,7 @@ RECIPES: dict[str, Recipe] = {
             name="naive8",
             weight_bits="8",
             weight_scale="tensor",
+            kv="float32",
             margin=1.0,
             skip=INGREDIENTS,
         ),
