@@ -118,7 +118,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="edge", head_bits="4"),
+        Recipe(name="edge"),
         Recipe(name="w8a8", weight_bits="8", weight_scale="tensor", wide_channels=0.12, windows=24),
         Recipe(name="paper", weight_scale="tensor", low_levels=7, max_kl=0.5),
         Recipe(

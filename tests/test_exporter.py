@@ -57,7 +57,7 @@ def test_drafting_finds_the_bigram_table_in_the_artifact(exported):
     [
         ("edge", {}),
         ("edge", {"kv": "int8"}),
-        ("edge", {"head_bits": "8"}),
+        ("edge", {"head_bits": "4"}),
         ("w8a8", {"kv": "int8"}),
         ("paper", {}),
         ("naive8", {}),

@@ -55,8 +55,8 @@ def _linear(table: np.ndarray, bits: int, *without: int) -> np.ndarray:
 PARTS = {  # records of a plan; what the excess or the wide channels cost is the difference of two parts
     "embed": lambda table: _only(table, ops.EMBED),
     "quantize": lambda table: _only(table, ops.QUANTIZE),
-    "rotate": lambda table: _only(table, ops.ROTATE),
-    "attend": lambda table: _only(table, ops.ATTEND),
+    "rotate": lambda table: _only(table, ops.ROTATE, ops.ROTATE8),
+    "attend": lambda table: _only(table, ops.ATTEND, ops.ATTEND8),
     "head": lambda table: _only(table, ops.LINEAR)[-1:],
     "int4": lambda table: _linear(table, 4),
     "int4 without excess": lambda table: _linear(table, 4, ops.L_STARTS),
