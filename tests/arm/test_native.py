@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.backends.numpy import NumpyBackend
-from tests.arm.expected import MODELS, native_logits, tokens
+from tests.arm.expected import MODELS, PROMPT, greedy_tokens, native_logits, tokens
 from tests.tiny_graphs import CONTEXT, quantized_graph
 
 CUTS = ((24,), (1,) * 24, (5, 19), (3, 7, 2, 12), (16, 8), (2, 4, 8, 10))
@@ -40,6 +40,14 @@ def test_logits_are_those_of_x86_bit_for_bit(model):
         expected = file["{1}{0}".format(*model)]
     logits = native_logits(quantized_graph(*model), tokens(model[0]), (CONTEXT,), 2)
     np.testing.assert_array_equal(logits.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.skipif("FLATLM_EXPECTED" not in os.environ, reason="FLATLM_EXPECTED names no file made on x86")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_greedy_tokens_are_those_of_x86(model, threads):
+    with np.load(os.environ["FLATLM_EXPECTED"]) as file:
+        expected = file["{1}{0} greedy".format(*model)].tolist()
+    assert greedy_tokens(quantized_graph(*model), tokens(model[0])[:PROMPT], threads) == expected
 
 
 def test_nothing_here_could_have_compiled_a_kernel():
