@@ -44,10 +44,11 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
-    STEP_PAST,
+    STEP_ROWS,
     STEP_TOKENS,
     SWIGLU,
 )  # fmt: skip
+from .pieces import past_of, piece_from, piece_of, slot_of
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     add_squares,
@@ -211,8 +212,11 @@ def run_quantize(op, step, first, last, scratch):
     """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    stride = get_i64(op + 8 * Q_IN_STRIDE)
-    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
+    rows, stride, numbers = (
+        get_i64(op + 8 * Q_IN),
+        get_i64(op + 8 * Q_IN_STRIDE),
+        get_i64(step + 8 * STEP_ROWS),
+    )
     tokens = tokens if wants_all else wanted
     kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
     size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
@@ -222,7 +226,7 @@ def run_quantize(op, step, first, last, scratch):
         count = min(full_tile(), tokens - start)
         tile, digits = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
         for i in range(count):
-            x = rows + stride * (start + i)
+            x = rows + stride * (start + i if wants_all else get_i64(numbers + 8 * (start + i)))
             if kind == NORM:
                 norm_row(op, x, padded, scratch)
                 x = scratch
@@ -254,8 +258,10 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width = size // 2, (size + 15) // 16 * 16
+    piece = piece_of(step, 0)
     for token in range(first, last):
-        position = get_i64(step + 8 * STEP_PAST) + token
+        piece = piece_from(piece, token)
+        position = past_of(piece) + token
         row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
         cos = get_i64(op + 8 * R_COS) + 4 * half * position
         sin = get_i64(op + 8 * R_SIN) + 4 * half * position
@@ -264,8 +270,9 @@ def run_rotate(op, step, first, last):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
-            block = group * (context // 16) + (position >> 4)
+            cached = groups * slot_of(piece) + group
+            block = cached * (context // 16) + (position >> 4)
             rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
-            out = values + 4 * width * (group * context + position)
+            out = values + 4 * width * (cached * context + position)
             for i in range(size):
                 set_f32(out + 4 * i, get_f32(v + 4 * i))

@@ -38,15 +38,19 @@ class Plan:
     names: list[str]  # the node of each record
     state: np.ndarray  # step words, int64
     ids: np.ndarray  # int64 [batch]
+    pieces: np.ndarray  # int64 [batch, 4], the step's rows as pieces (kernels_arm/pieces.py)
+    rows: np.ndarray  # int64 [logit rows], the rows of a step whose logits are wanted
     logits: np.ndarray  # float32 [logit rows, vocab padded to 16]
     scratch: int  # bytes per thread
     cache: KVCache
     keep: list[np.ndarray]
 
 
-def lower(graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int) -> Plan:
-    """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits."""
-    return _Lowering(graph, kernels, context, batch, logit_rows).run()
+def lower(
+    graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int, slots: int = 1
+) -> Plan:
+    """The plan for steps of up to `batch` tokens of `slots` sequences, `logit_rows` of them with logits."""
+    return _Lowering(graph, kernels, context, batch, logit_rows, slots).run()
 
 
 @dataclass
@@ -64,7 +68,7 @@ class _Rows:
 class _Lowering:
     """State of one pass over the nodes."""
 
-    def __init__(self, graph: Graph, kernels: Library, context: int, batch: int, logit_rows: int):
+    def __init__(self, graph: Graph, kernels: Library, context: int, batch: int, logit_rows: int, slots: int):
         self.graph, self.kernels, self.batch, self.logit_rows = graph, kernels, batch, logit_rows
         self.records: list[np.ndarray] = []
         self.names: list[str] = []
@@ -83,13 +87,14 @@ class _Lowering:
         head = layers[0].attrs
         self.groups, self.size = int(head["kv_num_heads"]), int(head["head_size"])
         cache = Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
-        self.cache = cache(len(layers), self.groups, self.size, context)
+        self.cache = cache(len(layers), self.groups, self.size, context, slots)
         self.few: dict[str, int] = {}  # what int8 attention shares among layers
         self.digits, self.sums, self.digit_rows = self._digit_buffers()
 
     def run(self) -> Plan:
-        ids, state = np.zeros(self.batch, np.int64), np.zeros(8, np.int64)
-        state[ops.STEP_IDS] = ids.ctypes.data
+        ids, rows = np.zeros(self.batch, np.int64), np.zeros(self.logit_rows, np.int64)
+        pieces, state = np.zeros((self.batch, 4), np.int64), np.zeros(ops.STEP_WORDS, np.int64)
+        state[[ops.STEP_IDS, ops.STEP_TABLE, ops.STEP_ROWS]] = [a.ctypes.data for a in (ids, pieces, rows)]
         for i, node in enumerate(self.graph.nodes):
             _LOWER[node.op](self, node)
             for name in {n for n in node.inputs if self.uses.get(n) == i and n in self.buffers}:
@@ -101,7 +106,7 @@ class _Lowering:
         )
         table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
         table[:] = self.records
-        return Plan(table, self.names, state, ids, logits.array, scratch, self.cache, self.keep)
+        return Plan(table, self.names, state, ids, pieces, rows, logits.array, scratch, self.cache, self.keep)
 
     # ---- buffers
     def _rows(self, name: str, columns: int, rows: int | None = None) -> _Rows:

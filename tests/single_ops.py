@@ -23,15 +23,29 @@ def record(code: int, **fields: int) -> np.ndarray:
     return row
 
 
-def run(records: list[np.ndarray], tokens: int, scratch: int, threads: int = 1, past: int = 0) -> None:
+def run(records: list[np.ndarray], segments, scratch: int, threads: int = 1) -> None:
+    """One walk over the records for `segments` (slot, rows, past)."""
     table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
     table[:] = records
-    state = np.zeros(8, np.int64)
-    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
-    state[ops.STEP_PAST] = past
+    state, held = step_words(segments)
     team = Team(native_library(), table, state, scratch, threads)
     team.step()
     team.close()
+    del held
+
+
+def step_words(segments) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The state of a step whose every row is wanted, and what it points to."""
+    tokens = sum(rows for _, rows, _ in segments)
+    table, wanted, state = (
+        np.zeros((tokens, 4), np.int64),
+        np.arange(tokens),
+        np.zeros(ops.STEP_WORDS, np.int64),
+    )
+    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
+    state[ops.STEP_PIECES] = ops.write_pieces(table, segments)
+    state[[ops.STEP_TABLE, ops.STEP_ROWS]] = table.ctypes.data, wanted.ctypes.data
+    return state, [table, wanted]
 
 
 def fitted(array: np.ndarray, size: int, dtype) -> np.ndarray:
@@ -79,7 +93,7 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             **{f"L_{name}": value for name, value in extras.items()},
         ),
     ]  # fmt: skip
-    run(records, m, 4096 + 16 * kp * 32, threads)
+    run(records, [(0, m, 0)], 4096 + 16 * kp * 32, threads)
     del held  # until here the record points into it
     return keep["out"][:, :n]
 
