@@ -36,6 +36,7 @@ SOURCES = (
     "many",
     "ops",
     "panels",
+    "pieces",
     "pointwise",
     "reference",
     "simd",

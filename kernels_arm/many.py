@@ -24,6 +24,7 @@ from .ops import (
     L_PADDED,
     L_SCALE,
     L_STARTS,
+    L_STEPS,
     L_STRIDE,
     L_SUMS,
     L_WEIGHTS,
@@ -45,6 +46,7 @@ from .panels import (
     zips,
 )
 from .simd import (
+    get_f32,
     get_i32,
     get_i64,
     high_nibbles,
@@ -54,6 +56,7 @@ from .simd import (
     load_ints,
     low_nibbles,
     minus_eight,
+    splat_float,
     splat_int,
     store_bytes,
     store_floats,
@@ -115,7 +118,9 @@ def _ready(tokens: int):
     """A ready panel times one tile of digits; the first `count` tokens are finished, to rows at `out`."""
 
     @inlined
-    def multiply(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add):
+    def multiply(
+        weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add
+    ):
         acc = to_block(zero_ints(tokens), 8)
         high = x + 16 * tokens * blocks
         for block in range(more):
@@ -125,20 +130,21 @@ def _ready(tokens: int):
             acc = add_ready(acc, weights + 256 * block, x + 16 * tokens * block, tokens)
         rows = from_block(acc, tokens, 8)
         if count == tokens:
-            finish_rows(rows, sums, scale, bias, out, stride, add)
+            finish_rows(rows, sums, steps, scale, bias, out, stride, add)
         else:
             store_tile(scratch, 64, rows)
-            finish_some(scratch, count, sums, scale, bias, out, stride, add)
+            finish_some(scratch, count, sums, steps, scale, bias, out, stride, add)
 
     return multiply
 
 
 @kernel
-def finish_some(acc, count, sums, scale, bias, out, stride, add):
+def finish_some(acc, count, sums, steps, scale, bias, out, stride, add):
     """As `finish_rows`, of int32 [count, 16] at `acc`."""
     for i in range(count):
         shift = splat_int(np.int32(get_i32(sums + 4 * i) * int8_offset()))
-        y = to_floats(load_ints(acc + 64 * i) - shift) * load_floats(scale) + load_floats(bias)
+        y = to_floats(load_ints(acc + 64 * i) - shift) * load_floats(scale)
+        y = y * splat_float(get_f32(steps + 4 * i)) + load_floats(bias)
         if add:
             y = load_floats(out + stride * i) + y
         store_floats(out + stride * i, y)
@@ -149,20 +155,22 @@ _ready_1, _ready_2, _ready_4, _ready_6, _ready_8, _ready_16 = (_ready(m) for m i
 
 @kernel
 def multiply_ready(
-    tile, weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add
+    tile, weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add
 ):
     if has_ready(1) and tile == 1:
-        _ready_1(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_1(weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add)
     elif has_ready(2) and tile == 2:
-        _ready_2(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_2(weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add)
     elif has_ready(4) and tile == 4:
-        _ready_4(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_4(weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add)
     elif has_ready(6) and tile == 6:
-        _ready_6(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_6(weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add)
     elif has_ready(8) and tile == 8:
-        _ready_8(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_8(weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add)
     elif has_ready(16) and tile == 16:
-        _ready_16(weights, blocks, picked, more, x, count, scratch, sums, scale, bias, out, stride, add)
+        _ready_16(
+            weights, blocks, picked, more, x, count, scratch, sums, steps, scale, bias, out, stride, add
+        )
 
 
 @kernel
@@ -179,9 +187,10 @@ def run_many(op, step, first, last, scratch):
         bias = get_i64(op + 8 * L_BIAS) + 64 * panel
         for token in range(0, tokens, full_ready()):
             count = min(full_ready(), tokens - token)
-            x, sums = get_i64(op + 8 * L_X) + token * row_size, get_i64(op + 8 * L_SUMS) + 4 * token
+            x, steps = get_i64(op + 8 * L_X) + token * row_size, get_i64(op + 8 * L_STEPS) + 4 * token
+            sums = get_i64(op + 8 * L_SUMS) + 4 * token
             out = get_i64(op + 8 * L_OUT) + stride * token + 64 * panel
             multiply_ready(
-                ready_of(count), weights, padded // 16, picked, more, x, count, scratch, sums, scale, bias,
-                out, stride, add,
+                ready_of(count), weights, padded // 16, picked, more, x, count, scratch, sums, steps, scale,
+                bias, out, stride, add,
             )  # fmt: skip

@@ -168,27 +168,29 @@ def tile_times_128(typing, tile):
 
 
 @intrinsic
-def finish_rows(typing, tile, sums, scale, bias, out, stride, add):
-    """out[i] = float(tile[i] − shift) · scale + bias, and where `add` is not 0 plus what was there.
+def finish_rows(typing, tile, sums, steps, scale, bias, out, stride, add):
+    """out[i] = float(tile[i] − shift) · scale · steps[i] + bias, plus what was there where `add` is not 0.
 
     scale, bias: addresses of 16 floats; the shift is int8_offset · sums[i], int32 at `sums`.
     """
 
     def emit(context, builder, signature, args):
-        tile_value, sums, scale, bias, out, stride, add = args
+        tile_value, sums, steps, scale, bias, out, stride, add = args
         rows = cgutils.unpack_tuple(builder, tile_value, tile.count)
         floats4 = ir.VectorType(ir.FloatType(), 4)
         if simd._wants_unsigned():
             rows = [_less_offset(builder, row, sums, i) for i, row in enumerate(rows)]
+        each = [_load(builder, ir.FloatType(), steps, 4 * i) for i in range(len(rows))]
         places = [builder.add(out, builder.mul(stride, ir.Constant(_LONG, i))) for i in range(len(rows))]
 
         def finish(with_old: bool) -> None:
             width = floats4 if simd.tier().machine == "aarch64" else simd.floats16.llvm
             for at in range(0, 64, 4 * width.count):
                 factor, more = (_load(builder, width, address, at) for address in (scale, bias))
-                for row, place in zip(rows, places, strict=True):
+                for row, step, place in zip(rows, each, places, strict=True):
                     part = simd._quarter(builder, row, at // 16) if width is floats4 else row
-                    y = builder.fadd(builder.fmul(builder.sitofp(part, width), factor), more)
+                    y = builder.fmul(builder.sitofp(part, width), factor)
+                    y = builder.fadd(builder.fmul(y, simd._splat(builder, step, width.count)), more)
                     if with_old:
                         y = builder.fadd(_load(builder, width, place, at), y)
                     target = simd._address(builder, builder.add(place, ir.Constant(_LONG, at)), width)
@@ -202,7 +204,7 @@ def finish_rows(typing, tile, sums, scale, bias, out, stride, add):
                 finish(False)
         return context.get_dummy_value()
 
-    return types.void(tile, *[types.int64] * 6), emit
+    return types.void(tile, *[types.int64] * 7), emit
 
 
 def _less_offset(builder, row, sums, i: int):

@@ -28,6 +28,8 @@ from .ops import (
     Q_OUT,
     Q_PADDED,
     Q_ROWS,
+    Q_SHARES,
+    Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
     Q_WIDE,
@@ -45,12 +47,13 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
-    STEP_PAST,
+    STEP_ROWS,
     STEP_TOKENS,
     SWIGLU,
 )  # fmt: skip
 from .panels import full_ready, ready_of, ready_place, store_ready
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .pieces import past_of, piece_from, piece_of, slot_of
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     add_squares,
     get_f32,
@@ -62,6 +65,7 @@ from .simd import (
     greater,
     load_doubles,
     load_floats,
+    max_floats,
     nearest_ints,
     no_doubles,
     power_of_two,
@@ -167,13 +171,23 @@ def swiglu_row(op, x, padded, y):
 
 
 @kernel
-def quantize_row(op, x, integers, i, tile, digits, row, many):
-    """X = clip(round(x · inverse_scale), ±limit), int32 at `integers` (which may be x); returns Σ X.
+def reach_of(op, x):
+    """The largest |x| · levels / limit of the row: a step of this over `levels` keeps all within limits."""
+    shares, top, zero = get_i64(op + 8 * Q_SHARES), splat_float(FLOOR), splat_float(ZERO)
+    for at in range(0, 4 * get_i64(op + 8 * Q_PADDED), 64):
+        v = load_floats(x + at)
+        top = greater(greater(v, zero - v) * load_floats(shares + at), top)
+    return max_floats(top)
+
+
+@kernel
+def quantize_row(op, x, inverse_step, integers, i, tile, digits, row, many):
+    """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
 
     The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
     """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
-    inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+    inverse = splat_float(inverse_step)
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
     for k in range(0, padded, 16):
         limit = load_floats(limits + 4 * k)
@@ -242,8 +256,11 @@ def run_quantize(op, step, first, last, scratch):
     """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    stride = get_i64(op + 8 * Q_IN_STRIDE)
-    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
+    rows, stride, numbers = (
+        get_i64(op + 8 * Q_IN),
+        get_i64(op + 8 * Q_IN_STRIDE),
+        get_i64(step + 8 * STEP_ROWS),
+    )
     tokens = tokens if wants_all else wanted
     kind, padded, many = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED), tokens > SPARSE_TOKENS
     wides = (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
@@ -254,7 +271,7 @@ def run_quantize(op, step, first, last, scratch):
         count = min(tile_size(tokens), tokens - start)
         tile, digits = ready_of(count) if many else tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
         for i in range(count):
-            x = rows + stride * (start + i)
+            x = rows + stride * (start + i if wants_all else get_i64(numbers + 8 * (start + i)))
             if kind == NORM:
                 norm_row(op, x, padded, scratch)
                 x = scratch
@@ -262,7 +279,12 @@ def run_quantize(op, step, first, last, scratch):
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
             row = few + (start + i) * size if few else 0
-            total = quantize_row(op, x, scratch, i, tile, digits, row, many)
+            step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
+            if get_i64(op + 8 * Q_SHARES):
+                reach, levels = reach_of(op, x), inverse
+                step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+            set_f32(get_i64(op + 8 * Q_STEPS) + 4 * (start + i), step_size)
+            total = quantize_row(op, x, inverse, scratch, i, tile, digits, row, many)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
             if many:
                 split_many(op, scratch, i, tile, digits)
@@ -296,8 +318,10 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width = size // 2, (size + 15) // 16 * 16
+    piece = piece_of(step, 0)
     for token in range(first, last):
-        position = get_i64(step + 8 * STEP_PAST) + token
+        piece = piece_from(piece, token)
+        position = past_of(piece) + token
         row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
         cos = get_i64(op + 8 * R_COS) + 4 * half * position
         sin = get_i64(op + 8 * R_SIN) + 4 * half * position
@@ -306,8 +330,9 @@ def run_rotate(op, step, first, last):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
-            block = group * (context // 16) + (position >> 4)
+            cached = groups * slot_of(piece) + group
+            block = cached * (context // 16) + (position >> 4)
             rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
-            out = values + 4 * width * (group * context + position)
+            out = values + 4 * width * (cached * context + position)
             for i in range(size):
                 set_f32(out + 4 * i, get_f32(v + 4 * i))
