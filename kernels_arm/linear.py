@@ -5,7 +5,9 @@ loaded, split into nibbles where they are 4-bit, and multiplied with every token
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
 is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
 
-    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] + bias[r]   (+ what was there, for the residual)
+    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ what was there, for the residual)
+
+step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .ops import (
     L_ROWS,
     L_SCALE,
     L_STARTS,
+    L_STEPS,
     L_STRIDE,
     L_SUMS,
     L_WEIGHTS,
@@ -38,6 +41,7 @@ from .ops import (
     STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
+    get_f32,
     get_i32,
     get_i64,
     high_nibbles,
@@ -48,6 +52,7 @@ from .simd import (
     low_nibbles,
     minus_eight,
     plus_128_times,
+    splat_float,
     splat_int,
     store_bytes,
     store_floats,
@@ -138,10 +143,11 @@ def finish_tile(op, panel, offset, first, count, acc):
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums = get_i64(op + 8 * L_SUMS) + 4 * first
+    sums, steps = get_i64(op + 8 * L_SUMS) + 4 * first, get_i64(op + 8 * L_STEPS) + 4 * first
     for i in range(count):
         shift = splat_int(get_i32(sums + 4 * i) * offset)
-        y = to_floats(load_ints(acc + 64 * i) - shift) * scale + bias
+        y = to_floats(load_ints(acc + 64 * i) - shift) * scale
+        y = y * splat_float(get_f32(steps + 4 * i)) + bias
         if add:
             y = load_floats(out + stride * i) + y
         store_floats(out + stride * i, y)

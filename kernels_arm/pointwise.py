@@ -29,6 +29,8 @@ from .ops import (
     Q_OUT,
     Q_PADDED,
     Q_ROWS,
+    Q_SHARES,
+    Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
     R_CONTEXT,
@@ -49,7 +51,7 @@ from .ops import (
     SWIGLU,
 )  # fmt: skip
 from .pieces import past_of, piece_from, piece_of, slot_of
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     add_squares,
     get_f32,
@@ -61,6 +63,7 @@ from .simd import (
     greater,
     load_doubles,
     load_floats,
+    max_floats,
     no_doubles,
     power_of_two,
     round_even,
@@ -164,13 +167,23 @@ def swiglu_row(op, x, padded, y):
 
 
 @kernel
-def quantize_row(op, x, i, tile, digits, row):
-    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X.
+def reach_of(op, x):
+    """The largest |x| · levels / limit of the row: a step of this over `levels` keeps all within limits."""
+    shares, top, zero = get_i64(op + 8 * Q_SHARES), splat_float(FLOOR), splat_float(ZERO)
+    for at in range(0, 4 * get_i64(op + 8 * Q_PADDED), 64):
+        v = load_floats(x + at)
+        top = greater(greater(v, zero - v) * load_floats(shares + at), top)
+    return max_floats(top)
+
+
+@kernel
+def quantize_row(op, x, inverse_step, i, tile, digits, row):
+    """X = clip(round(x · inverse step), ±limit): low digits into place i of the tile; returns Σ X.
 
     Where `row` is not 0, they go there too, side by side, for the sparse excess.
     """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
-    inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+    inverse = splat_float(inverse_step)
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
     for k in range(0, padded, 16):
         limit = load_floats(limits + 4 * k)
@@ -184,21 +197,21 @@ def quantize_row(op, x, i, tile, digits, row):
 
 
 @inlined
-def integer_of(op, x, column):
+def integer_of(op, x, inverse_step, column):
     """X of one element, as `quantize_row` computes it."""
     limit = get_f32(get_i64(op + 8 * Q_LIMITS) + 4 * column)
-    steps = round_f32(get_f32(x + 4 * column) * get_f32(get_i64(op + 8 * Q_FLOATS)))
+    steps = round_f32(get_f32(x + 4 * column) * inverse_step)
     return np.int64(min(max(steps, -limit), limit)), limit > np.float32(127)
 
 
 @kernel
-def split_digits(op, x, i, tile, digits):
+def split_digits(op, x, inverse_step, i, tile, digits):
     """Rewrite the groups that hold flattened channels: X = 128 · high + low."""
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for e in range(get_i64(op + 8 * Q_EXTRAS)):
         group = np.int64(get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e))
         for j in range(4):
-            value, wide = integer_of(op, x, 4 * group + j)
+            value, wide = integer_of(op, x, inverse_step, 4 * group + j)
             high = (value + 64) >> 7 if wide else 0
             set_i8(digits + (group * tile + i) * 4 + j, value - 128 * high)
             set_i8(high_at + (e * tile + i) * 4 + j, high)
@@ -234,11 +247,16 @@ def run_quantize(op, step, first, last, scratch):
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
             row = few + (start + i) * size if few else 0
-            total = quantize_row(op, x, i, tile, digits, row)
+            step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
+            if get_i64(op + 8 * Q_SHARES):
+                reach, levels = reach_of(op, x), inverse
+                step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+            set_f32(get_i64(op + 8 * Q_STEPS) + 4 * (start + i), step_size)
+            total = quantize_row(op, x, inverse, i, tile, digits, row)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            split_digits(op, x, i, tile, digits)
+            split_digits(op, x, inverse, i, tile, digits)
             if row:
-                split_digits(op, x, 0, 1, row)
+                split_digits(op, x, inverse, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding

@@ -55,16 +55,21 @@ def fitted(array: np.ndarray, size: int, dtype) -> np.ndarray:
 
 
 def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, residual=None) -> np.ndarray:
-    """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n]."""
+    """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n].
+
+    inverse_scale None: FlatLinearToken, of 127 levels.
+    """
     (m, k), n = x.shape, len(weights)
     kp, np_ = padded(k, 16), padded(n, 16)
     groups = layout.wide_groups(limit)
     keep = {
         "x": np.zeros((m, kp), np.float32),
-        "floats": np.array([inverse_scale, 0, k], np.float32),
+        "floats": np.array([inverse_scale or 127, 0, k], np.float32),
         "limits": fitted(limit, kp, np.float32),
         "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
+        "shares": fitted(np.float32(127) / limit.astype(np.float32), kp, np.float32),
         "sums": np.zeros(padded(m, 16), np.int32),
+        "steps": np.zeros(padded(m, 16), np.float32),
         "rows": np.zeros(8 * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
         "weights": aligned(layout.pack(weights, bits).nbytes),
         "scale": fitted(scale, np_, np.float32),
@@ -76,13 +81,14 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     if residual is not None:
         keep["out"][:, :n] = residual
     at = {name: array.ctypes.data for name, array in keep.items()}
-    extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data}
+    extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data, "STEPS": at["steps"]}
     excess, held = _lookups(weights, bits, np_, kp, lookups.high_places(groups, limit, kp))
     extras["ROWS"] = at["rows"] if excess else 0
     records = [
         record(
             ops.QUANTIZE, Q_KIND=ops.PLAIN, Q_IN=at["x"], Q_IN_STRIDE=4 * kp, Q_COLUMNS=k, Q_PADDED=kp,
             Q_FLOATS=at["floats"], Q_LIMITS=at["limits"], Q_OUT=at["digits"], Q_SUMS=at["sums"],
+            Q_SHARES=0 if inverse_scale is not None else at["shares"],
             **{f"Q_{name}": value for name, value in extras.items()},
         ),
         record(

@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels_arm import reference
 from runtime.backends import Segment, check_fit
+from runtime.functions import LINEAR, LINEARS, named
 from runtime.graph import Graph, Node
 
 EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
@@ -35,7 +36,7 @@ class NumpyBackend:
         self.vocab = int(self.graph.metadata["vocab_size"])
         self.slots, self.positions = slots, [0] * slots
         self._slot = 0  # the sequence that is computed
-        self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op == "FlatLinear"}
+        self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op in LINEARS}
         self._weights: dict[str, np.ndarray] = {}
         self._caches: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in range(slots)]
 
@@ -135,7 +136,7 @@ _OPERATIONS: dict[str, Callable] = {
     "RotaryTable": NumpyBackend.rotary_table,
     "FlatEmbedding": NumpyBackend.embedding,
     "Norm": NumpyBackend.norm,
-    "FlatLinear": NumpyBackend.linear,
+    **dict.fromkeys(LINEARS, NumpyBackend.linear),
     "RotaryAttention": NumpyBackend.attention,
     "RotaryAttentionInt8": NumpyBackend.attention_int8,
     "SwiGLU": NumpyBackend.swiglu,
@@ -144,22 +145,27 @@ _OPERATIONS: dict[str, Callable] = {
 
 
 class _Linear:
-    """A FlatLinear whose integer product goes through float32 BLAS in exact pieces."""
+    """A FlatLinear or FlatLinearToken whose integer product goes through float32 BLAS in exact pieces."""
 
     def __init__(self, graph: Graph, node: Node):
-        _, _, scale, bias, inverse, limit, *_ = node.inputs
+        roles = named(node)
         self.weights = graph.totals(node).T.astype(np.float32)  # [k, n]
-        self.scale, self.bias = graph.array(scale), graph.array(bias)
-        self.inverse = np.float32(graph.array(inverse)[()])
-        self.limit = graph.array(limit).astype(np.int32)
+        self.scale, self.bias = graph.array(roles["scale"]), graph.array(roles["bias"])
+        self.inverse = np.float32(graph.array(roles["inverse_scale"])[()]) if node.op == LINEAR else None
+        self.levels = int(node.attrs["levels"])
+        self.limit = graph.array(roles["limit"]).astype(np.int32)
         self.wide = np.flatnonzero(self.limit > 127)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        low, high = reference.digits(reference.quantize(x, self.inverse, self.limit), self.limit)
+        if self.inverse is None:
+            steps, step = reference.quantize_token(x, self.limit, self.levels)
+        else:
+            steps, step = reference.quantize(x, self.inverse, self.limit), None
+        low, high = reference.digits(steps, self.limit)
         acc = _exact(low, self.weights)
         if self.wide.size:
             acc += reference.DIGIT * _exact(high[:, self.wide], self.weights[self.wide])
-        return reference.scale_product(acc, self.scale, self.bias)
+        return reference.scale_product(acc, self.scale, self.bias, step)
 
 
 def _exact(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
