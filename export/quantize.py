@@ -27,8 +27,8 @@ from .parallel import each
 from .passes import keys
 from .passes.cache import to_int8
 from .passes.flatten import Flattening, output_scale
-from .passes.flatten import rounded as rounded_inputs
 from .passes.flatten import operation as flat_operation
+from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
 from .recipe import Recipe

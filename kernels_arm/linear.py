@@ -5,7 +5,7 @@ loaded, split into nibbles where they are 4-bit, and multiplied with every token
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
 is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
 
-    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ what was there, for the residual)
+    y[i, r] = float(Σ_k X[i, k]·W[r, k]) · scale[r] · step[i] + bias[r]  (+ what was there, for the residual)
 
 step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 """

@@ -1,20 +1,21 @@
 """How far quantized models are from their float model, flatlm's and llama.cpp's, on the same tokens.
 
-    python scripts/compare_quality.py MODEL.gguf OUT --degrid -t Q4_0,Q4_K_M,Q5_K_M,Q8_0 --recipes edge,w8a8 \\
+    python scripts/compare_quality.py MODEL.gguf OUT --degrid -t Q4_0,Q4_K_M,Q8_0 --recipes edge,w8a8 \\
         --text wiki.test.raw --text code
 
 MODEL.gguf is often a 4-bit file itself, whose own format then loses nothing. So its own type should not be
-among -t, and --degrid adds noise of a third of the file's step to every matrix, by a fixed seed: no format's grid
-fits any longer. The float model goes to OUT/NAME-F16.gguf, from which llama.cpp quantizes (its own choices for
-embedding and head) and `flatlm export` makes an artifact for each recipe; --artifact adds finished ones.
+among -t, and --degrid adds noise of a third of the file's step to every matrix, by a fixed seed: no
+format's grid fits any longer. The float model goes to OUT/NAME-F16.gguf, from which llama.cpp quantizes
+(its own choices for embedding and head) and `flatlm export` makes an artifact for each recipe; --artifact
+adds finished ones.
 
-The reference is llama.cpp on the F16 file. Windows of 512 without a begin token, as `flatlm eval` has them; a
-model's row has perplexity, KL(reference ‖ model) in nats, share of positions with the same likeliest token, and
-bits per weight: bytes of all tensors (flatlm: of model.onnx and its data) over the reference's weights, and of
-the matrices between embedding and head over theirs. `code` as a text is this Python's own standard library, the
-files of CODE, which are not in the calibration text. One window's logits of one model are all that is held; what
-is done is kept in OUT, so a run that was stopped, or that gets another model, goes on. Needs
-flatlm[export,bench].
+The reference is llama.cpp on the F16 file. Windows of 512 without a begin token, as `flatlm eval` has them;
+a model's row has perplexity, KL(reference ‖ model) in nats, share of positions with the same likeliest
+token, and bits per weight: bytes of all tensors (flatlm: of model.onnx and its data) over the reference's
+weights, and of the matrices between embedding and head over theirs. `code` as a text is this Python's own
+standard library, the files of CODE, which are not in the calibration text. One window's logits of one model
+are all that is held; what is done is kept in OUT, so a run that was stopped, or that gets another model,
+goes on. Needs flatlm[export,bench].
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ from export.execute import log_softmax
 from export.recipe import RECIPES
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
+from runtime.bench import markdown
 from runtime.progress import ProgressLine
 
 WINDOW = 512
 ROWS = 64  # logits held of a model: of 151,936 tokens they are 39 MB
 CODE = (
-    *("argparse.py", "ast.py", "asyncio/base_events.py", "collections/__init__.py", "concurrent/futures/thread.py"),
-    *("configparser.py", "dataclasses.py", "difflib.py", "http/client.py", "inspect.py", "logging/__init__.py"),
-    *("pathlib.py", "sqlite3/dump.py", "tarfile.py", "tempfile.py", "threading.py", "unittest/case.py", "zipfile.py"),
+    *("argparse.py", "ast.py", "asyncio/base_events.py", "collections/__init__.py", "configparser.py"),
+    *("dataclasses.py", "difflib.py", "http/client.py", "inspect.py", "logging/__init__.py", "pathlib.py"),
+    *("sqlite3/dump.py", "tarfile.py", "tempfile.py", "threading.py", "unittest/case.py", "zipfile.py"),
 )  # fmt: skip
 
 
@@ -171,12 +173,19 @@ def artifact_bits(folder: Path, plain: Path) -> tuple[float, float]:
     total, body = weights(plain)
     graph = open_artifact(folder).graph
     own = sum(t.data.nbytes for name, t in graph.constants.items() if name.startswith("layers."))
-    return 8 * sum((folder / file).stat().st_size for file in ("model.onnx", "model.onnx.data")) / total, 8 * own / body
+    return 8 * sum(
+        (folder / file).stat().st_size for file in ("model.onnx", "model.onnx.data")
+    ) / total, 8 * own / body
 
 
 # -------------------------------------------------------------------------------------------- comparison
 def compare(
-    plain: Path, files: Mapping[str, Path], folders: Mapping[str, Path], text: str, args: argparse.Namespace, kept: Path
+    plain: Path,
+    files: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    text: str,
+    args: argparse.Namespace,
+    kept: Path,
 ) -> dict[str, np.ndarray]:
     """By model, float32 [windows, positions, 3]: KL, same likeliest token, −ln p; kept in the file `kept`."""
     with ExitStack() as stack:
@@ -231,7 +240,9 @@ def load(kept: Path, windows: np.ndarray) -> dict[str, np.ndarray]:
     return records
 
 
-def read_window(wanted: Any, models: Mapping[str, Any], window: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+def read_window(
+    wanted: Any, models: Mapping[str, Any], window: np.ndarray, out: Mapping[str, np.ndarray]
+) -> None:
     """Fills out[name] [positions, 3] for every model and for F16."""
     for model in (wanted, *models.values()):
         model.truncate(0)
@@ -264,14 +275,16 @@ def summary(model: str, bits: tuple[float, float], records: Mapping[str, np.ndar
 
 
 def table(rows: Sequence[Row]) -> str:
-    head = "| model | bits per weight (body / file) | perplexity | × F16 | KL mean | ± | median | p99 | same top token |"
-    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in sorted(rows, key=lambda row: row.bits_file):
-        lines.append(
-            f"| {row.model} | {row.bits_body:.2f} / {row.bits_file:.2f} | {row.perplexity:.3f} | {row.ratio:.4f} | "
-            f"{row.kl:.5f} | {row.kl_error:.5f} | {row.kl_median:.5f} | {row.kl_p99:.4f} | {100 * row.top1:.2f} % |"
-        )
-    return "\n".join(lines)
+    head = ["model", "bits per weight (body / file)", "perplexity", "× F16", "KL mean", "±", "median", "p99"]
+    cells = [
+        [
+            row.model, f"{row.bits_body:.2f} / {row.bits_file:.2f}", f"{row.perplexity:.3f}",
+            f"{row.ratio:.4f}", f"{row.kl:.5f}", f"{row.kl_error:.5f}", f"{row.kl_median:.5f}",
+            f"{row.kl_p99:.4f}", f"{100 * row.top1:.2f} %",
+        ]
+        for row in sorted(rows, key=lambda row: row.bits_file)
+    ]  # fmt: skip
+    return markdown([*head, "same top token"], cells, left=2)
 
 
 if __name__ == "__main__":

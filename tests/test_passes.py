@@ -140,7 +140,10 @@ def test_by_token_rows_keep_the_same_relative_error_whatever_their_size():
     x = tokens_of_many_sizes(200, 280)
     inputs = calibrate.Inputs(np.abs(x).max(0), x)
     error = {}
-    for name, f in (("static", flatten(inputs.maxima, 127, 0.2)), ("token", flatten_by_token(inputs, 127, 0.6))):
+    for name, f in (
+        ("static", flatten(inputs.maxima, 127, 0.2)),
+        ("token", flatten_by_token(inputs, 127, 0.6)),
+    ):
         wrong = np.linalg.norm(rounded(10 * x, f) - 10 * x, axis=1) / np.linalg.norm(10 * x, axis=1)
         error[name] = wrong.max()
     assert error["token"] < 0.004 < 0.5 < error["static"]
