@@ -30,7 +30,7 @@ Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS = range(11, 17)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column
 # groups that have a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras], the digits of a few tokens row by
 # row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32 [padded],
-# levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these steps, or ones
+# levels / limit, where each token has its own step, or 0; Q_STEPS: float32 [tokens], these steps, or ones
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
