@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels_arm import layout
+from runtime.functions import LINEAR, TOKEN_LINEAR
 from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
@@ -25,8 +26,9 @@ from .calibrate import Moments
 from .parallel import each
 from .passes import keys
 from .passes.cache import to_int8
-from .passes.flatten import Flattening
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, output_scale
+from .passes.flatten import operation as flat_operation
+from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
 from .recipe import Recipe
@@ -49,12 +51,10 @@ class Rounded:
 
     @property
     def scale(self) -> np.ndarray:
-        """float32 [n]: activation step × weight step."""
-        return (self.flattening.step * self.grid.steps).astype(np.float32)
+        return output_scale(self.grid.steps, self.flattening)
 
     def operation(self) -> execute.Operation:
-        f = self.flattening
-        return execute.flat_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
+        return flat_operation(self.integers, self.grid.steps, self.bias, self.flattening)
 
 
 def quantize(
@@ -175,7 +175,7 @@ def _quantize_linear(
 ) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
-    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, bits, recipe)
+    flattening = flatten_inputs(calibrate.inputs(inputs), node, local, bits, recipe)
     in_body = node.name.startswith("layers.")
     grid = layer_grid(weight, node, local, bits, recipe) if in_body else grid_of(weight, bits, recipe)
     if table := _table(result, node):  # tied: rounded already
@@ -184,7 +184,7 @@ def _quantize_linear(
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
+    quantized = (rounded_inputs(x, flattening) for x in inputs)
     seen = calibrate.moments(quantized, floats, recipe.does("feedback"), centred=recipe.does("bias"))
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
@@ -220,7 +220,7 @@ def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerR
 
 # ---- integer nodes of docs/format.md
 def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
-    """Appends the FlatLinear `node` becomes, with its constants."""
+    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
     weight, table = node.inputs[1], _table(graph, node)
     flattening = rounded.flattening
     if table is None:
@@ -230,7 +230,7 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     arrays = {
         "scale": rounded.scale,
         "bias": rounded.bias,
-        "inverse_scale": np.array(flattening.inverse_scale),
+        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
         "limit": flattening.limit,
         "source": flattening.source,
         "low": flattening.low,
@@ -239,7 +239,8 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)
-    graph.nodes.append(Node("FlatLinear", inputs, node.outputs, attrs, node.name))
+    function = TOKEN_LINEAR if flattening.by_token else LINEAR
+    graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
 
 
 def _table(graph: Graph, head: Node) -> Node | None:

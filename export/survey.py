@@ -21,9 +21,10 @@ from .parallel import each
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Choice, within_bytes, within_kl
-from .passes.flatten import Flattening, flatten
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, flatten, flatten_by_token, rounded
+from .passes.flatten import operation as flat_operation
 from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .passes.pieces import importance
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .vocabulary import head_hessian, is_tied
@@ -64,10 +65,13 @@ def lowest_bits(recipe: Recipe) -> int:
     return 8 if recipe.weight_bits == "8" else 4
 
 
-def flatten_inputs(maxima: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
-    """How a layer with weights of `bits` quantizes inputs of these maxima [k]."""
+def flatten_inputs(inputs: Inputs, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
+    """How a layer with weights of `bits` quantizes such inputs."""
     levels = 127 if bits == 8 else recipe.low_levels
-    return flatten(maxima * recipe.margin, levels, wide_share(node, local, recipe))
+    wide = wide_share(node, local, recipe)
+    if recipe.activations == "token":
+        return flatten_by_token(inputs, levels, wide)
+    return flatten(inputs.maxima * recipe.margin, levels, wide)
 
 
 def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
@@ -126,7 +130,7 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
         if recipe.does("smooth"):
             _smooth(local, seen, recipe, found)
         if recipe.does("flatten"):
-            _reorder(local, seen, found)
+            _reorder(local, seen, recipe, found)
         if measure:
             _branch(local, seen, recipe, found, probe, variants, later)
         tell()
@@ -191,12 +195,13 @@ def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey
         found.smoothing[fold.linear.name] = alpha, s
 
 
-def _reorder(local: Graph, seen: dict[str, Inputs], found: Survey) -> None:
+def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
     """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
     for fold in smooth.folds(local.nodes, local):
         if smooth.gated(fold, local.nodes):
             name = fold.linear.name
-            found.orders[name] = by_size(seen[name].maxima)
+            by_token = recipe.activations == "token"
+            found.orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)
             splitting.apply(local, fold, found.orders[name])
             seen[name] = seen[name].picked(found.orders[name].channel)
 
@@ -207,10 +212,10 @@ def _output_error(
     """Of a layer whose float outputs on the sample are `wanted` [m, n]: the mean over the sample of
     ‖y − ŷ‖² / (‖y‖² + its median), so that no single token decides."""
     bits = lowest_bits(recipe)
-    flattening = flatten_inputs(inputs.maxima, node, local, bits, recipe)
+    flattening = flatten_inputs(inputs, node, local, bits, recipe)
     grid = layer_grid(weight, node, local, bits, recipe)
     kept = round_weights(weight, grid) * grid.steps[:, None].astype(np.float32)
-    got = (to_steps(inputs.sample, flattening) * np.float32(flattening.step)) @ kept.T
+    got = rounded(inputs.sample, flattening) @ kept.T
     size = np.einsum("mn,mn->m", wanted, wanted)
     return float(np.mean(np.sum((got - wanted) ** 2, -1) / (size + np.median(size) + 1e-30)))
 
@@ -243,13 +248,12 @@ def _try_low(node: Node, local: Graph, inputs: Inputs, recipe: Recipe, found: Su
     """The layer at 4 bits, rounded to nearest; notes what it would take."""
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     grid = layer_grid(weight, node, local, 4, recipe)
-    flattening = flatten_inputs(inputs.maxima, node, local, 4, recipe)
+    flattening = flatten_inputs(inputs, node, local, 4, recipe)
     integers = round_weights(weight, grid)
     tables = 8 * len(bias) + 4 * weight.shape[1] + 12 * len(flattening.source)  # bytes
     low = weight.size * (0.5 + _EXCESS_BYTES * excess_share(integers, 4))
     found.choices[node.name] = Choice(0.0, weight.size, tables + low, tables + weight.size)
-    scale = (flattening.step * grid.steps).astype(np.float32)
-    return execute.flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
+    return flat_operation(integers, grid.steps, bias, flattening)
 
 
 def _divergences(
