@@ -29,6 +29,7 @@ from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
+from .products import integer_linear
 from .recipe import Recipe
 from .report import LayerReport, Report
 from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey, transform
@@ -52,9 +53,10 @@ class Rounded:
         """float32 [n]: activation step × weight step."""
         return (self.flattening.step * self.grid.steps).astype(np.float32)
 
-    def operation(self) -> execute.Operation:
+    def operation(self) -> tuple[execute.Operation, bool]:
+        """The layer, and whether a call of it keeps all cores busy."""
         f = self.flattening
-        return execute.flat_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
+        return integer_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
 
 
 def quantize(
@@ -119,7 +121,7 @@ def _quantize_block(
     for start, stop in itertools.pairwise(starts):
         first, rest = nodes[start], nodes[start + 1 : stop]
         floats = execute.prepare(local, nodes[start:stop])
-        steps = list(floats)
+        steps, alone = list(floats), False
         if first.op == "Embedding":
             emit_embedding(local, first, bits[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
@@ -128,27 +130,38 @@ def _quantize_block(
                 local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams, result
             )
             emit_linear(first, rounded, result)
-            steps[0] = execute.Step(first, rounded.operation())
+            operation, alone = rounded.operation()
+            steps[0] = execute.Step(first, operation)
         else:
             rest = nodes[start:stop]
         _copy(local, rest, result)
         needed = [*nodes[stop:], *later]
         if not needed:
             _thin(streams, first)
-        error = _advance(floats, steps, streams, needed)
+        error = _advance(floats, steps, streams, needed, alone)
         if first.op == "Linear":
             reports.append(_report(first, rounded, error, found))
     return reports
 
 
 def _advance(
-    floats: Sequence[execute.Step], steps: Sequence[execute.Step], streams: Streams, later: Sequence[Node]
+    floats: Sequence[execute.Step],
+    steps: Sequence[execute.Step],
+    streams: Streams,
+    later: Sequence[Node],
+    alone: bool,
 ) -> float:
-    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's."""
+    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's.
+
+    alone: the first of `steps` runs on one chunk at a time.
+    """
     name = steps[0].node.outputs[0]
+    if alone:
+        for env in streams[1]:
+            execute.run(steps[:1], env)
 
     def step(pair: tuple[execute.Env, execute.Env]) -> tuple[float, float]:
-        for env, run in zip(pair, (floats, steps), strict=True):
+        for env, run in zip(pair, (floats, steps[1:] if alone else steps), strict=True):
             execute.run(run, env)
         wanted, got = (env[name] for env in pair)
         sizes = _square(got - wanted), _square(wanted)
@@ -184,8 +197,9 @@ def _quantize_linear(
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
-    seen = calibrate.moments(quantized, floats, recipe.does("feedback"), centred=recipe.does("bias"))
+    seen = calibrate.moments(
+        _quantized(inputs, flattening), floats, weight, recipe.does("feedback"), centred=recipe.does("bias")
+    )
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
@@ -196,7 +210,18 @@ def _quantize_linear(
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.drift)
+    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.pull)
+
+
+def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
+    """What the quantized layer reads, of all windows: values [B, T, k] → [m, k]."""
+
+    def part(x: np.ndarray) -> np.ndarray:
+        steps = to_steps(x.reshape(-1, x.shape[-1]), flattening)
+        steps *= np.float32(flattening.step)
+        return steps
+
+    return np.concatenate(each(part, inputs))
 
 
 def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerReport:
