@@ -20,7 +20,7 @@ BATCH = 512  # tokens at a time
 
 
 def integer_linear(
-    integers: np.ndarray, scale: np.ndarray, bias: np.ndarray, inverse_scale: np.ndarray, limit: np.ndarray
+    integers: np.ndarray, scale: np.ndarray, bias: np.ndarray, inverse_scale: np.float32, limit: np.ndarray
 ) -> tuple[Operation, bool]:
     """As `execute.flat_linear`; and whether it keeps all cores busy itself (so that one call runs at a time)."""
     kernels = _kernels()

@@ -12,7 +12,7 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .measure import choose, measure
 from .parallel import each
 from .passes import keys
+from .passes.bits import Variant
 from .passes.cache import to_int8
 from .passes.flatten import Flattening
 from .passes.flatten import quantize as to_steps
@@ -32,8 +34,9 @@ from .passes.grid import Grid, excess_share, round_weights
 from .products import integer_linear
 from .recipe import Recipe
 from .report import LayerReport, Report
-from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey, transform
-from .vocabulary import grid_of, is_tied, round_tied
+from .sensitivity import Way
+from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
+from .vocabulary import is_tied, round_tied
 
 Progress = Callable[[int, int], None]
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
@@ -68,12 +71,12 @@ def quantize(
     """
     windows = calibrate.windows(tokens, recipe.windows)
     groups = execute.blocks(graph)
-    told = _Counter(progress, 2 * len(groups))
+    measured = recipe.weight_bits == "auto"
+    told = _Counter(progress, (3 if measured else 2) * len(groups))
     found = survey(graph, recipe, windows, told)
-    bits = choose_bits(found, recipe) | {graph.nodes[-1].name: int(recipe.head_bits)}
-    for node in graph.nodes:
-        if node.op == "Embedding":
-            bits[node.name] = int(recipe.head_bits) if is_tied(graph) else 8
+    if measured:
+        measure(graph, recipe, found, told)
+    ways = _ways(graph, choose(found, graph, recipe), recipe)
     streams = execute.chunks(windows), execute.chunks(windows)
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
     layers: list[LayerReport] = []
@@ -81,7 +84,7 @@ def quantize(
         local = load(graph, nodes)
         transform(local, found)
         later = [node for group in groups[i + 1 :] for node in group]
-        layers += _quantize_block(local, later, bits, found, recipe, streams, result)
+        layers += _quantize_block(local, later, ways, found, recipe, streams, result)
         told()
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
@@ -89,6 +92,19 @@ def quantize(
                 keys.apply(result, node, found.keys[node.name])
         to_int8(result)
     return result, Report(recipe, tuple(layers), **_bytes(result))
+
+
+def _ways(graph: Graph, chosen: Mapping[str, Variant], recipe: Recipe) -> dict[str, Way]:
+    """How every matrix is rounded; a tied embedding as the head."""
+    found = {name: (variant.bits, variant.sigma) for name, variant in chosen.items()}
+    head = graph.nodes[-1]
+    found.setdefault(head.name, (8 if recipe.head == "8" else 4, recipe.sigma))
+    for node in graph.nodes:
+        if node.op == "Linear":
+            found.setdefault(node.name, (lowest_bits(recipe), recipe.sigma))
+        if node.op == "Embedding":
+            found[node.name] = found[head.name] if is_tied(graph) else (8, recipe.sigma)
+    return found
 
 
 class _Counter:
@@ -106,7 +122,7 @@ class _Counter:
 def _quantize_block(
     local: Graph,
     later: list[Node],
-    bits: dict[str, int],
+    ways: dict[str, Way],
     found: Survey,
     recipe: Recipe,
     streams: Streams,
@@ -123,12 +139,10 @@ def _quantize_block(
         floats = execute.prepare(local, nodes[start:stop])
         steps, alone = list(floats), False
         if first.op == "Embedding":
-            emit_embedding(local, first, bits[first.name], found, recipe, result)
+            emit_embedding(local, first, ways[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
-            rounded = _quantize_linear(
-                local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams, result
-            )
+            rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
             steps[0] = execute.Step(first, operation)
@@ -140,7 +154,7 @@ def _quantize_block(
             _thin(streams, first)
         error = _advance(floats, steps, streams, needed, alone)
         if first.op == "Linear":
-            reports.append(_report(first, rounded, error, found))
+            reports.append(_report(first, rounded, error, ways[first.name], found))
     return reports
 
 
@@ -184,16 +198,15 @@ def _thin(streams: Streams, last: Node) -> None:
 
 
 def _quantize_linear(
-    local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams, result: Graph
+    local: Graph, node: Node, way: Way, recipe: Recipe, streams: Streams, result: Graph
 ) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
-    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, bits, recipe)
-    in_body = node.name.startswith("layers.")
-    grid = layer_grid(weight, node, local, bits, recipe) if in_body else grid_of(weight, bits, recipe)
+    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, way[0], recipe)
+    grid = layer_grid(weight, node, local, way, recipe)
     if table := _table(result, node):  # tied: rounded already
         return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
-    if not in_body and bits == 8:
+    if not in_body(node) and way[0] == 8:
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
@@ -224,7 +237,7 @@ def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
     return np.concatenate(each(part, inputs))
 
 
-def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerReport:
+def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey) -> LayerReport:
     rows, columns = rounded.integers.shape
     flattening, bits = rounded.flattening, rounded.grid.bits
     return LayerReport(
@@ -239,7 +252,7 @@ def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerR
         double_groups=flattening.double_groups,
         excess=excess_share(rounded.integers, bits),
         error=error,
-        kl=found.kl(node.name),
+        kl=next((v.kl for v in found.variants.get(node.name, ()) if (v.bits, v.sigma) == way), None),
     )
 
 
@@ -273,11 +286,11 @@ def _table(graph: Graph, head: Node) -> Node | None:
     return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
 
 
-def emit_embedding(local: Graph, node: Node, bits: int, found: Survey, recipe: Recipe, graph: Graph) -> None:
-    ids, weight = node.inputs
+def emit_embedding(local: Graph, node: Node, way: Way, found: Survey, recipe: Recipe, graph: Graph) -> None:
+    (ids, weight), bits = node.inputs, way[0]
     table = local.array(weight)
-    grid = grid_of(table, bits, recipe)
-    integers = round_tied(table, grid, found.head_hessian, recipe)
+    grid = layer_grid(table, node, local, way, recipe)
+    integers = round_tied(table, grid, found.head_hessian if bits == 4 else None, recipe)
     graph.constants[weight] = packed(integers, bits)
     constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
         node.name, integers, bits

@@ -16,16 +16,11 @@ from runtime.graph import Graph, Node
 from . import execute
 from .parallel import each
 from .passes.gptq import gptq
-from .passes.grid import Grid, round_weights, weight_grid
+from .passes.grid import Grid, round_weights
 from .recipe import Recipe
 
 ROWS = 8192  # rounded at a time: a vocabulary of 150,000 would take gigabytes at once
 _DAMPING = 10  # times the recipe's
-
-
-def grid_of(table: np.ndarray, bits: int, recipe: Recipe) -> Grid:
-    """A step per row."""
-    return weight_grid(table, [slice(None)], bits, True, recipe.sigma)
 
 
 def is_tied(graph: Graph) -> bool:

@@ -55,7 +55,7 @@ def gptq(
     first = np.argsort(-np.diag(hessian), kind="stable") if order else np.arange(len(hessian))
     turn = first[::-1]
     found = factor(hessian, turn)
-    integers = np.empty(weight.shape, dtype)
+    integers: np.ndarray = np.empty(weight.shape, dtype)
 
     def part(start: int) -> None:
         rows = slice(start, start + ROWS)
