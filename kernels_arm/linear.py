@@ -1,4 +1,4 @@
-"""Integer matrix products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n] (many tokens: many.py).
+"""Integer products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n] (many tokens: many.py).
 
 One panel of 16 outputs times one tile of M tokens stays in registers for the whole k: 64 bytes of weights are
 loaded, split into nibbles where they are 4-bit, and multiplied with every token of the tile. The channels
