@@ -20,7 +20,6 @@ from .ops import (
     Q_COLUMNS,
     Q_EXTRAS,
     Q_FLOATS,
-    Q_GROUPS,
     Q_IN,
     Q_IN_STRIDE,
     Q_KIND,
@@ -33,6 +32,8 @@ from .ops import (
     Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
+    Q_WIDE,
+    Q_WIDES,
     R_CONTEXT,
     R_COS,
     R_GROUPS,
@@ -50,6 +51,7 @@ from .ops import (
     STEP_TOKENS,
     SWIGLU,
 )  # fmt: skip
+from .panels import full_ready, ready_of, ready_place, store_ready
 from .pieces import past_of, piece_from, piece_of, slot_of
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
@@ -64,10 +66,10 @@ from .simd import (
     load_doubles,
     load_floats,
     max_floats,
+    nearest_ints,
     no_doubles,
     power_of_two,
     round_even,
-    round_f32,
     set_f32,
     set_i8,
     set_i32,
@@ -76,6 +78,8 @@ from .simd import (
     splat_int,
     sqrt_f64,
     store_floats,
+    store_ints,
+    store_low_bytes,
     store_steps,
     sum_doubles,
     sum_ints,
@@ -177,44 +181,71 @@ def reach_of(op, x):
 
 
 @kernel
-def quantize_row(op, x, inverse_step, i, tile, digits, row):
-    """X = clip(round(x · inverse step), ±limit): low digits into place i of the tile; returns Σ X.
+def quantize_row(op, x, inverse_step, integers, i, tile, digits, row, many):
+    """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
 
-    Where `row` is not 0, they go there too, side by side, for the sparse excess.
+    The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
     """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
     inverse = splat_float(inverse_step)
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
     for k in range(0, padded, 16):
         limit = load_floats(limits + 4 * k)
-        steps = round_even(load_floats(x + 4 * k) * inverse)
-        value = to_ints(smaller(greater(steps, zero - limit), limit))
+        # limits are whole numbers: clipped first or rounded first is the same
+        value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
         total = total + value
-        store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+        store_ints(integers + 4 * k, value)
+        if many:
+            store_ready(digits + k * tile, value, i, tile)
+        elif tile == 1:
+            store_low_bytes(digits + k, value)
+        else:
+            store_steps(digits + k * tile + 4 * i, value, 4 * tile)
         if row:
-            store_steps(row + k, value, 4)
+            store_low_bytes(row + k, value)
     return sum_ints(total)
 
 
 @inlined
-def integer_of(op, x, inverse_step, column):
-    """X of one element, as `quantize_row` computes it."""
-    limit = get_f32(get_i64(op + 8 * Q_LIMITS) + 4 * column)
-    steps = round_f32(get_f32(x + 4 * column) * inverse_step)
-    return np.int64(min(max(steps, -limit), limit)), limit > np.float32(127)
+def word_place(column, i, tile):
+    """Where token i's digit of a column stands in a tile of few tokens."""
+    return ((column >> 2) * tile + i) * 4 + (column & 3)
 
 
-@kernel
-def split_digits(op, x, inverse_step, i, tile, digits):
-    """Rewrite the groups that hold flattened channels: X = 128 · high + low."""
+@inlined
+def split_few(op, integers, i, tile, digits):
+    """The flattened channels' two digits, X = 128 · high + low: high ones by groups of 4 columns."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for e in range(get_i64(op + 8 * Q_EXTRAS)):
-        group = np.int64(get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e))
-        for j in range(4):
-            value, wide = integer_of(op, x, inverse_step, 4 * group + j)
-            high = (value + 64) >> 7 if wide else 0
-            set_i8(digits + (group * tile + i) * 4 + j, value - 128 * high)
-            set_i8(high_at + (e * tile + i) * 4 + j, high)
+        set_i32(high_at + (e * tile + i) * 4, np.int32(0))
+    for w in range(count):
+        column, place = np.int64(get_i32(wide + 4 * w)), np.int64(get_i32(wide + 4 * (count + w)))
+        value = get_i32(integers + 4 * column)
+        high = (value + 64) >> 7
+        set_i8(digits + word_place(column, i, tile), value - 128 * high)
+        set_i8(high_at + word_place(place, i, tile), high)
+
+
+@inlined
+def split_many(op, integers, i, tile, digits):
+    """The same, high digits side by side."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
+    for w in range(count):
+        column = np.int64(get_i32(wide + 4 * w))
+        value = get_i32(integers + 4 * column)
+        high = (value + 64) >> 7
+        set_i8(digits + ready_place(column, i, tile), value - 128 * high)
+        set_i8(high_at + ready_place(w, i, tile), high)
+    for w in range(count, (count + 15) // 16 * 16):
+        set_i8(high_at + ready_place(w, i, tile), 0)
+
+
+@inlined
+def tile_size(tokens):
+    """Tokens of a full tile in a step of so many."""
+    return full_ready() if tokens > SPARSE_TOKENS else full_tile()
 
 
 @kernel
@@ -231,13 +262,14 @@ def run_quantize(op, step, first, last, scratch):
         get_i64(step + 8 * STEP_ROWS),
     )
     tokens = tokens if wants_all else wanted
-    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
-    size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
-    few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
+    kind, padded, many = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED), tokens > SPARSE_TOKENS
+    wides = (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
+    size = padded + (wides if many else 4 * get_i64(op + 8 * Q_EXTRAS))
+    few = get_i64(op + 8 * Q_ROWS) if tokens > 1 and not many else 0
     for number in range(first, last):
-        start = number * full_tile()
-        count = min(full_tile(), tokens - start)
-        tile, digits = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
+        start = number * tile_size(tokens)
+        count = min(tile_size(tokens), tokens - start)
+        tile, digits = ready_of(count) if many else tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
         for i in range(count):
             x = rows + stride * (start + i if wants_all else get_i64(numbers + 8 * (start + i)))
             if kind == NORM:
@@ -252,17 +284,27 @@ def run_quantize(op, step, first, last, scratch):
                 reach, levels = reach_of(op, x), inverse
                 step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
             set_f32(get_i64(op + 8 * Q_STEPS) + 4 * (start + i), step_size)
-            total = quantize_row(op, x, inverse, i, tile, digits, row)
+            total = quantize_row(op, x, inverse, scratch, i, tile, digits, row, many)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            split_digits(op, x, inverse, i, tile, digits)
-            if row:
-                split_digits(op, x, inverse, 0, 1, row)
+            if many:
+                split_many(op, scratch, i, tile, digits)
+            else:
+                split_few(op, scratch, i, tile, digits)
+                if row:
+                    split_few(op, scratch, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
 @inlined
 def rotate_head(x, cos, sin, half, y, y_stride):
     """Rotate one head from x to y; y's elements are y_stride bytes apart."""
+    if y_stride == 4 and half % 16 == 0:
+        for i in range(0, half, 16):
+            low, high = load_floats(x + 4 * i), load_floats(x + 4 * (half + i))
+            cosine, sine = load_floats(cos + 4 * i), load_floats(sin + 4 * i)
+            store_floats(y + 4 * i, low * cosine - high * sine)
+            store_floats(y + 4 * (half + i), high * cosine + low * sine)
+        return
     for i in range(half):
         a, b = get_f32(x + 4 * i), get_f32(x + 4 * (half + i))
         c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)

@@ -142,7 +142,8 @@ class _Lowering:
         for node in self.graph.nodes:
             if node.op in LINEARS:
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
-                largest = max(largest, width + 4 * self._wide_groups(node).size)
+                limit = self.graph.array(named(node)["limit"])
+                largest = max(largest, width + layout.high_digits(limit))
         rows = padded(self.batch, 16)
         beyond = lookups.BEYOND
         digits, few = (self._zeros((n * largest + beyond,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
@@ -200,7 +201,9 @@ class _Lowering:
         bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
         groups = self._wide_groups(node)
         excess = self._lookups(node, delta, value, groups)
+        wide = layout.wide_channels(self.graph.array(named(node)["limit"]), groups)
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
+        shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
@@ -212,7 +215,8 @@ class _Lowering:
             L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual), L_EVENS=int(sum(groups % 2 == 0)),
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
-        self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)
+        ready = columns + padded(wide.shape[1], layout.COLUMNS)
+        self.panel_scratch = max(self.panel_scratch, layout.ROWS * ready)
 
     def _quantize(self, node: Node, x: str, columns: int, shared: dict[str, int]) -> None:
         maker = self.makers[x]

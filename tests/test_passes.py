@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -250,16 +251,44 @@ def test_relief_grows_the_scale_of_a_channel_too_large_to_flatten():
 
 
 # ---- bits
-def test_bytes_go_where_they_save_most_divergence():
-    choices = {
-        "a": bits.Choice(kl=0.5, weights=100, bytes_low=52, bytes_high=100),
-        "b": bits.Choice(kl=0.6, weights=400, bytes_low=208, bytes_high=400),
-        "c": bits.Choice(kl=0.1, weights=100, bytes_low=52, bytes_high=100),
-    }
-    assert bits.within_bytes(choices, 4.9) == {"a": 8, "b": 4, "c": 4}
-    assert bits.within_bytes(choices, 8.0) == {"a": 8, "b": 8, "c": 8}
-    assert bits.within_bytes(choices, 4.0) == {"a": 4, "b": 4, "c": 4}
-    assert bits.within_kl(choices, 0.7) == {"a": 8, "b": 4, "c": 4}
+def variants(weights: int, *rows: tuple[int, float, float, float]) -> list[bits.Variant]:
+    """(bits, sigma, bits per weight, KL)."""
+    return [bits.Variant(n, sigma, weights * size / 8, kl) for n, sigma, size, kl in rows]
+
+
+LAYERS_TO_CHOOSE = {
+    "a": variants(100, (4, 2.5, 4.2, 0.5), (8, 2.5, 8, 0.0)),
+    "b": variants(400, (4, 2.5, 4.2, 0.6), (8, 2.5, 8, 0.0)),
+    "c": variants(100, (4, 3.0, 4.1, 0.2), (4, 2.5, 4.2, 0.1), (8, 2.5, 8, 0.09)),
+}
+
+
+@pytest.mark.parametrize(
+    ("per_weight", "expected"),
+    [
+        (4.0, {"a": (4, 2.5), "b": (4, 2.5), "c": (4, 3.0)}),
+        (4.21, {"a": (4, 2.5), "b": (4, 2.5), "c": (4, 2.5)}),
+        (4.9, {"a": (8, 2.5), "b": (4, 2.5), "c": (4, 2.5)}),
+        (8.0, {"a": (8, 2.5), "b": (8, 2.5), "c": (8, 2.5)}),
+    ],
+)
+def test_bytes_go_where_they_save_most_divergence(per_weight, expected):
+    chosen = bits.within_bytes(LAYERS_TO_CHOOSE, 600 * per_weight / 8)
+    assert {name: (v.bits, v.sigma) for name, v in chosen.items()} == expected
+
+
+def test_a_variant_that_a_mixture_of_others_beats_is_never_chosen():
+    line = variants(
+        8, (4, 3.0, 4, 1.0), (4, 2.5, 5, 0.9), (4, 2.0, 6, 0.2), (8, 2.5, 8, 0.1), (8, 2.6, 9, 0.1)
+    )
+    assert [v.kl for v in bits.hull(line)] == [1.0, 0.2, 0.1]
+
+
+def test_the_frontier_falls_in_divergence_as_it_grows_in_bytes():
+    points = bits.frontier(LAYERS_TO_CHOOSE)
+    assert len(points) == 5
+    assert all(a.bytes < b.bytes and a.kl > b.kl for a, b in itertools.pairwise(points))
+    assert bits.within_kl(LAYERS_TO_CHOOSE, 0.7) == dict(points[2].chosen)
 
 
 # ---- all of it
