@@ -29,6 +29,7 @@ from export.sources.source import Source
 from runtime.artifact import Manifest, write_manifest
 from runtime.drafting.bigrams import BIGRAMS
 from runtime.errors import FlatlmError, ResourceError, UsageError
+from runtime.functions import LINEARS
 from runtime.graph import Graph
 from runtime.onnx_reader import read_onnx
 from runtime.prompt import load_template
@@ -57,7 +58,7 @@ def export(
         raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
     float_graph = build_graph(source)
     with _folder_beside(out) as folder:
-        _copy_files(source, folder)
+        copy_files(source, folder)
         tokenizer, words = load_tokenizer(folder), calibrate.text(text)
         tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
         graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
@@ -94,7 +95,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_files(source: Source, folder: Path) -> None:
+def copy_files(source: Source, folder: Path) -> None:
     for name, content in source.files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
@@ -137,7 +138,7 @@ def _parameters(graph: Graph) -> int:
     """Weights of matrices (a tied matrix counts once) and of norms."""
     sizes = {}
     for node in graph.nodes:
-        if node.op in ("FlatLinear", "FlatEmbedding"):
+        if node.op in (*LINEARS, "FlatEmbedding"):
             sizes[node.inputs[1]] = int(node.attrs["rows"]) * int(node.attrs["columns"])
         elif node.op == "Norm":
             sizes[node.inputs[1]] = int(np.prod(graph.constants[node.inputs[1]].shape))

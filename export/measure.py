@@ -19,7 +19,7 @@ from .passes import smooth
 from .passes.bits import Variant, within_bytes, within_kl
 from .recipe import Recipe
 from .sensitivity import Moved
-from .survey import Survey, flatten_inputs, in_body, load, transform
+from .survey import Survey, in_body, load, transform
 
 
 def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None]) -> None:
@@ -56,7 +56,7 @@ def _measure_layer(
     moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
     inputs, columns = {}, 0
     for bits in (4, 8):
-        flattening = flatten_inputs(found.maxima[node.name], node, local, bits, recipe)
+        flattening = found.flattenings[node.name][bits]
         inputs[bits] = sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
         columns = len(flattening.source)
     _note(node, weight, y, moved, inputs, columns, recipe, found)

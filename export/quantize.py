@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels_arm import layout
+from runtime.functions import LINEAR, TOKEN_LINEAR
 from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
@@ -27,8 +28,8 @@ from .parallel import each
 from .passes import keys
 from .passes.bits import Variant
 from .passes.cache import to_int8
-from .passes.flatten import Flattening
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, output_scale
+from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
 from .products import integer_linear
@@ -53,13 +54,11 @@ class Rounded:
 
     @property
     def scale(self) -> np.ndarray:
-        """float32 [n]: activation step × weight step."""
-        return (self.flattening.step * self.grid.steps).astype(np.float32)
+        return output_scale(self.grid.steps, self.flattening)
 
     def operation(self) -> tuple[execute.Operation, bool]:
         """The layer, and whether a call of it keeps all cores busy."""
-        f = self.flattening
-        return integer_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
+        return integer_linear(self.integers, self.grid.steps, self.bias, self.flattening)
 
 
 def quantize(
@@ -202,7 +201,7 @@ def _quantize_linear(
 ) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
-    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, way[0], recipe)
+    flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
     grid = layer_grid(weight, node, local, way, recipe)
     if table := _table(result, node):  # tied: rounded already
         return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
@@ -229,12 +228,7 @@ def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.
 def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
     """What the quantized layer reads, of all windows: values [B, T, k] → [m, k]."""
 
-    def part(x: np.ndarray) -> np.ndarray:
-        steps = to_steps(x.reshape(-1, x.shape[-1]), flattening)
-        steps *= np.float32(flattening.step)
-        return steps
-
-    return np.concatenate(each(part, inputs))
+    return np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
 
 
 def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey) -> LayerReport:
@@ -258,7 +252,7 @@ def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey)
 
 # ---- integer nodes of docs/format.md
 def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
-    """Appends the FlatLinear `node` becomes, with its constants."""
+    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
     weight, table = node.inputs[1], _table(graph, node)
     flattening = rounded.flattening
     if table is None:
@@ -268,7 +262,7 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     arrays = {
         "scale": rounded.scale,
         "bias": rounded.bias,
-        "inverse_scale": np.array(flattening.inverse_scale),
+        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
         "limit": flattening.limit,
         "source": flattening.source,
         "low": flattening.low,
@@ -277,7 +271,8 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)
-    graph.nodes.append(Node("FlatLinear", inputs, node.outputs, attrs, node.name))
+    function = TOKEN_LINEAR if flattening.by_token else LINEAR
+    graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
 
 
 def _table(graph: Graph, head: Node) -> Node | None:

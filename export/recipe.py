@@ -52,6 +52,12 @@ class Recipe:
         high=127,
         help="largest activation level of 4-bit layers: 127 is A8, 7 is A4",
     )
+    activations: str = option(
+        "static",
+        "--activations",
+        choices=("static", "token"),
+        help="the inputs' step: one for the layer, from calibration, or one for each token",
+    )
     bits_per_weight: float = option(
         4.5, "--bits-per-weight", low=4.0, high=8.5, help="budget of the layers between embedding and head"
     )

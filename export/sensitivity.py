@@ -23,8 +23,7 @@ from .execute import Env
 from .gradients import Gradients, backward, draw
 from .parallel import each
 from .passes.bits import Variant
-from .passes.flatten import Flattening
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, rounded
 from .passes.gptq import damped, factor
 from .passes.grid import excess_share, round_weights, weight_grid
 from .recipe import Recipe
@@ -86,8 +85,7 @@ def _moved(weight: np.ndarray, of_weight: Sequence[np.ndarray], grid) -> tuple[f
 
 def by_inputs(x: np.ndarray, gradient: np.ndarray, flattening: Flattening) -> float:
     """Σ (ε · (g · W))² over x [B, T, k] and its gradient g · W [S, B, T, k]."""
-    error = to_steps(x, flattening) * np.float32(flattening.step) - x
-    moved = gradient * error
+    moved = gradient * (rounded(x, flattening) - x)
     return float(np.vdot(moved, moved))
 
 

@@ -17,9 +17,9 @@ from .calibrate import Inputs
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Variant
-from .passes.flatten import Flattening, flatten
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, flatten, flatten_by_token, rounded
 from .passes.grid import Grid, Sizes, grid, round_weights, weight_grid
+from .passes.pieces import importance
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .sensitivity import Way
@@ -41,7 +41,7 @@ class Survey:
     splits: dict[str, Split] = field(default_factory=dict)
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     orders: dict[str, Split] = field(default_factory=dict)  # after smoothing
-    maxima: dict[str, np.ndarray] = field(default_factory=dict)  # of the inputs, after all of these
+    flattenings: dict[str, dict[int, Flattening]] = field(default_factory=dict)  # by the weights' bits
     unexplained: dict[str, float] = field(default_factory=dict)
     variants: dict[str, list[Variant]] = field(default_factory=dict)
     probes: list[execute.Env] = field(default_factory=list)  # a few windows as each block reads them
@@ -52,10 +52,13 @@ def lowest_bits(recipe: Recipe) -> int:
     return 8 if recipe.weight_bits == "8" else 4
 
 
-def flatten_inputs(maxima: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
-    """How a layer with weights of `bits` quantizes inputs of these maxima [k]."""
+def flatten_inputs(inputs: Inputs, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
+    """How a layer with weights of `bits` quantizes such inputs."""
     levels = 127 if bits == 8 else recipe.low_levels
-    return flatten(maxima * recipe.margin, levels, wide_share(node, local, recipe))
+    wide = wide_share(node, local, recipe)
+    if recipe.activations == "token":
+        return flatten_by_token(inputs, levels, wide)
+    return flatten(inputs.maxima * recipe.margin, levels, wide)
 
 
 def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
@@ -130,10 +133,13 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], recipe: Reci
     if recipe.does("smooth"):
         _smooth(local, seen, recipe, found)
     if recipe.does("flatten"):
-        _reorder(local, seen, found)
+        _reorder(local, seen, recipe, found)
     if recipe.weight_bits != "auto":
         return
-    found.maxima |= {name: inputs.maxima for name, inputs in seen.items()}
+    for node in sensitivity.linears(local.nodes):
+        found.flattenings[node.name] = {
+            bits: flatten_inputs(seen[node.name], node, local, bits, recipe) for bits in (4, 8)
+        }
     for name, x in values.items() if recipe.does("gptq") else ():
         s = found.smoothing[name][1] if name in found.smoothing else np.ones(x.shape[1], np.float32)
         s = s if len(s) == x.shape[1] else np.ones(x.shape[1], np.float32)  # of a layer that was split
@@ -215,24 +221,23 @@ def _error(
 
     def error(s: np.ndarray) -> float:
         scaled, divided = rows * s, inputs.divided(s)
-        flattening = flatten_inputs(divided.maxima, node, local, bits, recipe)
+        flattening = flatten_inputs(divided, node, local, bits, recipe)
         found = grid_of(scaled, s)
         kept = round_weights(scaled, found)
         kept *= found.steps[:, None].astype(np.float32)
-        read = to_steps(divided.sample, flattening)
-        read *= np.float32(flattening.step)
-        wrong = read @ kept.T
+        wrong = rounded(divided.sample, flattening) @ kept.T
         wrong -= wanted
         return float(np.mean(np.einsum("mn,mn->m", wrong, wrong) / size))
 
     return error
 
 
-def _reorder(local: Graph, seen: dict[str, Inputs], found: Survey) -> None:
+def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
     """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
     for fold in smooth.folds(local.nodes, local):
         if smooth.gated(fold, local.nodes):
             name = fold.linear.name
-            found.orders[name] = by_size(seen[name].maxima)
+            by_token = recipe.activations == "token"
+            found.orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)
             splitting.apply(local, fold, found.orders[name])
             seen[name] = seen[name].picked(found.orders[name].channel)

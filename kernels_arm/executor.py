@@ -13,7 +13,6 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
-from .blocks import full_tile
 from .jit import inlined, kernel
 from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
@@ -42,7 +41,7 @@ from .ops import (
     T_WORDS,
     T_YIELD,
 )  # fmt: skip
-from .pointwise import run_embed, run_quantize, run_rotate
+from .pointwise import run_embed, run_quantize, run_rotate, tile_size
 from .simd import (
     atomic_add,
     atomic_load,
@@ -81,7 +80,8 @@ def op_items(op, step):
     if code == ATTEND8:
         return attend8_items(op, step)
     if code == QUANTIZE:
-        return (op_tokens(op, step) + full_tile() - 1) // full_tile()
+        tokens = op_tokens(op, step)
+        return (tokens + tile_size(tokens) - 1) // tile_size(tokens)
     return get_i64(step + 8 * STEP_TOKENS)
 
 

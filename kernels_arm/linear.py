@@ -5,16 +5,28 @@ loaded, split into nibbles where they are 4-bit, and multiplied with every token
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
 is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
 
-    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] + bias[r]   (+ what was there, for the residual)
+    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ the residual that was there)
+
+step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from .blocks import add_block, add_group, from_block, full_tile, has_tile, tile_of, to_block
-from .excess import add_excess, expand_excess
+from .blocks import (
+    add_block,
+    add_blocks,
+    add_four_groups,
+    add_group,
+    from_block,
+    full_tile,
+    has_tile,
+    straight,
+    tile_of,
+    to_block,
+)
+from .excess import add_excess
 from .jit import inlined, kernel
+from .many import run_many
 from .ops import (
     L_ADD,
     L_BIAS,
@@ -29,6 +41,7 @@ from .ops import (
     L_ROWS,
     L_SCALE,
     L_STARTS,
+    L_STEPS,
     L_STRIDE,
     L_SUMS,
     L_WEIGHTS,
@@ -38,18 +51,15 @@ from .ops import (
     STEP_TOKENS,
 )  # fmt: skip
 from .simd import (
+    get_f32,
     get_i32,
     get_i64,
-    high_nibbles,
     int8_offset,
-    load_bytes,
     load_floats,
     load_ints,
-    low_nibbles,
-    minus_eight,
     plus_128_times,
+    splat_float,
     splat_int,
-    store_bytes,
     store_floats,
     store_tile,
     to_floats,
@@ -57,28 +67,40 @@ from .simd import (
 )  # fmt: skip
 
 
+def _range(tokens: int, bits: int, odd: int):
+    """Adds the groups number first … last, of nibbles all even or all odd ones."""
+
+    @inlined
+    def add_range(high, weights, groups, first, last, digits):
+        fours = (last - first) // 4 if straight(tokens) else 0
+        for e in range(first, first + 4 * fours, 4):
+            high = add_four_groups(high, weights, groups + 4 * e, digits + 4 * tokens * e, bits, odd)
+        for e in range(first + 4 * fours, last):
+            high = add_group(high, weights, groups + 4 * e, digits + 4 * tokens * e, bits, odd)
+        return high
+
+    return add_range
+
+
 def _product(tokens: int, bits: int):
     """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
+    add_range, add_odd = _range(tokens, bits, 0), _range(tokens, bits, 1)
 
     @inlined
     def product(weights, padded, x, extras, evens, groups, out):
-        acc = to_block(zero_ints(tokens), bits)
-        for block in range(padded // 16):
+        acc, fours = to_block(zero_ints(tokens), bits), padded // 64 if straight(tokens) else 0
+        for four in range(fours):
+            acc = add_blocks(acc, weights + 128 * bits * four, x + 64 * tokens * four, tokens, bits)
+        for block in range(4 * fours, padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
-        high, digits = zero_ints(tokens), x + padded * tokens
         # last: memory gives a panel fast only from end to end
+        high, digits = zero_ints(tokens), x + padded * tokens
         if bits == 4:
-            for e in range(evens):
-                at = weights + 32 * np.int64(get_i32(groups + 4 * e))
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
-            for e in range(evens, extras):
-                at = weights + 64 * (np.int64(get_i32(groups + 4 * e)) >> 1)
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 1)
+            high = add_range(high, weights, groups, 0, evens, digits)
+            high = add_odd(high, weights, groups, evens, extras, digits)
         else:
-            for e in range(extras):
-                at = weights + 64 * np.int64(get_i32(groups + 4 * e))
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
+            high = add_range(high, weights, groups, 0, extras, digits)
         store_tile(out, 64, plus_128_times(acc, high))
 
     return product
@@ -121,27 +143,17 @@ def product_int8(tile, weights, padded, x, extras, evens, groups, out):
 
 
 @kernel
-def expand_panel(op, panel, weights, out):
-    """A 4-bit panel with its excess as a plain int8 panel [padded/4 steps, 64] at `out`."""
-    padded = get_i64(op + 8 * L_PADDED)
-    for step in range(padded // 8):
-        packed = load_bytes(weights + 64 * step)
-        store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
-        store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
-    expand_excess(op, panel, out)
-
-
-@kernel
 def finish_tile(op, panel, offset, first, count, acc):
     """int32 [count, 16] → float rows first … first + count of the output."""
     scale = load_floats(get_i64(op + 8 * L_SCALE) + 64 * panel)
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums = get_i64(op + 8 * L_SUMS) + 4 * first
+    sums, steps = get_i64(op + 8 * L_SUMS) + 4 * first, get_i64(op + 8 * L_STEPS) + 4 * first
     for i in range(count):
         shift = splat_int(get_i32(sums + 4 * i) * offset)
-        y = to_floats(load_ints(acc + 64 * i) - shift) * scale + bias
+        y = to_floats(load_ints(acc + 64 * i) - shift) * scale
+        y = y * splat_float(get_f32(steps + 4 * i)) + bias
         if add:
             y = load_floats(out + stride * i) + y
         store_floats(out + stride * i, y)
@@ -149,9 +161,18 @@ def finish_tile(op, panel, offset, first, count, acc):
 
 @kernel
 def run_linear(op, step, first, last, scratch):
-    """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and an unpacked panel."""
+    """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and a ready panel."""
     wants_all = get_i64(op + 8 * L_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
+    if tokens > SPARSE_TOKENS:
+        run_many(op, step, first, last, scratch)
+    else:
+        run_few(op, tokens, first, last, scratch)
+
+
+@kernel
+def run_few(op, tokens, first, last, scratch):
+    """The weights as they stand, read from end to end."""
     bits, padded, panels_at = (
         get_i64(op + 8 * L_BITS),
         get_i64(op + 8 * L_PADDED),
@@ -163,21 +184,16 @@ def run_linear(op, step, first, last, scratch):
     rows = x if tokens == 1 else get_i64(op + 8 * L_ROWS)
     for panel in range(first, last):
         weights = panels_at + panel * padded * 2 * bits
-        wide = bits == 8
-        if sparse and tokens > SPARSE_TOKENS:
-            expand_panel(op, panel, weights, scratch + 1024)
-            weights, wide = scratch + 1024, True
         for token in range(0, tokens, full_tile()):
             count = min(full_tile(), tokens - token)
-            tile = tile_of(count)
-            digits = x + token * row_size
-            if wide:
+            tile, digits = tile_of(count), x + token * row_size
+            if bits == 8:
                 product_int8(tile, weights, padded, digits, extras, evens, groups, scratch)
             else:
                 product_int4(tile, weights, padded, digits, extras, evens, groups, scratch)
-            if sparse and not wide:
+            if sparse:
                 add_excess(op, panel, rows + token * row_size, row_size, count, scratch)
-            finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)
+            finish_tile(op, panel, int8_offset() if bits == 8 else 8, token, count, scratch)
 
 
 @kernel

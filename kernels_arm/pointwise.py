@@ -20,7 +20,6 @@ from .ops import (
     Q_COLUMNS,
     Q_EXTRAS,
     Q_FLOATS,
-    Q_GROUPS,
     Q_IN,
     Q_IN_STRIDE,
     Q_KIND,
@@ -29,8 +28,12 @@ from .ops import (
     Q_OUT,
     Q_PADDED,
     Q_ROWS,
+    Q_SHARES,
+    Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
+    Q_WIDE,
+    Q_WIDES,
     R_CONTEXT,
     R_COS,
     R_GROUPS,
@@ -44,11 +47,13 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
-    STEP_PAST,
+    STEP_ROWS,
     STEP_TOKENS,
     SWIGLU,
 )  # fmt: skip
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .panels import full_ready, ready_of, ready_place, store_ready
+from .pieces import past_of, piece_from, piece_of, slot_of
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     add_squares,
     get_f32,
@@ -60,10 +65,11 @@ from .simd import (
     greater,
     load_doubles,
     load_floats,
+    max_floats,
+    nearest_ints,
     no_doubles,
     power_of_two,
     round_even,
-    round_f32,
     set_f32,
     set_i8,
     set_i32,
@@ -72,6 +78,8 @@ from .simd import (
     splat_int,
     sqrt_f64,
     store_floats,
+    store_ints,
+    store_low_bytes,
     store_steps,
     sum_doubles,
     sum_ints,
@@ -163,44 +171,81 @@ def swiglu_row(op, x, padded, y):
 
 
 @kernel
-def quantize_row(op, x, i, tile, digits, row):
-    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X.
+def reach_of(op, x):
+    """The largest |x| · levels / limit of the row: a step of this over `levels` keeps all within limits."""
+    shares, top, zero = get_i64(op + 8 * Q_SHARES), splat_float(FLOOR), splat_float(ZERO)
+    for at in range(0, 4 * get_i64(op + 8 * Q_PADDED), 64):
+        v = load_floats(x + at)
+        top = greater(greater(v, zero - v) * load_floats(shares + at), top)
+    return max_floats(top)
 
-    Where `row` is not 0, they go there too, side by side, for the sparse excess.
+
+@kernel
+def quantize_row(op, x, inverse_step, integers, i, tile, digits, row, many):
+    """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
+
+    The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
     """
     padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
-    inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+    inverse = splat_float(inverse_step)
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
     for k in range(0, padded, 16):
         limit = load_floats(limits + 4 * k)
-        steps = round_even(load_floats(x + 4 * k) * inverse)
-        value = to_ints(smaller(greater(steps, zero - limit), limit))
+        # limits are whole numbers: clipped first or rounded first is the same
+        value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
         total = total + value
-        store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+        store_ints(integers + 4 * k, value)
+        if many:
+            store_ready(digits + k * tile, value, i, tile)
+        elif tile == 1:
+            store_low_bytes(digits + k, value)
+        else:
+            store_steps(digits + k * tile + 4 * i, value, 4 * tile)
         if row:
-            store_steps(row + k, value, 4)
+            store_low_bytes(row + k, value)
     return sum_ints(total)
 
 
 @inlined
-def integer_of(op, x, column):
-    """X of one element, as `quantize_row` computes it."""
-    limit = get_f32(get_i64(op + 8 * Q_LIMITS) + 4 * column)
-    steps = round_f32(get_f32(x + 4 * column) * get_f32(get_i64(op + 8 * Q_FLOATS)))
-    return np.int64(min(max(steps, -limit), limit)), limit > np.float32(127)
+def word_place(column, i, tile):
+    """Where token i's digit of a column stands in a tile of few tokens."""
+    return ((column >> 2) * tile + i) * 4 + (column & 3)
 
 
-@kernel
-def split_digits(op, x, i, tile, digits):
-    """Rewrite the groups that hold flattened channels: X = 128 · high + low."""
+@inlined
+def split_few(op, integers, i, tile, digits):
+    """The flattened channels' two digits, X = 128 · high + low: high ones by groups of 4 columns."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for e in range(get_i64(op + 8 * Q_EXTRAS)):
-        group = np.int64(get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e))
-        for j in range(4):
-            value, wide = integer_of(op, x, 4 * group + j)
-            high = (value + 64) >> 7 if wide else 0
-            set_i8(digits + (group * tile + i) * 4 + j, value - 128 * high)
-            set_i8(high_at + (e * tile + i) * 4 + j, high)
+        set_i32(high_at + (e * tile + i) * 4, np.int32(0))
+    for w in range(count):
+        column, place = np.int64(get_i32(wide + 4 * w)), np.int64(get_i32(wide + 4 * (count + w)))
+        value = get_i32(integers + 4 * column)
+        high = (value + 64) >> 7
+        set_i8(digits + word_place(column, i, tile), value - 128 * high)
+        set_i8(high_at + word_place(place, i, tile), high)
+
+
+@inlined
+def split_many(op, integers, i, tile, digits):
+    """The same, high digits side by side."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
+    for w in range(count):
+        column = np.int64(get_i32(wide + 4 * w))
+        value = get_i32(integers + 4 * column)
+        high = (value + 64) >> 7
+        set_i8(digits + ready_place(column, i, tile), value - 128 * high)
+        set_i8(high_at + ready_place(w, i, tile), high)
+    for w in range(count, (count + 15) // 16 * 16):
+        set_i8(high_at + ready_place(w, i, tile), 0)
+
+
+@inlined
+def tile_size(tokens):
+    """Tokens of a full tile in a step of so many."""
+    return full_ready() if tokens > SPARSE_TOKENS else full_tile()
 
 
 @kernel
@@ -211,18 +256,22 @@ def run_quantize(op, step, first, last, scratch):
     """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    stride = get_i64(op + 8 * Q_IN_STRIDE)
-    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
+    rows, stride, numbers = (
+        get_i64(op + 8 * Q_IN),
+        get_i64(op + 8 * Q_IN_STRIDE),
+        get_i64(step + 8 * STEP_ROWS),
+    )
     tokens = tokens if wants_all else wanted
-    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
-    size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
-    few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
+    kind, padded, many = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED), tokens > SPARSE_TOKENS
+    wides = (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
+    size = padded + (wides if many else 4 * get_i64(op + 8 * Q_EXTRAS))
+    few = get_i64(op + 8 * Q_ROWS) if tokens > 1 and not many else 0
     for number in range(first, last):
-        start = number * full_tile()
-        count = min(full_tile(), tokens - start)
-        tile, digits = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
+        start = number * tile_size(tokens)
+        count = min(tile_size(tokens), tokens - start)
+        tile, digits = ready_of(count) if many else tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
         for i in range(count):
-            x = rows + stride * (start + i)
+            x = rows + stride * (start + i if wants_all else get_i64(numbers + 8 * (start + i)))
             if kind == NORM:
                 norm_row(op, x, padded, scratch)
                 x = scratch
@@ -230,17 +279,32 @@ def run_quantize(op, step, first, last, scratch):
                 swiglu_row(op, x, padded, scratch)
                 x = scratch
             row = few + (start + i) * size if few else 0
-            total = quantize_row(op, x, i, tile, digits, row)
+            step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
+            if get_i64(op + 8 * Q_SHARES):
+                reach, levels = reach_of(op, x), inverse
+                step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+            set_f32(get_i64(op + 8 * Q_STEPS) + 4 * (start + i), step_size)
+            total = quantize_row(op, x, inverse, scratch, i, tile, digits, row, many)
             set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            split_digits(op, x, i, tile, digits)
-            if row:
-                split_digits(op, x, 0, 1, row)
+            if many:
+                split_many(op, scratch, i, tile, digits)
+            else:
+                split_few(op, scratch, i, tile, digits)
+                if row:
+                    split_few(op, scratch, 0, 1, row)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
 @inlined
 def rotate_head(x, cos, sin, half, y, y_stride):
     """Rotate one head from x to y; y's elements are y_stride bytes apart."""
+    if y_stride == 4 and half % 16 == 0:
+        for i in range(0, half, 16):
+            low, high = load_floats(x + 4 * i), load_floats(x + 4 * (half + i))
+            cosine, sine = load_floats(cos + 4 * i), load_floats(sin + 4 * i)
+            store_floats(y + 4 * i, low * cosine - high * sine)
+            store_floats(y + 4 * (half + i), high * cosine + low * sine)
+        return
     for i in range(half):
         a, b = get_f32(x + 4 * i), get_f32(x + 4 * (half + i))
         c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
@@ -254,8 +318,10 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width = size // 2, (size + 15) // 16 * 16
+    piece = piece_of(step, 0)
     for token in range(first, last):
-        position = get_i64(step + 8 * STEP_PAST) + token
+        piece = piece_from(piece, token)
+        position = past_of(piece) + token
         row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
         cos = get_i64(op + 8 * R_COS) + 4 * half * position
         sin = get_i64(op + 8 * R_SIN) + 4 * half * position
@@ -264,8 +330,9 @@ def run_rotate(op, step, first, last):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
-            block = group * (context // 16) + (position >> 4)
+            cached = groups * slot_of(piece) + group
+            block = cached * (context // 16) + (position >> 4)
             rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
-            out = values + 4 * width * (group * context + position)
+            out = values + 4 * width * (cached * context + position)
             for i in range(size):
                 set_f32(out + 4 * i, get_f32(v + 4 * i))
