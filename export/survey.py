@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.graph import Graph, Node
+from runtime.progress import Progress
 
 from . import calibrate, execute, sensitivity
 from .calibrate import Inputs
+from .journal import Journal
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Variant
@@ -98,28 +100,29 @@ def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
     return Graph(list(nodes), {name: graph.constants[name] for name in names})
 
 
-def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[], None]) -> Survey:
-    """`windows` [B, T] of calibration tokens; calls `tell` after every block."""
-    found = Survey()
-    measure = recipe.weight_bits == "auto"
+def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, progress: Progress, journal: Journal) -> Survey:
+    """`windows` [B, T] of calibration tokens; `progress` is told (blocks, all blocks)."""
     groups = execute.blocks(graph)
-    if not measure and not recipe.does("smooth") and not recipe.does("split"):
-        for _ in groups:
-            tell()
-        return found
+    if recipe.weight_bits != "auto" and not recipe.does("smooth") and not recipe.does("split"):
+        return Survey()
     envs = execute.chunks(windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS])
     probe = execute.chunks(windows[-PROBE[0] :, : PROBE[1]], PROBE[0])[0]
-    for i, nodes in enumerate(groups[:-1]):
-        local = load(graph, nodes)
+    done, found, envs, probe = journal.load("survey") or (0, Survey(), envs, probe)
+    progress(done, len(groups))
+    for i in range(done, len(groups) - 1):
+        local = load(graph, groups[i])
         later = [node for group in groups[i + 1 :] for node in group]
         found.probes.append(dict(probe))
-        execute.advance(execute.prepare(local, nodes), [probe], later)
+        execute.advance(execute.prepare(local, local.nodes), [probe], later)
         _look(local, envs, later, recipe, found)
-        tell()
-    found.probes.append(probe)
-    if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
-        found.head_hessian = head_hessian(graph, groups[-1], envs)
-    tell()
+        journal.save("survey", (i + 1, found, envs, probe))
+        progress(i + 1, len(groups))
+    if done < len(groups):
+        found.probes.append(probe)
+        if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
+            found.head_hessian = head_hessian(graph, groups[-1], envs)
+        journal.save("survey", (len(groups), found, [], {}))
+    progress(len(groups), len(groups))
     return found
 
 
