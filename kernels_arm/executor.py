@@ -87,14 +87,18 @@ def op_items(op, step):
 
 @kernel
 def op_chunks(op, step, items, threads):
-    """Into how many chunks they are bundled."""
+    """Into how many chunks they are bundled; one at least, be it empty.
+
+    Every word then gets every step's number. One that kept an older number would offer a thread of that step
+    that comes late a chunk while the next step runs.
+    """
     if get_i64(op) == LINEAR:
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
     else:
         wanted = items
-    return min(min(wanted, items), CHUNKS_A_THREAD * threads)
+    return max(min(min(wanted, items), CHUNKS_A_THREAD * threads), 1)
 
 
 @kernel

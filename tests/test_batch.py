@@ -131,6 +131,16 @@ def test_memory_is_asked_for_all_sequences(artifact, monkeypatch):
         NativeBackend(artifact, slots=5)
 
 
+def test_a_step_without_logits_marks_every_operation(artifact, texts):
+    """Else a thread that comes late would find work of that step while the next one runs."""
+    backend = NativeBackend(artifact, threads=2, slots=2)
+    backend.forward_many([Segment(0, texts[0][:3]), Segment(1, texts[1][:3])])
+    backend.forward_many([Segment(0, texts[0][3:5], 0), Segment(1, texts[1][3:12], 0)])
+    words = backend.team._words.view(np.int64)[::8]
+    assert (words >> 30).tolist() == [2] * len(backend.plan.ops)
+    backend.close()
+
+
 def test_segments_fill_steps_and_long_ones_go_over_several():
     segments = [Segment(0, np.arange(3), 1), Segment(1, np.arange(9), 7), Segment(2, np.arange(4), 1)]
     found = [[(number, len(part.ids), part.logits) for number, part in step] for step in steps(segments, 5)]
