@@ -4,7 +4,7 @@ A tile is M vectors of 16 sums, one a token. Between blocks it may stand in anot
 `from_block` change it once for a whole product:
 
     plain      as it is
-    chained    two vectors a token, or the latency of the dot product would set the pace of few tokens
+    chained    several vectors a token, or the latency of the dot product would set the pace of few tokens
     pairs      SMULL, int8: the sums over even and odd pairs of columns apart, as SADALP makes them
     two by two SMMLA: 2 tokens × 2 rows a register
 
@@ -27,10 +27,11 @@ from .simd import ints16
 _BYTE, _SHORT, _INT, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _BYTES16, _SHORTS8, _INTS4 = (ir.VectorType(t, n) for t, n in ((_BYTE, 16), (_SHORT, 8), (_INT, 4)))
 
+AHEAD = 2048  # bytes of weights between what is multiplied and what is prefetched
 # Tokens of the compiled tiles, the last is the full one. A token's 16 sums take 4 of NEON's 32 registers;
 # SMULL needs most of the others for its products, SMMLA for its zipped operands.
 _TILES = {"neon": (1, 2), "dotprod": (1, 2, 4, 6), "i8mm": (1, 2, 4)}
-_X86_TILES = (1, 2, 4, 8, 16)
+_X86, _X86_TILES = ("avx512vnni", "avx2"), (1, 2, 4, 8, 16)
 _ATTENTION_ROWS = {
     "avx512vnni": 8
 }  # a row has 8 float64 sums: 1 register of 32, elsewhere 4 of 32 or 2 of 16
@@ -90,13 +91,17 @@ class Form:
     leave: Callable
 
 
-def _add_zeros(builder, rows):
-    return [*rows, *([simd._constant(ints16.llvm, 0)] * len(rows))]
+def _chained(chains: int) -> Form:
+    def add_zeros(builder, rows):
+        return [*rows, *([simd._constant(ints16.llvm, 0)] * ((chains - 1) * len(rows)))]
 
+    def fold(builder, rows):
+        for _ in range(chains.bit_length() - 1):
+            half = len(rows) // 2
+            rows = [builder.add(a, b) for a, b in zip(rows[:half], rows[half:], strict=True)]
+        return rows
 
-def _fold(builder, rows):
-    half = len(rows) // 2
-    return [builder.add(a, b) for a, b in zip(rows[:half], rows[half:], strict=True)]
+    return Form(chains, add_zeros, fold)
 
 
 def _to_pairs(builder, rows):
@@ -137,9 +142,15 @@ def _from_two_by_two(builder, rows):
 
 
 _PLAIN = Form(1, lambda builder, rows: rows, lambda builder, rows: rows)
-_CHAINED = Form(2, _add_zeros, _fold)
+_TWO_CHAINS, _FOUR_CHAINS = _chained(2), _chained(4)
 _PAIRS = Form(2, _to_pairs, _from_pairs)
 _TWO_BY_TWO = Form(1, _to_two_by_two, _from_two_by_two)
+
+
+def _group_form(tokens: int) -> Form:
+    """For groups picked here and there: a chain each, where the core would wait for one dot product to begin the next."""
+    chains = {1: 4, 2: 2}.get(tokens, 1) if simd.tier().name in _X86 else 1
+    return _chained(chains)
 
 
 def _form(tokens: int, bits: int) -> Form:
@@ -148,7 +159,9 @@ def _form(tokens: int, bits: int) -> Form:
         return _PAIRS if bits == 8 and tokens == 1 else _PLAIN
     if name == "i8mm" and tokens > 1:
         return _TWO_BY_TWO
-    return _CHAINED if tokens <= 2 else _PLAIN
+    if tokens == 1 and name in _X86:
+        return _FOUR_CHAINS
+    return _TWO_CHAINS if tokens <= 2 else _PLAIN
 
 
 # ---------------------------------------------------------------------------------------------- blocks
@@ -245,6 +258,9 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
     """x86: step by step, a word repeated over the whole register."""
     one, chains, rows = simd._DOT[simd.tier().name], len(rows) // tokens, list(rows)
     bytes64 = simd.bytes64.llvm
+    if 1 < tokens <= 8:  # so many products stand between two lines that the core does not look far enough ahead
+        for line in range(0, 32 * bits, 64):
+            _fetch(builder, builder.add(weights, ir.Constant(_LONG, AHEAD + line)))
     for step in range(4):
         w = _load(builder, bytes64, weights, 64 * (step if bits == 8 else step // 2))
         if bits == 8:
@@ -259,6 +275,12 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
             at = step % chains * tokens + token
             rows[at] = one(builder, rows[at], w, digits, bits)
     return rows
+
+
+def _fetch(builder, address):
+    flags = [ir.Constant(_INT, flag) for flag in (0, 3, 1)]  # to read, into all caches, data
+    at = simd._address(builder, address, _BYTE)
+    simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *flags])
 
 
 _ADD = {"dotprod": _add_sdot, "i8mm": _add_smmla, "neon": _add_smull}
@@ -304,15 +326,60 @@ def _half_of(builder, packed, high: bool):
 
 # ------------------------------------------------------------------------------------------ Numba's view
 @intrinsic(prefer_literal=True)
-def add_group(typing, tile, weights, x, bits, high):
-    """Add one group of 4 columns to a tile in plain form: 64 bytes of weights, 4 bytes of digits a token."""
+def to_groups(typing, tile):
+    """A tile in plain form with as many chains as `add_groups` adds groups."""
+    form = _group_form(tile.count)
+    result = types.UniTuple(ints16, tile.count * form.chains)
 
     def emit(context, builder, signature, args):
         rows = cgutils.unpack_tuple(builder, args[0], tile.count)
-        rows = _add_group(builder, rows, args[1], args[2], bits.literal_value, bool(high.literal_value))
-        return context.make_tuple(builder, tile, rows)
+        return context.make_tuple(builder, result, form.enter(builder, list(rows)))
 
-    return tile(tile, types.int64, types.int64, bits, high), emit
+    return result(tile), emit
+
+
+@intrinsic(prefer_literal=True)
+def groups_at_once(typing, tokens):
+    """How many groups `add_groups` adds, a constant."""
+    count = _group_form(tokens.literal_value).chains
+    return types.int64(tokens), lambda c, b, s, a: ir.Constant(_LONG, count)
+
+
+@intrinsic(prefer_literal=True)
+def add_groups(typing, tile, weights, groups, x, tokens, bits, high):
+    """Add the next groups of `groups` (int32 numbers), each to a chain of its own."""
+    width = tokens.literal_value
+
+    def emit(context, builder, signature, args):
+        rows, added = cgutils.unpack_tuple(builder, args[0], tile.count), []
+        for i in range(tile.count // width):
+            number = builder.sext(_load(builder, _INT, args[2], 4 * i), _LONG)
+            at = _group_address(builder, args[1], number, bits.literal_value)
+            digits = builder.add(args[3], ir.Constant(_LONG, 4 * width * i))
+            own = rows[width * i : width * (i + 1)]
+            added += _add_group(builder, own, at, digits, bits.literal_value, bool(high.literal_value))
+        return context.make_tuple(builder, tile, added)
+
+    return tile(tile, types.int64, types.int64, types.int64, tokens, bits, high), emit
+
+
+def _group_address(builder, weights, number, bits: int):
+    """Of the 64 bytes that hold a group: 4 columns of int8 or 8 of nibbles."""
+    step = builder.ashr(number, ir.Constant(_LONG, 1)) if bits == 4 else number
+    return builder.add(weights, builder.shl(step, ir.Constant(_LONG, 6)))
+
+
+@intrinsic(prefer_literal=True)
+def from_groups(typing, tile, tokens):
+    """Back in plain form."""
+    form = _group_form(tokens.literal_value)
+    result = types.UniTuple(ints16, tokens.literal_value)
+
+    def emit(context, builder, signature, args):
+        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
+        return context.make_tuple(builder, result, form.leave(builder, list(rows)))
+
+    return result(tile, tokens), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -354,6 +421,18 @@ def from_block(typing, tile, tokens, bits):
         return context.make_tuple(builder, result, form.leave(builder, list(rows)))
 
     return result(tile, tokens, bits), emit
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for 64 bytes, on x86. On ARM cores this was not measured and is nothing."""
+
+    def emit(context, builder, signature, args):
+        if simd.tier().name in _X86:
+            _fetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 @intrinsic

@@ -12,8 +12,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import add_block, add_group, from_block, full_tile, has_tile, tile_of, to_block
-from .excess import add_excess, expand_excess
+from .blocks import (
+    AHEAD,
+    add_block,
+    add_groups,
+    from_block,
+    from_groups,
+    full_tile,
+    groups_at_once,
+    has_tile,
+    prefetch,
+    tile_of,
+    to_block,
+    to_groups,
+)
+from .excess import add_excess, expand_excess, fetch_excess
 from .jit import inlined, kernel
 from .ops import (
     L_ADD,
@@ -36,7 +49,9 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
+    SUM_SLICES,
 )  # fmt: skip
+from .pointwise import row_bytes, sum_slices
 from .simd import (
     get_i32,
     get_i64,
@@ -57,8 +72,26 @@ from .simd import (
 )  # fmt: skip
 
 
+def _add_wide(tokens: int, bits: int, high: int):
+    @inlined
+    def add_wide(tile, weights, groups, first, last, digits):
+        """Add the groups first … last of `groups` times their high digits to a tile in plain form."""
+        some = to_groups(tile)
+        together = groups_at_once(tokens)
+        rest = first + (last - first) // together * together
+        for e in range(first, rest, together):
+            some = add_groups(some, weights, groups + 4 * e, digits + 4 * tokens * e, tokens, bits, high)
+        tile = from_groups(some, tokens)
+        for e in range(rest, last):
+            tile = add_groups(tile, weights, groups + 4 * e, digits + 4 * tokens * e, tokens, bits, high)
+        return tile
+
+    return add_wide
+
+
 def _product(tokens: int, bits: int):
     """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
+    add_low, add_high = _add_wide(tokens, bits, 0), _add_wide(tokens, bits, 1)
 
     @inlined
     def product(weights, padded, x, extras, evens, groups, out):
@@ -66,19 +99,16 @@ def _product(tokens: int, bits: int):
         for block in range(padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
-        high, digits = zero_ints(tokens), x + padded * tokens
+        if tokens == 1:
+            for line in range(0, AHEAD, 64):  # the next panel's first: memory shall not rest meanwhile
+                prefetch(weights + 2 * bits * padded + line)
         # last: memory gives a panel fast only from end to end
+        digits = x + padded * tokens
         if bits == 4:
-            for e in range(evens):
-                at = weights + 32 * np.int64(get_i32(groups + 4 * e))
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
-            for e in range(evens, extras):
-                at = weights + 64 * (np.int64(get_i32(groups + 4 * e)) >> 1)
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 1)
+            high = add_low(zero_ints(tokens), weights, groups, 0, evens, digits)
+            high = add_high(high, weights, groups, evens, extras, digits)
         else:
-            for e in range(extras):
-                at = weights + 64 * np.int64(get_i32(groups + 4 * e))
-                high = add_group(high, at, digits + e * 4 * tokens, bits, 0)
+            high = add_low(zero_ints(tokens), weights, groups, 0, extras, digits)
         store_tile(out, 64, plus_128_times(acc, high))
 
     return product
@@ -132,15 +162,19 @@ def expand_panel(op, panel, weights, out):
 
 
 @kernel
-def finish_tile(op, panel, offset, first, count, acc):
+def finish_tile(op, panel, offset, first, count, slices, acc):
     """int32 [count, 16] → float rows first … first + count of the output."""
     scale = load_floats(get_i64(op + 8 * L_SCALE) + 64 * panel)
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums = get_i64(op + 8 * L_SUMS) + 4 * first
+    sums = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first
     for i in range(count):
-        shift = splat_int(get_i32(sums + 4 * i) * offset)
+        total = get_i32(sums + 4 * SUM_SLICES * i)
+        if slices > 1:
+            for part in range(1, SUM_SLICES):
+                total += get_i32(sums + 4 * (SUM_SLICES * i + part))
+        shift = splat_int(total * offset)
         y = to_floats(load_ints(acc + 64 * i) - shift) * scale + bias
         if add:
             y = load_floats(out + stride * i) + y
@@ -160,13 +194,15 @@ def run_linear(op, step, first, last, scratch):
     extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
     evens = get_i64(op + 8 * L_EVENS)
     sparse, row_size = get_i64(op + 8 * L_STARTS) != 0, padded + 4 * extras
-    rows = x if tokens == 1 else get_i64(op + 8 * L_ROWS)
+    rows, slices = x if tokens == 1 else get_i64(op + 8 * L_ROWS), sum_slices(tokens)
     for panel in range(first, last):
         weights = panels_at + panel * padded * 2 * bits
         wide = bits == 8
         if sparse and tokens > SPARSE_TOKENS:
             expand_panel(op, panel, weights, scratch + 1024)
             weights, wide = scratch + 1024, True
+        elif sparse:
+            fetch_excess(op, panel)
         for token in range(0, tokens, full_tile()):
             count = min(full_tile(), tokens - token)
             tile = tile_of(count)
@@ -176,8 +212,8 @@ def run_linear(op, step, first, last, scratch):
             else:
                 product_int4(tile, weights, padded, digits, extras, evens, groups, scratch)
             if sparse and not wide:
-                add_excess(op, panel, rows + token * row_size, row_size, count, scratch)
-            finish_tile(op, panel, int8_offset() if wide else 8, token, count, scratch)
+                add_excess(op, panel, rows + token * row_bytes(row_size), row_bytes(row_size), count, scratch)
+            finish_tile(op, panel, int8_offset() if wide else 8, token, count, slices, scratch)
 
 
 @kernel

@@ -24,8 +24,8 @@ PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST = range(11, 15)
 # Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups that have
-# a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras], the digits of a few tokens row by row for sparse
-# excess, or 0; Q_LAST: only the rows wanted as logits
+# a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few tokens row by row
+# for sparse excess, or 0; Q_LAST: only the rows wanted as logits
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
@@ -65,6 +65,7 @@ T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
+SUM_SLICES = 4  # Q_SUMS, L_SUMS: int32 [tokens, 4], sums of four slices of a row; of many tokens the first is all
 SPARSE_TOKENS = 8  # up to this many tokens, excess is looked up; for more a panel is unpacked with it
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format

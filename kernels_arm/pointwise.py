@@ -46,26 +46,27 @@ from .ops import (
     STEP_LOGITS,
     STEP_PAST,
     STEP_TOKENS,
+    SUM_SLICES,
     SWIGLU,
 )  # fmt: skip
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
+    add_doubles,
     add_squares,
     get_f32,
-    get_i8,
     get_i32,
     get_i64,
-    get_u8,
+    get_i8,
     get_u16,
+    get_u8,
     greater,
+    high_digits,
     load_doubles,
     load_floats,
     no_doubles,
     power_of_two,
     round_even,
-    round_f32,
     set_f32,
-    set_i8,
     set_i32,
     smaller,
     splat_float,
@@ -75,11 +76,14 @@ from .simd import (
     store_steps,
     sum_doubles,
     sum_ints,
+    times_128,
     to_ints,
+    where_greater,
     zero_below,
 )  # fmt: skip
 
 ONE, ZERO = np.float32(1), np.float32(0)
+WIDE, HALF = np.float32(127), np.int32(64)  # limits above WIDE have two digits; low ones are −64 … 63
 
 
 @inlined
@@ -141,100 +145,147 @@ def embed_excess(op, row, scale, y):
 
 # ------------------------------------------------------------------------------------- rows before linear
 @inlined
-def norm_row(op, x, padded, y):
-    """y = x · (1 / sqrt(mean(x²) + ε)) · weight. Lanes beyond the row's end hold zeros."""
-    floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
-    squares = no_doubles()
-    for at in range(0, 4 * padded, 32):
-        squares = add_squares(squares, load_doubles(x + at))
-    mean = sum_doubles(squares) / np.float64(get_f32(floats + 8))
-    inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
+def inverse_norm(op, x, padded):
+    """1 / sqrt(mean(x²) + ε). Lanes beyond the row's end hold zeros."""
+    floats, squares, others = get_i64(op + 8 * Q_FLOATS), no_doubles(), no_doubles()
     for at in range(0, 4 * padded, 64):
-        store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
+        squares = add_squares(squares, load_doubles(x + at))
+        others = add_squares(others, load_doubles(x + at + 32))
+    mean = sum_doubles(add_doubles(squares, others)) / np.float64(get_f32(floats + 8))
+    return np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4))))
 
 
 @inlined
-def swiglu_row(op, x, padded, y):
+def norm_row(op, x, inverse, first, last, y):
+    """y = x · inverse · weight, columns first … last."""
+    weight, factor = get_i64(op + 8 * Q_WEIGHT), splat_float(inverse)
+    for at in range(4 * first, 4 * last, 64):
+        store_floats(y + at, (load_floats(x + at) * factor) * load_floats(weight + at))
+
+
+@inlined
+def swiglu_row(op, x, first, last, y):
     """y = silu(gate) · up, gate and up being the halves of x. Lanes beyond the end hold anything finite."""
     up, one, zero = x + 4 * get_i64(op + 8 * Q_COLUMNS), splat_float(ONE), splat_float(ZERO)
-    for at in range(0, 4 * padded, 64):
+    for at in range(4 * first, 4 * last, 64):
         gate = load_floats(x + at)
         store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(up + at))
 
 
-@kernel
-def quantize_row(op, x, i, tile, digits, row):
-    """X = clip(round(x · inverse_scale), ±limit): low digits into place i of the tile; returns Σ X.
+def _quantizer(wide: bool):
+    @inlined
+    def quantize(op, x, first, last, digits, stride, row, high):
+        """X = clip(round(x · inverse_scale), ±limit): low digits, 4 columns each `stride` bytes; returns Σ X.
 
-    Where `row` is not 0, they go there too, side by side, for the sparse excess.
+        Where `row` is not 0, they go there too, side by side. Of `wide` rows X = 128 · H + L in flattened
+        channels, and all high digits (0 in the others) go to `high`, side by side.
+        """
+        limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+        total, zero = splat_int(np.int32(0)), splat_float(ZERO)
+        for k in range(first, last, 16):
+            limit = load_floats(limits + 4 * k)
+            steps = round_even(load_floats(x + 4 * k) * inverse)
+            value = to_ints(smaller(greater(steps, zero - limit), limit))
+            total = total + value
+            if wide:
+                above = where_greater(limit, splat_float(WIDE), high_digits(value + splat_int(HALF)))
+                store_steps(high + k, above, 4)
+                value = value - times_128(above)
+            store_steps(digits + k // 4 * stride, value, stride)
+            if row:
+                store_steps(row + k, value, 4)
+        return sum_ints(total)
+
+    return quantize
+
+
+_quantize_plain, _quantize_wide = _quantizer(False), _quantizer(True)
+
+
+@kernel
+def quantize_row(op, x, first, last, i, tile, digits, row, high):
+    """Columns first … last of a row, into place i of its tile and, if `row` is not 0, there; returns Σ X.
+
+    `high` has room for a byte a column.
     """
-    padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
-    inverse = splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
-    total, zero = splat_int(np.int32(0)), splat_float(ZERO)
-    for k in range(0, padded, 16):
-        limit = load_floats(limits + 4 * k)
-        steps = round_even(load_floats(x + 4 * k) * inverse)
-        value = to_ints(smaller(greater(steps, zero - limit), limit))
-        total = total + value
-        store_steps(digits + k * tile + 4 * i, value, 4 * tile)
-        if row:
-            store_steps(row + k, value, 4)
-    return sum_ints(total)
+    padded, extras, groups = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_GROUPS)
+    if extras == 0:
+        return _quantize_plain(op, x, first, last, digits + 4 * i, 4 * tile, row, high)
+    total = _quantize_wide(op, x, first, last, digits + 4 * i, 4 * tile, row, high)
+    own, own_row = digits + padded * tile + 4 * i, row + padded
+    for e in range(extras):
+        column = 4 * np.int64(get_i32(groups + 4 * e))
+        if first <= column < last:
+            four = get_i32(high + column)
+            set_i32(own + 4 * tile * e, four)
+            if row:
+                set_i32(own_row + 4 * e, four)
+    return total
 
 
 @inlined
-def integer_of(op, x, column):
-    """X of one element, as `quantize_row` computes it."""
-    limit = get_f32(get_i64(op + 8 * Q_LIMITS) + 4 * column)
-    steps = round_f32(get_f32(x + 4 * column) * get_f32(get_i64(op + 8 * Q_FLOATS)))
-    return np.int64(min(max(steps, -limit), limit)), limit > np.float32(127)
+def row_bytes(size):
+    """From one token's row of digits to the next one's: rows begin on cache lines."""
+    return (size + 63) // 64 * 64
+
+
+@inlined
+def slice_columns(padded):
+    """Columns of a slice: what one item of a few tokens' quantization does of every row."""
+    return (padded + 64 * SUM_SLICES - 1) // (64 * SUM_SLICES) * 64
 
 
 @kernel
-def split_digits(op, x, i, tile, digits):
-    """Rewrite the groups that hold flattened channels: X = 128 · high + low."""
-    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
-    for e in range(get_i64(op + 8 * Q_EXTRAS)):
-        group = np.int64(get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e))
-        for j in range(4):
-            value, wide = integer_of(op, x, 4 * group + j)
-            high = (value + 64) >> 7 if wide else 0
-            set_i8(digits + (group * tile + i) * 4 + j, value - 128 * high)
-            set_i8(high_at + (e * tile + i) * 4 + j, high)
+def quantize_items(tokens):
+    """Of a few tokens: slices of all rows. Of many: tiles."""
+    return SUM_SLICES if tokens <= full_tile() else (tokens + full_tile() - 1) // full_tile()
+
+
+@inlined
+def sum_slices(tokens):
+    """Into how many parts a row's sum is cut."""
+    return SUM_SLICES if tokens <= full_tile() else 1
+
+
+@kernel
+def quantize_tile(op, rows, start, count, few, first, last, sums, scratch):
+    """`count` tokens from number `start` on, columns first … last: norm or activation, digits, their sums."""
+    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
+    stride, size = get_i64(op + 8 * Q_IN_STRIDE), padded + 4 * get_i64(op + 8 * Q_EXTRAS)
+    tile, digits, high = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size, scratch + 4 * padded
+    for i in range(count):
+        x = rows + stride * (start + i)
+        if kind == NORM:
+            norm_row(op, x, inverse_norm(op, x, padded), first, last, scratch)
+            x = scratch
+        elif kind == SWIGLU:
+            swiglu_row(op, x, first, last, scratch)
+            x = scratch
+        row = few + (start + i) * row_bytes(size) if few else 0
+        total = quantize_row(op, x, first, last, i, tile, digits, row, high)
+        set_i32(sums + 4 * SUM_SLICES * (start + i), total)
 
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
-    """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats.
+    """Items first … last. `scratch` holds a row of floats and one of bytes.
 
-    A tile is one piece of work, since its tokens lie word by word in the same cache lines.
+    A tile is the work of one thread, or of few by columns: its tokens lie word by word in the same cache lines.
     """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    stride = get_i64(op + 8 * Q_IN_STRIDE)
-    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * stride)
-    tokens = tokens if wants_all else wanted
-    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
-    size = padded + 4 * get_i64(op + 8 * Q_EXTRAS)
+    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * get_i64(op + 8 * Q_IN_STRIDE))
+    tokens, padded, sums = tokens if wants_all else wanted, get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_SUMS)
     few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
-    for number in range(first, last):
-        start = number * full_tile()
-        count = min(full_tile(), tokens - start)
-        tile, digits = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
-        for i in range(count):
-            x = rows + stride * (start + i)
-            if kind == NORM:
-                norm_row(op, x, padded, scratch)
-                x = scratch
-            elif kind == SWIGLU:
-                swiglu_row(op, x, padded, scratch)
-                x = scratch
-            row = few + (start + i) * size if few else 0
-            total = quantize_row(op, x, i, tile, digits, row)
-            set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            split_digits(op, x, i, tile, digits)
-            if row:
-                split_digits(op, x, 0, 1, row)
+    if sum_slices(tokens) == 1:
+        for start in range(first * full_tile(), min(last * full_tile(), tokens), full_tile()):
+            count = min(full_tile(), tokens - start)
+            quantize_tile(op, rows, start, count, few, 0, padded, sums, scratch)
+        return
+    each = slice_columns(padded)
+    for part in range(first, last):
+        begin, end = min(part * each, padded), min((part + 1) * each, padded)
+        quantize_tile(op, rows, 0, tokens, few, begin, end, sums + 4 * part, scratch)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding

@@ -264,6 +264,17 @@ def zero_below(typing, value, x, bound):
 
 
 @intrinsic
+def where_greater(typing, x, bound, value):
+    """`value` where x > bound, else 0."""
+
+    def emit(context, builder, signature, args):
+        keep = builder.fcmp_ordered(">", args[0], args[1])
+        return builder.select(keep, args[2], _constant(ints16.llvm, 0))
+
+    return ints16(floats16, floats16, ints16), emit
+
+
+@intrinsic
 def keep_first(typing, value, count, other):
     """The first `count` lanes of value, the others from `other`."""
 
@@ -438,6 +449,21 @@ def store_tile(typing, address, stride, tile):
         for i, row in enumerate(cgutils.unpack_tuple(builder, args[2], tile.count)):
             at = builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i)))
             builder.store(row, _address(builder, at, row.type)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, tile), emit
+
+
+@intrinsic
+def add_tile(typing, address, stride, tile):
+    """Add row i of the tile to the 16 ints at address + i · stride (bytes)."""
+
+    def emit(context, builder, signature, args):
+        for i, row in enumerate(cgutils.unpack_tuple(builder, args[2], tile.count)):
+            at = _address(builder, builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i))), row.type)
+            before = builder.load(at)
+            before.align = 4
+            builder.store(builder.add(before, row), at).align = 4
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, tile), emit

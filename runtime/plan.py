@@ -137,10 +137,9 @@ class _Lowering:
             if node.op == "FlatLinear":
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
                 largest = max(largest, width + 4 * self._wide_groups(node).size)
-        rows = padded(self.batch, 16)
-        beyond = lookups.BEYOND
-        digits, few = (self._zeros((n * largest + beyond,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
-        return digits.ctypes.data, self._zeros((rows,), np.int32).ctypes.data, few.ctypes.data
+        rows, row = padded(self.batch, 16), padded(largest, 64)
+        digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
+        return digits.ctypes.data, self._zeros((rows * ops.SUM_SLICES,), np.int32).ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
         """Indices of the 4-column groups that hold a channel of more than one digit, even ones first."""
@@ -214,7 +213,7 @@ class _Lowering:
         true_columns = int(node.attrs["columns"])
         floats = [inverse.reshape(-1)[0], maker.attrs.get("epsilon", 0.0), true_columns]
         weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
-        self.row_scratch = max(self.row_scratch, 4 * columns)
+        self.row_scratch = max(self.row_scratch, 5 * columns)
         self._add(
             node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
             Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),
