@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.parallel import each
-from kernels_arm.reference import quantize_heads
+from kernels_arm.reference import FLOOR, quantize_heads
 from runtime.errors import UnsupportedError
+from runtime.functions import LINEARS, TOKEN_LINEAR, named
 from runtime.graph import Graph, Node
 
 Env = dict[str, np.ndarray]  # values by name, for one chunk of windows
@@ -197,10 +198,12 @@ def linear(weight: np.ndarray, bias: np.ndarray) -> Operation:
 
 
 def _flat_linear(graph: Graph, node: Node) -> Operation:
-    _, _, scale, bias, inverse_scale, limit, *_ = node.inputs
+    roles = named(node)
     weights = graph.totals(node).astype(np.float32)
-    arrays = (graph.array(name) for name in (scale, bias, inverse_scale, limit))
-    return flat_linear(weights, *arrays)
+    scale, bias, limit = (graph.array(roles[role]) for role in ("scale", "bias", "limit"))
+    if node.op == TOKEN_LINEAR:
+        return token_linear(weights, scale, bias, limit, int(node.attrs["levels"]))
+    return flat_linear(weights, scale, bias, graph.array(roles["inverse_scale"]), limit)
 
 
 def flat_linear(weights, scale, bias, inverse_scale, limit) -> Operation:
@@ -217,6 +220,28 @@ def flat_linear(weights, scale, bias, inverse_scale, limit) -> Operation:
         return (y,)
 
     return flat_linear
+
+
+def token_linear(weights, scale, bias, limit, levels: int) -> Operation:
+    """The same with a step for each token."""
+
+    def token_linear(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        steps, step = token_steps(x, limit, levels)
+        y = steps @ weights.T
+        y *= scale
+        y *= step
+        y += bias
+        return (y,)
+
+    return token_linear
+
+
+def token_steps(x: np.ndarray, limit: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """x [..., k] → X, integers held as float32, and each token's step [..., 1]: `reference.quantize_token`."""
+    most = np.float32(levels)
+    largest = np.maximum((np.abs(x) * (most / limit.astype(np.float32))).max(-1, keepdims=True), FLOOR)
+    steps = x * (most / largest)
+    return np.rint(steps, out=steps), largest / most
 
 
 def _rotary_attention(graph: Graph, node: Node, stored: Callable = lambda x: x) -> Operation:
@@ -291,7 +316,7 @@ _OPERATIONS: dict[str, Callable[[Graph, Node], Operation]] = {
     "FlatEmbedding": _flat_embedding,
     "Norm": _norm,
     "Linear": _linear,
-    "FlatLinear": _flat_linear,
+    **dict.fromkeys(LINEARS, _flat_linear),
     "RotaryAttention": _rotary_attention,
     "RotaryAttentionInt8": _rotary_attention_int8,
     "SwiGLU": _swiglu,

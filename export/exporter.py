@@ -29,6 +29,7 @@ from export.sources.source import Source
 from runtime.artifact import Manifest, write_manifest
 from runtime.drafting.bigrams import BIGRAMS
 from runtime.errors import FlatlmError, ResourceError, UsageError
+from runtime.functions import LINEARS
 from runtime.graph import Graph
 from runtime.onnx_reader import read_onnx
 from runtime.prompt import load_template
@@ -137,7 +138,7 @@ def _parameters(graph: Graph) -> int:
     """Weights of matrices (a tied matrix counts once) and of norms."""
     sizes = {}
     for node in graph.nodes:
-        if node.op in ("FlatLinear", "FlatEmbedding"):
+        if node.op in (*LINEARS, "FlatEmbedding"):
             sizes[node.inputs[1]] = int(node.attrs["rows"]) * int(node.attrs["columns"])
         elif node.op == "Norm":
             sizes[node.inputs[1]] = int(np.prod(graph.constants[node.inputs[1]].shape))

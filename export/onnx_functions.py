@@ -10,10 +10,12 @@ would differ in the last bits, which is enough to move an activation over a roun
 integer that differs spreads through all layers after it: with them onnxruntime agreed with the native
 kernels on 97 % of the tokens.
 
-FlatLinear has two products that give the same integers, and the constant `signed` picks one; the other
+FlatLinear and FlatLinearToken have two products that give the same integers, and the constant `signed` picks one; the other
 is gone once onnxruntime has loaded the model. uint8 · uint8 is the default: int8 activations have no
 fast x86 kernel (0.8 against 35 GMAC/s for one row on one core with VNNI), and uint8 · int8 saturates on
-AVX2. int8 · int8 is the only product CUDA has.
+AVX2. int8 · int8 is the only product CUDA has. The sums are multiplied by one scale after the other:
+onnxruntime takes MatMulInteger, Cast and a product by the product of two scales for a MatMulIntegerToFloat,
+whose activations have one scale, and results are wrong (1.32).
 
 Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, P panels, F columns.
 """
@@ -26,7 +28,8 @@ import onnx
 import onnx.parser
 
 from export.onnx_attention import ATTENTION_BODIES
-from export.onnx_exp import exp
+from export.onnx_exp import exp, literal
+from kernels_arm.reference import FLOOR
 
 DOMAIN = "flatlm"
 VERSION = 1
@@ -79,6 +82,52 @@ _UNPACK = """
     plane = ScatterND (plain, index, total)
 """
 
+
+# The product of the two FlatLinears: `whole_x`, integers in float32, through the pieces → `acc_float`.
+_PRODUCT = """
+    wide = Gather <axis = -1> (whole_x, source)
+    minus_low = Neg (low)
+    wide_not_below = Max (wide, minus_low)
+    earlier = Min (wide_not_below, low)
+    rest = Sub (wide, earlier)
+    levels = Constant <value_int: int = @levels> ()
+    level = Cast <to = 1> (levels)
+    minus_level = Neg (level)
+    piece = Clip (rest, minus_level, level)
+
+    repeated_order = Gather (order, source)
+    repeated = Gather <axis = 0> (plane, repeated_order)
+    is_signed = Cast <to = 9> (signed)
+    padded_acc = If (is_signed) <
+        then_branch = signed_product () => (signed_acc) {
+            signed_x = Cast <to = 3> (piece)
+            signed_x_zero = Cast <to = 3> (zero)
+            lowered = BitwiseXor (repeated, sign_bit)
+            signed_weight = Cast <to = 3> (lowered)
+            signed_zero = Cast <to = 3> (offset)
+            signed_acc = MatMulInteger (signed_x, signed_weight, signed_x_zero, signed_zero)
+        },
+        else_branch = unsigned_product () => (unsigned_acc) {
+            middle = Cast <to = 1> (sign_bit_int)
+            positive_x = Add (piece, middle)
+            unsigned_x = Cast <to = 2> (positive_x)
+            unsigned_zero = Cast <to = 2> (zero_point_int)
+            unsigned_acc = MatMulInteger (unsigned_x, repeated, sign_bit, unsigned_zero)
+        }>
+
+    rows = Constant <value_int: int = @rows> ()
+    rows_1 = Unsqueeze (rows, first_axis)
+    padded_rows_1 = Shape <start = 1, end = 2> (plane)
+    padded_rows = Squeeze (padded_rows_1, first_axis)
+    is_whole = Equal (rows, padded_rows)
+    acc = If (is_whole) <
+        then_branch = whole () => (whole_acc) {
+            whole_acc = Identity (padded_acc)
+        },
+        else_branch = cut () => (cut_acc) {
+            cut_acc = Slice (padded_acc, first_axis, rows_1, last)
+        }>
+    acc_float = Cast <to = 1> (acc)"""
 
 _BODIES = {
     "RotaryTable": """(position_ids, inverse_frequency) => (cos, sin) {
@@ -134,51 +183,28 @@ _BODIES = {
     lowest = Neg (limit)
     not_below = Max (rounded, lowest)
     whole_x = Min (not_below, limit)
-
-    wide = Gather <axis = -1> (whole_x, source)
-    minus_low = Neg (low)
-    wide_not_below = Max (wide, minus_low)
-    earlier = Min (wide_not_below, low)
-    rest = Sub (wide, earlier)
-    levels = Constant <value_int: int = @levels> ()
-    level = Cast <to = 1> (levels)
-    minus_level = Neg (level)
-    piece = Clip (rest, minus_level, level)
-
-    repeated_order = Gather (order, source)
-    repeated = Gather <axis = 0> (plane, repeated_order)
-    is_signed = Cast <to = 9> (signed)
-    padded_acc = If (is_signed) <
-        then_branch = signed_product () => (signed_acc) {{
-            signed_x = Cast <to = 3> (piece)
-            signed_x_zero = Cast <to = 3> (zero)
-            lowered = BitwiseXor (repeated, sign_bit)
-            signed_weight = Cast <to = 3> (lowered)
-            signed_zero = Cast <to = 3> (offset)
-            signed_acc = MatMulInteger (signed_x, signed_weight, signed_x_zero, signed_zero)
-        }},
-        else_branch = unsigned_product () => (unsigned_acc) {{
-            middle = Cast <to = 1> (sign_bit_int)
-            positive_x = Add (piece, middle)
-            unsigned_x = Cast <to = 2> (positive_x)
-            unsigned_zero = Cast <to = 2> (zero_point_int)
-            unsigned_acc = MatMulInteger (unsigned_x, repeated, sign_bit, unsigned_zero)
-        }}>
-
-    rows = Constant <value_int: int = @rows> ()
-    rows_1 = Unsqueeze (rows, first_axis)
-    padded_rows_1 = Shape <start = 1, end = 2> (plane)
-    padded_rows = Squeeze (padded_rows_1, first_axis)
-    is_whole = Equal (rows, padded_rows)
-    acc = If (is_whole) <
-        then_branch = whole () => (whole_acc) {{
-            whole_acc = Identity (padded_acc)
-        }},
-        else_branch = cut () => (cut_acc) {{
-            cut_acc = Slice (padded_acc, first_axis, rows_1, last)
-        }}>
-    acc_float = Cast <to = 1> (acc)
+{_PRODUCT}
     scaled = Mul (acc_float, scale)
+    y = Add (scaled, bias)
+}}""",
+    "FlatLinearToken": f"""<rows, columns, offset, levels>
+    (x, weight, scale, bias, limit, source, low, excess_delta, excess_value, signed) => (y) {{
+{_UNPACK}
+    levels_int = Constant <value_int: int = @levels> ()
+    most = Cast <to = 1> (levels_int)
+    share = Div (most, limit)
+    size = Abs (x)
+    reach = Mul (size, share)
+    reached = ReduceMax <keepdims = 1> (reach, last)
+    least = Constant <value_float = {literal(float(FLOOR))}> ()
+    largest = Max (reached, least)
+    inverse_step = Div (most, largest)
+    step = Div (largest, most)
+    steps = Mul (x, inverse_step)
+    whole_x = Round (steps)
+{_PRODUCT}
+    by_row = Mul (acc_float, scale)
+    scaled = Mul (by_row, step)
     y = Add (scaled, bias)
 }}""",
     **ATTENTION_BODIES,

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from export.onnx_functions import DOMAIN, OPSET, VERSION, function
 from runtime.errors import ResourceError
-from runtime.functions import ATTENTIONS, FUNCTIONS, SIGNED, STANDARD, cache_types
+from runtime.functions import ATTENTIONS, FUNCTIONS, LINEARS, SIGNED, STANDARD, cache_types
 from runtime.graph import Graph, Node, Tensor
 from runtime.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
 from runtime.progress import Progress
@@ -60,7 +60,7 @@ def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> 
 def _write_constants(graph: Graph, data: BinaryIO, progress: Progress | None) -> list[TensorProto]:
     names = [name for name in _names_in_use(graph.nodes) if name in graph.constants]
     protos = []
-    if any(node.op == "FlatLinear" for node in graph.nodes):
+    if any(node.op in LINEARS for node in graph.nodes):
         # external although it is small: onnxruntime lets a session replace only such a constant
         protos.append(_write_constant(SIGNED, Tensor.of(np.zeros((), np.uint8)), data, external=0))
     for done, name in enumerate(names, 1):
@@ -118,7 +118,7 @@ def _node(node: Node) -> onnx.NodeProto:
     kinds = FUNCTIONS[node.op].attrs
     attrs = {name: kinds[name](value) for name, value in node.attrs.items()}
     domain = "" if node.op in STANDARD else DOMAIN
-    inputs = (*node.inputs, SIGNED) if node.op == "FlatLinear" else node.inputs
+    inputs = (*node.inputs, SIGNED) if node.op in LINEARS else node.inputs
     return helper.make_node(node.op, inputs, node.outputs, node.name, domain=domain, **attrs)
 
 

@@ -24,8 +24,8 @@ from .ops import (
     I_VALUE_SCALES,
     I_VALUES,
     KV_BLOCK,
-    STEP_PAST,
 )  # fmt: skip
+from .pieces import past_of, piece_from, piece_of, slot_of
 from .pointwise import ZERO
 from .reference import FLOOR, HEAD_LEVELS
 from .simd import (
@@ -134,8 +134,10 @@ def run_rotate8(op, step, first, last, scratch):
     width, half, context = padded_size(op), size // 2, get_i64(op + 8 * I_CONTEXT)
     turned = scratch + 64
     scale = get_f32(get_i64(op + 8 * I_FLOATS))
+    piece = piece_of(step, 0)
     for token in range(first, last):
-        position = get_i64(step + 8 * STEP_PAST) + token
+        piece = piece_from(piece, token)
+        position = past_of(piece) + token
         row = get_i64(op + 8 * I_QKV) + get_i64(op + 8 * I_STRIDE) * token
         cos = get_i64(op + 8 * I_COS) + 4 * half * position
         sin = get_i64(op + 8 * I_SIN) + 4 * half * position
@@ -146,7 +148,8 @@ def run_rotate8(op, step, first, last, scratch):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             rotate_head(k, cos, sin, half, turned)
-            at, scales = context * width * group, 4 * context * group
+            cached = groups * slot_of(piece) + group
+            at, scales = context * width * cached, 4 * context * cached
             key_scales, value_scales = get_i64(op + 8 * I_KEY_SCALES), get_i64(op + 8 * I_VALUE_SCALES)
             write_key(turned, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, position)
             v, values = k + 4 * size * groups, get_i64(op + 8 * I_VALUES) + at

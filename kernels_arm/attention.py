@@ -29,9 +29,9 @@ from .ops import (
     A_STRIDE,
     A_VALUES,
     ATTEND_ROWS,
-    STEP_PAST,
-    STEP_TOKENS,
+    STEP_PIECES,
 )  # fmt: skip
+from .pieces import first_row, past_of, piece_of, row_count, slot_of
 from .pointwise import ZERO, exp16
 from .simd import (
     add_doubles,
@@ -57,7 +57,6 @@ from .simd import (
     zero_doubles,
 )  # fmt: skip
 
-BLOCK = 8  # tokens of a work item
 MINUS_INFINITY = np.float32(-np.inf)
 
 
@@ -169,24 +168,25 @@ def gather_query(op, group, row, rows, token, query):
 
 
 @kernel
-def attend_rows(op, group, row, rows, token, past, scratch):
-    """`rows` query rows from number `row` on, of tokens from `token` on."""
+def attend_rows(op, slot, group, row, rows, token, past, scratch):
+    """`rows` query rows from number `row` on, of tokens from `token` on, over a slot of the cache."""
     heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
     context, share, width = get_i64(op + 8 * A_CONTEXT), heads // groups, (size + 15) // 16 * 16
     sums = scratch + 8 * ATTEND_ROWS * size
     tile = sums + 64
     weights = tile + 64 * ATTEND_ROWS
     scores = weights + 8 * ATTEND_ROWS * context
+    cached = groups * slot + group
     count = past + token + (row + rows - 1) // share + 1
     blocks = (count + 15) // 16
     gather_query(op, group, row, rows, token, scratch)
-    scores_of(rows, scratch, get_i64(op + 8 * A_KEYS) + 4 * size * context * group, blocks, size, scores)
+    scores_of(rows, scratch, get_i64(op + 8 * A_KEYS) + 4 * size * context * cached, blocks, size, scores)
     scale = get_f32(get_i64(op + 8 * A_FLOATS))
     for r in range(rows):
         visible = past + token + (row + r) // share + 1
         inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, scale)
         set_f32(sums + 4 * r, inverse)
-    values = get_i64(op + 8 * A_VALUES) + 4 * width * context * group
+    values = get_i64(op + 8 * A_VALUES) + 4 * width * context * cached
     for lane in range(0, size, 16):
         values_of(rows, weights, values + 4 * lane, count, width, tile)
         values_of(rows, weights, values + 4 * lane + 32, count, width, tile + 32)
@@ -199,21 +199,20 @@ def attend_rows(op, group, row, rows, token, past, scratch):
 
 @kernel
 def attend_items(op, step):
-    """Work items: K/V groups × blocks of 8 tokens."""
-    return get_i64(op + 8 * A_GROUPS) * ((get_i64(step + 8 * STEP_TOKENS) + BLOCK - 1) // BLOCK)
+    """Work items: K/V groups × pieces."""
+    return get_i64(op + 8 * A_GROUPS) * get_i64(step + 8 * STEP_PIECES)
 
 
 @kernel
 def run_attend(op, step, first, last, scratch):
-    """Items first … last: every query row of the item's tokens, up to 8 at a time."""
-    tokens, past = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_PAST)
+    """Items first … last: every query row of the piece's tokens, up to 8 at a time."""
     groups = get_i64(op + 8 * A_GROUPS)
     share = get_i64(op + 8 * A_HEADS) // groups
     for item in range(first, last):
-        group, token = item % groups, item // groups * BLOCK
-        left, row = min(BLOCK, tokens - token) * share, 0
+        group, piece = item % groups, piece_of(step, item // groups)
+        left, row = row_count(piece) * share, 0
         while left > 0:
             rows = min(left, full_rows())
-            attend_rows(op, group, row, rows, token, past, scratch)
+            attend_rows(op, slot_of(piece), group, row, rows, first_row(piece), past_of(piece), scratch)
             row += rows
             left -= rows

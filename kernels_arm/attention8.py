@@ -5,8 +5,8 @@ elements of the values times the weights of 256 positions, which are two int8 di
 Positions are cut into blocks of 256, each with a maximum, a sum of weights and a step of its own; a row's
 blocks are joined at the end. So no result depends on who computed which block.
 
-    keys     int8 [g, context/16, d/4, 16, 4]            scales float32 [g, context]
-    values   int8 [g, context/256, d/16, 64, 16, 4]      scales float32 [g, context]
+    keys     int8 [slot, g, context/16, d/4, 16, 4]        scales float32 [slot, g, context]
+    values   int8 [slot, g, context/256, d/16, 64, 16, 4]  scales float32 [slot, g, context]
     queries  per token and head: int8 [d], then float32 factor, int32 sum of the int8, 8 bytes unused
     part     of a row in a block: float32 [d] values, maximum, sum of weights, float64 share, 12 words unused
     scratch  query digits [16, d], weight digits [16, 256], scores [16, 8, 16], sums [d/16, 16, 16], parts
@@ -37,9 +37,9 @@ from .ops import (
     I_VALUE_SCALES,
     I_VALUES,
     KV_BLOCK,
-    STEP_PAST,
-    STEP_TOKENS,
+    STEP_PIECES,
 )  # fmt: skip
+from .pieces import first_row, past_of, piece_of, row_count, slot_of
 from .pointwise import exp16
 from .reference import FLOOR, LOWEST, PART_OF_SUM, SUM_STEPS, WEIGHT_LEVELS
 from .simd import (
@@ -78,9 +78,8 @@ from .simd import (
 )  # fmt: skip
 
 MINUS_INFINITY = np.float32(-np.inf)
-SLOTS = 16  # digit rows of a call: query rows, each with two digits of weights
+DIGIT_ROWS = 16  # of a call: query rows, each with two digits of weights
 SCORE_STRIDE = 512  # bytes of 16 keys' scores for 8 query rows
-TOKENS = 8  # tokens of a work item
 
 
 @inlined
@@ -203,18 +202,19 @@ def query_of(op, group, row, token):
 
 
 @kernel
-def attend_block(op, group, row, rows, token, past, block, parts, part_stride, scratch):
+def attend_block(op, slot, group, row, rows, token, past, block, parts, part_stride, scratch):
     """The parts of `rows` query rows in one block; the rows' digits stand in the scratch."""
     width, context = padded_size(op), get_i64(op + 8 * I_CONTEXT)
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
     start = block * KV_BLOCK
-    digits = scratch + SLOTS * width
-    scores = digits + SLOTS * KV_BLOCK
+    digits = scratch + DIGIT_ROWS * width
+    scores = digits + DIGIT_ROWS * KV_BLOCK
     sums = scores + SCORE_STRIDE * (KV_BLOCK // 16)
     seen = past + token + (row + rows - 1) // share + 1 - start  # positions that the last row sees
     count = (max(0, min(seen, KV_BLOCK)) + 15) // 16
-    at = context * width * group + start * width
-    scales = 4 * (context * group + start)
+    cached = get_i64(op + 8 * I_GROUPS) * slot + group
+    at = context * width * cached + start * width
+    scales = 4 * (context * cached + start)
     multiply(rows, get_i64(op + 8 * I_KEYS) + at, count, 16 * width, width, scratch, scores, SCORE_STRIDE)
     for r in range(rows):
         visible, x = (
@@ -234,13 +234,13 @@ def attend_block(op, group, row, rows, token, past, block, parts, part_stride, s
         set_f32(part + 8, np.float32(top / WEIGHT_LEVELS))
         set_i32(part + 12, total)
     values = get_i64(op + 8 * I_VALUES) + at
-    multiply(2 * rows, values, width // 16, 16 * KV_BLOCK, 16 * count, digits, sums, 64 * SLOTS)
+    multiply(2 * rows, values, width // 16, 16 * KV_BLOCK, 16 * count, digits, sums, 64 * DIGIT_ROWS)
     for r in range(rows):
         part = parts + part_stride * r
         scale, shift = get_f32(part + 4 * width + 8), get_i32(part + 4 * width + 12) * int8_offset()
         for panel in range(width // 16):
-            high = load_ints(sums + 64 * (SLOTS * panel + r))
-            low = load_ints(sums + 64 * (SLOTS * panel + rows + r))
+            high = load_ints(sums + 64 * (DIGIT_ROWS * panel + r))
+            low = load_ints(sums + 64 * (DIGIT_ROWS * panel + rows + r))
             acc = times_128(high) + low - splat_int(np.int32(shift))
             store_floats(part + 64 * panel, to_floats(acc) * splat_float(scale))
 
@@ -275,24 +275,23 @@ def join_row(op, group, row, token, parts, stride, blocks, scratch):
 
 # --------------------------------------------------------------------------------------------------- the work
 @inlined
-def blocks_seen(op, step):
-    return (get_i64(step + 8 * STEP_PAST) + get_i64(step + 8 * STEP_TOKENS) + KV_BLOCK - 1) // KV_BLOCK
+def blocks_seen(piece):
+    return (past_of(piece) + first_row(piece) + row_count(piece) + KV_BLOCK - 1) // KV_BLOCK
 
 
 @kernel
 def attend8_items(op, step):
-    """Of a few tokens: K/V groups × blocks, so that all threads have work. Of many: groups × 8 tokens."""
-    groups, tokens = get_i64(op + 8 * I_GROUPS), get_i64(step + 8 * STEP_TOKENS)
-    if tokens <= FEW_TOKENS:
-        return groups * blocks_seen(op, step)
-    return groups * ((tokens + TOKENS - 1) // TOKENS)
+    """Of one piece: K/V groups × blocks, so that all threads have work. Of many: groups × pieces."""
+    groups, pieces = get_i64(op + 8 * I_GROUPS), get_i64(step + 8 * STEP_PIECES)
+    return groups * (blocks_seen(piece_of(step, 0)) if pieces == 1 else pieces)
 
 
 @kernel
 def attend_few(op, step, item, scratch):
     """One block for all rows of a group. Who finishes a group's last block joins its rows."""
-    tokens, past, width = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_PAST), padded_size(op)
-    blocks, most = blocks_seen(op, step), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
+    piece, width = piece_of(step, 0), padded_size(op)
+    tokens, slot, past = row_count(piece), slot_of(piece), past_of(piece)
+    blocks, most = blocks_seen(piece), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
     group, block = item // blocks, item % blocks
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
     stride = part_bytes(width) * most
@@ -301,7 +300,7 @@ def attend_few(op, step, item, scratch):
         rows = min(tokens * share - row, full_rows())
         gather_queries(op, group, row, rows, 0, scratch)
         at = parts + stride * row + part_bytes(width) * block
-        attend_block(op, group, row, rows, 0, past, block, at, stride, scratch)
+        attend_block(op, slot, group, row, rows, 0, past, block, at, stride, scratch)
     counter = get_i64(op + 8 * I_COUNTERS) + 64 * group
     if atomic_add(counter, 1) == blocks - 1:
         atomic_store(counter, 0)
@@ -311,20 +310,27 @@ def attend_few(op, step, item, scratch):
 
 @kernel
 def attend_many(op, step, item, scratch):
-    """Eight tokens of a group, all their blocks one after the other."""
-    tokens, past, width = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_PAST), padded_size(op)
+    """A piece's tokens in a group, all their blocks one after the other."""
     groups, most = get_i64(op + 8 * I_GROUPS), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
+    width = padded_size(op)
     share, stride = get_i64(op + 8 * I_HEADS) // groups, part_bytes(width) * most
-    group, token = item % groups, item // groups * TOKENS
-    parts = scratch + SLOTS * width + SLOTS * KV_BLOCK + SCORE_STRIDE * (KV_BLOCK // 16) + 4 * SLOTS * width
-    left, row = min(TOKENS, tokens - token) * share, 0
+    group, piece = item % groups, piece_of(step, item // groups)
+    token, slot, past = first_row(piece), slot_of(piece), past_of(piece)
+    parts = (
+        scratch
+        + DIGIT_ROWS * width
+        + DIGIT_ROWS * KV_BLOCK
+        + SCORE_STRIDE * (KV_BLOCK // 16)
+        + 4 * DIGIT_ROWS * width
+    )
+    left, row = row_count(piece) * share, 0
     while left > 0:
         rows = min(left, full_rows())
         blocks = (past + token + (row + rows - 1) // share) // KV_BLOCK + 1
         gather_queries(op, group, row, rows, token, scratch)
         for block in range(blocks):
             at = parts + part_bytes(width) * block
-            attend_block(op, group, row, rows, token, past, block, at, stride, scratch)
+            attend_block(op, slot, group, row, rows, token, past, block, at, stride, scratch)
         for r in range(rows):
             join_row(op, group, row + r, token, parts + stride * r, part_bytes(width), blocks, scratch)
         row += rows
@@ -334,7 +340,7 @@ def attend_many(op, step, item, scratch):
 @kernel
 def run_attend8(op, step, first, last, scratch):
     for item in range(first, last):
-        if get_i64(step + 8 * STEP_TOKENS) <= FEW_TOKENS:
+        if get_i64(step + 8 * STEP_PIECES) == 1:
             attend_few(op, step, item, scratch)
         else:
             attend_many(op, step, item, scratch)

@@ -148,7 +148,7 @@ _TWO_BY_TWO = Form(1, _to_two_by_two, _from_two_by_two)
 
 
 def _group_form(tokens: int) -> Form:
-    """For groups picked here and there: a chain each, where the core would wait for one dot product to begin the next."""
+    """For groups picked here and there: chains of their own, or one dot product would wait for the last."""
     chains = {1: 4, 2: 2}.get(tokens, 1) if simd.tier().name in _X86 else 1
     return _chained(chains)
 
@@ -258,7 +258,7 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
     """x86: step by step, a word repeated over the whole register."""
     one, chains, rows = simd._DOT[simd.tier().name], len(rows) // tokens, list(rows)
     bytes64 = simd.bytes64.llvm
-    if 1 < tokens <= 8:  # so many products stand between two lines that the core does not look far enough ahead
+    if 1 < tokens <= 8:  # between two lines stand so many products that the core does not look far ahead
         for line in range(0, 32 * bits, 64):
             _fetch(builder, builder.add(weights, ir.Constant(_LONG, AHEAD + line)))
     for step in range(4):

@@ -87,7 +87,7 @@ def add_excess(op, panel, row, stride, count, out):
 
 @kernel
 def fetch_excess(op, panel):
-    """Prefetch a panel's lookups: between two of them stand too many products for the core to see them come."""
+    """Prefetch a panel's lookups: too many products stand before them for the core to see them come."""
     starts, lookups = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_LOOKUPS)
     for at in range(LOOKUP * get_i32(starts), LOOKUP * get_i32(starts + 8), 64):
         prefetch(lookups + at)

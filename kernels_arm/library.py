@@ -34,6 +34,7 @@ SOURCES = (
     "limits",
     "linear",
     "ops",
+    "pieces",
     "pointwise",
     "reference",
     "simd",

@@ -5,12 +5,12 @@ loaded, split into nibbles where they are 4-bit, and multiplied with every token
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
 is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
 
-    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] + bias[r]   (+ what was there, for the residual)
+    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ what was there: the residual)
+
+step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from .blocks import (
     AHEAD,
@@ -42,6 +42,7 @@ from .ops import (
     L_ROWS,
     L_SCALE,
     L_STARTS,
+    L_STEPS,
     L_STRIDE,
     L_SUMS,
     L_WEIGHTS,
@@ -53,6 +54,7 @@ from .ops import (
 )  # fmt: skip
 from .pointwise import row_bytes, sum_slices
 from .simd import (
+    get_f32,
     get_i32,
     get_i64,
     high_nibbles,
@@ -63,6 +65,7 @@ from .simd import (
     low_nibbles,
     minus_eight,
     plus_128_times,
+    splat_float,
     splat_int,
     store_bytes,
     store_floats,
@@ -168,14 +171,15 @@ def finish_tile(op, panel, offset, first, count, slices, acc):
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first
+    sums, steps = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first, get_i64(op + 8 * L_STEPS) + 4 * first
     for i in range(count):
         total = get_i32(sums + 4 * SUM_SLICES * i)
         if slices > 1:
             for part in range(1, SUM_SLICES):
                 total += get_i32(sums + 4 * (SUM_SLICES * i + part))
         shift = splat_int(total * offset)
-        y = to_floats(load_ints(acc + 64 * i) - shift) * scale + bias
+        y = to_floats(load_ints(acc + 64 * i) - shift) * scale
+        y = y * splat_float(get_f32(steps + 4 * i)) + bias
         if add:
             y = load_floats(out + stride * i) + y
         store_floats(out + stride * i, y)

@@ -6,6 +6,10 @@ as named here. Records never change after loading; what changes per step stands 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
+
 FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
@@ -22,26 +26,28 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST = range(11, 15)
-# Q_FLOATS: float32 [inverse_scale, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups that have
-# a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few tokens row by row
-# for sparse excess, or 0; Q_LAST: only the rows wanted as logits
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS = range(11, 17)
+# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
+# that have a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few tokens
+# row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32 [padded],
+# levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these steps, or ones
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
 L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
-L_EVENS = 20  # L_GROUPS has so many even ones, which stand first
+L_EVENS, L_STEPS = range(20, 22)  # L_GROUPS has so many even ones, which stand first; L_STEPS is Q_STEPS
 # L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
 # [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
 
-# rotary embedding in place on q; k and v are appended to the cache
+# rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
 
 # softmax(q·kᵀ)·v
 A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = (
     range(1, 12)
 )
-# keys float32 [g, context/16, d, 16], values float32 [g, context, d padded to 16]; A_FLOATS: float32 [scale]
+# keys float32 [slot, g, context/16, d, 16], values float32 [slot, g, context, d padded to 16];
+# A_FLOATS: float32 [scale]
 
 # the same over an int8 cache (attention8.py has the layouts); one set of fields serves both records
 I_QKV, I_STRIDE, I_HEADS, I_GROUPS, I_SIZE, I_COS, I_SIN, I_FLOATS, I_CONTEXT, I_QUERIES = range(1, 11)
@@ -55,7 +61,13 @@ JOB_WORDS = 10
 LOOKUP = 128  # bytes: 64 picks, 64 values
 
 # step words (int64)
-STEP_TOKENS, STEP_PAST, STEP_LOGITS, STEP_IDS = range(4)
+STEP_TOKENS, STEP_PIECES, STEP_LOGITS, STEP_IDS, STEP_TABLE, STEP_ROWS = range(6)
+STEP_WORDS = 8
+# STEP_TABLE: int64 [pieces, 4], whose tokens they are (pieces.py); STEP_ROWS: int64 [logits], rows wanted as
+# logits
+PIECE_SLOT, PIECE_ROW, PIECE_ROWS, PIECE_PAST = range(4)
+PIECE_BYTES = 32
+PIECE = 8  # most rows of a piece: a work item of attention is a piece and a K/V group
 
 # team words (int64), a cache line apart where threads write them
 T_STEP, T_STOP = 0, 8  # the step number; non-zero when the team is to end
@@ -65,11 +77,22 @@ T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
-SUM_SLICES = 4  # Q_SUMS, L_SUMS: int32 [tokens, 4], sums of four slices of a row; of many tokens the first is all
+SUM_SLICES = 4  # Q_SUMS, L_SUMS: int32 [tokens, 4], of slices of a row; of many tokens the first is all
 SPARSE_TOKENS = 8  # up to this many tokens, excess is looked up; for more a panel is unpacked with it
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
-FEW_TOKENS = 8  # up to this many tokens, blocks of the context are shared out among threads; else tokens
+FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
+
+
+def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) -> int:
+    """Segments (slot, rows, past), one after the other, → `table` int64 [n, 4]; returns how many pieces."""
+    count = row = 0
+    for slot, rows, past in segments:
+        for start in range(0, rows, PIECE):
+            table[count] = slot, row + start, min(PIECE, rows - start), past + start
+            count += 1
+        row += rows
+    return count
 
 
 def attention_scratch(size: int, context: int) -> int:

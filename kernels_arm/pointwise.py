@@ -29,6 +29,8 @@ from .ops import (
     Q_OUT,
     Q_PADDED,
     Q_ROWS,
+    Q_SHARES,
+    Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
     R_CONTEXT,
@@ -44,25 +46,27 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
-    STEP_PAST,
+    STEP_ROWS,
     STEP_TOKENS,
     SUM_SLICES,
     SWIGLU,
 )  # fmt: skip
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .pieces import past_of, piece_from, piece_of, slot_of
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     add_doubles,
     add_squares,
     get_f32,
+    get_i8,
     get_i32,
     get_i64,
-    get_i8,
-    get_u16,
     get_u8,
+    get_u16,
     greater,
     high_digits,
     load_doubles,
     load_floats,
+    max_floats,
     no_doubles,
     power_of_two,
     round_even,
@@ -172,15 +176,25 @@ def swiglu_row(op, x, first, last, y):
         store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(up + at))
 
 
+@kernel
+def reach_of(op, x):
+    """The largest |x| · levels / limit of the row: a step of this over `levels` keeps all within limits."""
+    shares, top, zero = get_i64(op + 8 * Q_SHARES), splat_float(FLOOR), splat_float(ZERO)
+    for at in range(0, 4 * get_i64(op + 8 * Q_PADDED), 64):
+        v = load_floats(x + at)
+        top = greater(greater(v, zero - v) * load_floats(shares + at), top)
+    return max_floats(top)
+
+
 def _quantizer(wide: bool):
     @inlined
-    def quantize(op, x, first, last, digits, stride, row, high):
-        """X = clip(round(x · inverse_scale), ±limit): low digits, 4 columns each `stride` bytes; returns Σ X.
+    def quantize(op, x, inverse_step, first, last, digits, stride, row, high):
+        """X = clip(round(x · inverse step), ±limit): low digits, 4 columns each `stride` bytes; returns Σ X.
 
         Where `row` is not 0, they go there too, side by side. Of `wide` rows X = 128 · H + L in flattened
         channels, and all high digits (0 in the others) go to `high`, side by side.
         """
-        limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(get_f32(get_i64(op + 8 * Q_FLOATS)))
+        limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
         total, zero = splat_int(np.int32(0)), splat_float(ZERO)
         for k in range(first, last, 16):
             limit = load_floats(limits + 4 * k)
@@ -203,15 +217,16 @@ _quantize_plain, _quantize_wide = _quantizer(False), _quantizer(True)
 
 
 @kernel
-def quantize_row(op, x, first, last, i, tile, digits, row, high):
+def quantize_row(op, x, inverse_step, first, last, i, tile, digits, row, high):
     """Columns first … last of a row, into place i of its tile and, if `row` is not 0, there; returns Σ X.
 
     `high` has room for a byte a column.
     """
-    padded, extras, groups = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_GROUPS)
+    padded, extras = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_EXTRAS)
+    groups = get_i64(op + 8 * Q_GROUPS)
     if extras == 0:
-        return _quantize_plain(op, x, first, last, digits + 4 * i, 4 * tile, row, high)
-    total = _quantize_wide(op, x, first, last, digits + 4 * i, 4 * tile, row, high)
+        return _quantize_plain(op, x, inverse_step, first, last, digits + 4 * i, 4 * tile, row, high)
+    total = _quantize_wide(op, x, inverse_step, first, last, digits + 4 * i, 4 * tile, row, high)
     own, own_row = digits + padded * tile + 4 * i, row + padded
     for e in range(extras):
         column = 4 * np.int64(get_i32(groups + 4 * e))
@@ -248,44 +263,55 @@ def sum_slices(tokens):
 
 
 @kernel
-def quantize_tile(op, rows, start, count, few, first, last, sums, scratch):
-    """`count` tokens from number `start` on, columns first … last: norm or activation, digits, their sums."""
-    kind, padded = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED)
-    stride, size = get_i64(op + 8 * Q_IN_STRIDE), padded + 4 * get_i64(op + 8 * Q_EXTRAS)
+def quantize_tile(op, rows, numbers, start, count, few, first, last, sums, scratch):
+    """`count` tokens from number `start` on, columns first … last: norm or activation, digits, their sums.
+
+    `numbers` are the rows' numbers, or 0: one after the other. A step per token needs whole rows.
+    """
+    padded, stride = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_IN_STRIDE)
+    shares = get_i64(op + 8 * Q_SHARES)
+    size, kind = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_KIND)
     tile, digits, high = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size, scratch + 4 * padded
-    for i in range(count):
-        x = rows + stride * (start + i)
+    begin, end = (0, padded) if shares else (first, last)
+    for token in range(start, start + count):
+        x = rows + stride * (get_i64(numbers + 8 * token) if numbers else token)
         if kind == NORM:
-            norm_row(op, x, inverse_norm(op, x, padded), first, last, scratch)
+            norm_row(op, x, inverse_norm(op, x, padded), begin, end, scratch)
             x = scratch
         elif kind == SWIGLU:
-            swiglu_row(op, x, first, last, scratch)
+            swiglu_row(op, x, begin, end, scratch)
             x = scratch
-        row = few + (start + i) * row_bytes(size) if few else 0
-        total = quantize_row(op, x, first, last, i, tile, digits, row, high)
-        set_i32(sums + 4 * SUM_SLICES * (start + i), total)
+        step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
+        if shares:
+            reach, levels = reach_of(op, x), inverse
+            step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+        set_f32(get_i64(op + 8 * Q_STEPS) + 4 * token, step_size)
+        row = few + token * row_bytes(size) if few else 0
+        total = quantize_row(op, x, inverse, first, last, token - start, tile, digits, row, high)
+        set_i32(sums + 4 * SUM_SLICES * token, total)
 
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
     """Items first … last. `scratch` holds a row of floats and one of bytes.
 
-    A tile is the work of one thread, or of few by columns: its tokens lie word by word in the same cache lines.
+    Of many a tile is one thread's: its tokens lie word by word in the same cache lines.
     """
     wants_all = get_i64(op + 8 * Q_LAST) == 0
     tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    rows = get_i64(op + 8 * Q_IN) + (0 if wants_all else (tokens - wanted) * get_i64(op + 8 * Q_IN_STRIDE))
-    tokens, padded, sums = tokens if wants_all else wanted, get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_SUMS)
+    rows, numbers = get_i64(op + 8 * Q_IN), 0 if wants_all else get_i64(step + 8 * STEP_ROWS)
+    tokens, padded = tokens if wants_all else wanted, get_i64(op + 8 * Q_PADDED)
+    sums = get_i64(op + 8 * Q_SUMS)
     few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
     if sum_slices(tokens) == 1:
         for start in range(first * full_tile(), min(last * full_tile(), tokens), full_tile()):
             count = min(full_tile(), tokens - start)
-            quantize_tile(op, rows, start, count, few, 0, padded, sums, scratch)
+            quantize_tile(op, rows, numbers, start, count, few, 0, padded, sums, scratch)
         return
     each = slice_columns(padded)
     for part in range(first, last):
         begin, end = min(part * each, padded), min((part + 1) * each, padded)
-        quantize_tile(op, rows, 0, tokens, few, begin, end, sums + 4 * part, scratch)
+        quantize_tile(op, rows, numbers, 0, tokens, few, begin, end, sums + 4 * part, scratch)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
@@ -305,8 +331,10 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width = size // 2, (size + 15) // 16 * 16
+    piece = piece_of(step, 0)
     for token in range(first, last):
-        position = get_i64(step + 8 * STEP_PAST) + token
+        piece = piece_from(piece, token)
+        position = past_of(piece) + token
         row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
         cos = get_i64(op + 8 * R_COS) + 4 * half * position
         sin = get_i64(op + 8 * R_SIN) + 4 * half * position
@@ -315,8 +343,9 @@ def run_rotate(op, step, first, last):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
-            block = group * (context // 16) + (position >> 4)
+            cached = groups * slot_of(piece) + group
+            block = cached * (context // 16) + (position >> 4)
             rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
-            out = values + 4 * width * (group * context + position)
+            out = values + 4 * width * (cached * context + position)
             for i in range(size):
                 set_f32(out + 4 * i, get_f32(v + 4 * i))

@@ -15,6 +15,8 @@ import numpy as np
 
 DIGIT = 128  # X = 128·H + L, L in [−64, 63], for channels whose limit exceeds one int8
 
+FLOOR = np.float32(1e-30)  # of a largest magnitude: what is smaller counts as zero
+
 # exp: 2^n · p(r), |r| ≤ ln2/2; minimax coefficients of Cephes expf (S. Moshier), error < 2 ulp
 EXP_LOW, EXP_HIGH = np.float32(-87.0), np.float32(88.0)
 LOG2E = np.float32(1.44269504088896341)
@@ -65,6 +67,16 @@ def quantize(x: np.ndarray, inverse_scale: np.float32, limit: np.ndarray) -> np.
     return np.minimum(np.maximum(steps, -bound), bound).astype(np.int32)
 
 
+def quantize_token(x: np.ndarray, limit: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [m, k] → int32 X [m, k] and float32 [m], each token's step: the least for which |X| ≤ limit.
+
+    limit is levels times the pieces of each channel.
+    """
+    most = np.float32(levels)
+    largest = np.maximum((np.abs(x) * (most / limit.astype(np.float32))).max(-1), FLOOR)
+    return np.rint(x * (most / largest)[:, None]).astype(np.int32), largest / most
+
+
 def digits(x: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """X int32 [m, k] → (low, high) int8 with X = 128·high + low; high is 0 where limit ≤ 127."""
     high = np.where(limit > 127, (x + DIGIT // 2) >> 7, 0)
@@ -76,9 +88,14 @@ def integer_product(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (x.astype(np.int64) @ weights.astype(np.int64).T).astype(np.int32)
 
 
-def scale_product(acc: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """int32 [m, n] → float32 [m, n]."""
-    return acc.astype(np.float32) * scale + bias
+def scale_product(
+    acc: np.ndarray, scale: np.ndarray, bias: np.ndarray, step: np.ndarray | None = None
+) -> np.ndarray:
+    """int32 [m, n] → float32 [m, n]; step [m] where each token has its own."""
+    y = acc.astype(np.float32) * scale
+    if step is not None:
+        y *= step[:, None]
+    return y + bias
 
 
 def rotary_table(positions: np.ndarray, inverse_frequency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +133,6 @@ SUM_STEPS, PART_OF_SUM = (
     np.float32(2.0**22),
     np.float32(2.0**-22),
 )  # a block's sum of weights stays below 2^31
-FLOOR = np.float32(1e-30)  # of a largest magnitude: what is smaller counts as zero
 LOWEST = np.float32(-1e30)  # of a block's largest score: a block that a row does not see has it
 KV_BLOCK = 256  # positions, counted from 0
 

@@ -460,8 +460,8 @@ def add_tile(typing, address, stride, tile):
 
     def emit(context, builder, signature, args):
         for i, row in enumerate(cgutils.unpack_tuple(builder, args[2], tile.count)):
-            at = _address(builder, builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i))), row.type)
-            before = builder.load(at)
+            at = builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i)))
+            before = builder.load(at := _address(builder, at, row.type))
             before.align = 4
             builder.store(builder.add(before, row), at).align = 4
         return context.get_dummy_value()

@@ -41,7 +41,7 @@ def base_of(typing, place):
 
 @intrinsic
 def to_lookups(typing, tile):
-    """A tile in the form to which lookups are added. VNNI has a vector more, what offset digits give too much."""
+    """A tile in the form to which lookups are added. VNNI has a vector more: what offsets add."""
     more = int(simd.tier().name == "avx512vnni")
     result = types.UniTuple(ints16, tile.count + more)
 
@@ -69,10 +69,10 @@ def from_lookups(typing, tile):
 
 @intrinsic
 def look_up(typing, tile, row, stride, picks):
-    """tile[i][r] += Σ_j row_i[picks[4r + j]] · values[4r + j], j < 4, r < 16, of a tile as `to_lookups` makes it.
+    """tile[i][r] += Σ_j row_i[picks[4r + j]] · values[4r + j], j < 4, r < 16 (`to_lookups`).
 
-    `row` is the address of int8 digits in token 0's row, the next token's are `stride` bytes on; `picks` that of
-    64 bytes below `window()`, which 64 int8 values follow.
+    `row` is the address of int8 digits in token 0's row, the next token's are `stride` bytes on; `picks` that
+    of 64 bytes below `window()`, which 64 int8 values follow.
     """
     tier = simd.tier().name
 

@@ -1,4 +1,8 @@
-"""The K/V cache of one sequence, float32 or int8, in the order in which the kernels read it."""
+"""The K/V caches of the sequences of a backend, float32 or int8, in the order in which the kernels read them.
+
+Each sequence has a slot: a region for `context` positions in every layer. Its pages take memory when they are
+written, not before.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +18,56 @@ BLOCK = 16
 
 
 class FloatCache:
-    """Keys float32 [layers, g, context/16, d, 16] and values float32 [layers, g, context, d padded to 16]."""
+    """Keys float32 [layers, slots, g, context/16, d, 16], values float32 [layers, slots, g, context, d padded
+    to 16].
+    """
 
-    def __init__(self, layers: int, groups: int, size: int, context: int):
+    def __init__(self, layers: int, groups: int, size: int, context: int, slots: int = 1):
         self.context = padded(context, BLOCK)
-        self.keys = _zeros((layers, groups, self.context // BLOCK, size, BLOCK), np.float32)
-        self.values = _zeros((layers, groups, self.context, padded(size, BLOCK)), np.float32)
+        self.keys = _zeros((layers, slots, groups, self.context // BLOCK, size, BLOCK), np.float32)
+        self.values = _zeros((layers, slots, groups, self.context, padded(size, BLOCK)), np.float32)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot `target` gets the first `length` positions of slot `source`."""
+        blocks = -(-length // BLOCK)
+        self.keys[:, target, :, :blocks] = self.keys[:, source, :, :blocks]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
     @staticmethod
     def bytes_needed(layers: int, groups: int, size: int, context: int) -> int:
+        """Of one slot."""
         return 4 * layers * groups * padded(context, BLOCK) * (size + padded(size, BLOCK))
 
 
 class Int8Cache:
-    """Keys int8 [layers, g, context/16, d/4, 16, 4], values int8 [layers, g, context/256, d/16, 64, 16, 4] (d
-    padded to 16), and a float32 scale per token and head of each, [layers, g, context].
+    """Keys int8 [layers, slots, g, context/16, d/4, 16, 4], values int8 [layers, slots, g, context/256, d/16,
+    64, 16, 4] (d padded to 16), and a float32 scale per token and head of each, [layers, slots, g, context].
     """
 
-    def __init__(self, layers: int, groups: int, size: int, context: int):
+    def __init__(self, layers: int, groups: int, size: int, context: int, slots: int = 1):
         self.context, width = padded(context, KV_BLOCK), padded(size, BLOCK)
-        panels, steps = width // BLOCK, KV_BLOCK // 4
-        self.keys = _zeros((layers, groups, self.context // BLOCK, width // 4, BLOCK, 4), np.int8)
-        blocks = self.context // KV_BLOCK
-        self.values = _zeros((layers, groups, blocks, panels, steps, BLOCK, 4), np.int8)
-        self.key_scales = _zeros((layers, groups, self.context), np.float32)
-        self.value_scales = _zeros((layers, groups, self.context), np.float32)
+        panels, steps, blocks = width // BLOCK, KV_BLOCK // 4, self.context // KV_BLOCK
+        self.keys = _zeros((layers, slots, groups, self.context // BLOCK, width // 4, BLOCK, 4), np.int8)
+        self.values = _zeros((layers, slots, groups, blocks, panels, steps, BLOCK, 4), np.int8)
+        self.key_scales = _zeros((layers, slots, groups, self.context), np.float32)
+        self.value_scales = _zeros((layers, slots, groups, self.context), np.float32)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot `target` gets the first `length` positions of slot `source`."""
+        steps = -(
+            -length // 4
+        )  # of four positions; the rest of the last one is overwritten before it is seen
+        for block, start in enumerate(range(0, steps, KV_BLOCK // 4)):
+            part = slice(0, min(steps - start, KV_BLOCK // 4))
+            self.values[:, target, :, block, :, part] = self.values[:, source, :, block, :, part]
+        blocks = -(-length // BLOCK)
+        self.keys[:, target, :, :blocks] = self.keys[:, source, :, :blocks]
+        for scales in (self.key_scales, self.value_scales):
+            scales[:, target, :, :length] = scales[:, source, :, :length]
 
     @staticmethod
     def bytes_needed(layers: int, groups: int, size: int, context: int) -> int:
+        """Of one slot."""
         return 2 * layers * groups * padded(context, KV_BLOCK) * (padded(size, BLOCK) + 4)
 
 

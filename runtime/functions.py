@@ -18,7 +18,11 @@ from runtime.graph import Graph, Node, Tensor
 DOMAIN, VERSION = "flatlm", 1
 STANDARD = ("Add",)  # operators of the standard domain that a graph may call
 
-# FlatLinear's eleventh input in the file, not in a Graph: it tells onnxruntime which product to use
+# By the activations' step: one for the tensor, one for each token
+LINEAR, TOKEN_LINEAR = "FlatLinear", "FlatLinearToken"
+LINEARS = (LINEAR, TOKEN_LINEAR)
+
+# Their last input in the file, not in a Graph: it tells onnxruntime which product to use
 SIGNED = "signed_activations"
 
 ATTENTION, INT8_ATTENTION = "RotaryAttention", "RotaryAttentionInt8"  # by the cache's type
@@ -47,6 +51,16 @@ class Signature:
 
 
 _MATRIX = {"rows": int, "columns": int, "offset": int}
+_ROWS = {
+    "weight": Constant(PACKED),
+    "scale": Constant("float32", ("rows",)),
+    "bias": Constant("float32", ("rows",)),
+}
+_PIECES = {
+    "limit": Constant("float32", ("columns",)),
+    "source": Constant("int64", ("F",)),
+    "low": Constant("float32", ("F",)),
+}
 _EXCESS = {"excess_delta": Constant("uint8", ("E",)), "excess_value": Constant("int8", ("E",))}
 
 FUNCTIONS: dict[str, Signature] = {
@@ -59,18 +73,13 @@ FUNCTIONS: dict[str, Signature] = {
         _MATRIX,
     ),
     "Norm": Signature({"x": None, "weight": Constant("float32", ("k",))}, ("y",), {"epsilon": float}),
-    "FlatLinear": Signature(
-        {
-            "x": None,
-            "weight": Constant(PACKED),
-            "scale": Constant("float32", ("rows",)),
-            "bias": Constant("float32", ("rows",)),
-            "inverse_scale": Constant("float32"),
-            "limit": Constant("float32", ("columns",)),
-            "source": Constant("int64", ("F",)),
-            "low": Constant("float32", ("F",)),
-            **_EXCESS,
-        },
+    LINEAR: Signature(
+        {"x": None, **_ROWS, "inverse_scale": Constant("float32"), **_PIECES, **_EXCESS},
+        ("y",),
+        {**_MATRIX, "levels": int},
+    ),
+    TOKEN_LINEAR: Signature(
+        {"x": None, **_ROWS, **_PIECES, **_EXCESS},
         ("y",),
         {**_MATRIX, "levels": int},
     ),
@@ -91,6 +100,11 @@ FUNCTIONS: dict[str, Signature] = {
     ),
     "Add": Signature({"a": None, "b": None}, ("y",)),
 }
+
+
+def named(node: Node) -> dict[str, str]:
+    """The node's inputs by their role in its signature."""
+    return dict(zip(FUNCTIONS[node.op].inputs, node.inputs, strict=True))
 
 
 def cache_types(node: Node) -> list[tuple[str, str, int]]:
@@ -143,9 +157,9 @@ def _check_node(graph: Graph, node: Node) -> None:
             _check_packed(node, name, graph.constants[name])
         else:
             _check_constant(node, name, graph.constants[name], expected, sizes)
-    if node.op in ("FlatLinear", "FlatEmbedding"):
+    if node.op in (*LINEARS, "FlatEmbedding"):
         _check_excess(graph, node)
-    if node.op == "FlatLinear":
+    if node.op in LINEARS:
         _check_flattening(graph, node)
     if node.op in ATTENTIONS:
         heads, kv_heads, size = (sizes[name] for name in ("num_heads", "kv_num_heads", "head_size"))
@@ -208,18 +222,19 @@ def _check_excess(graph: Graph, node: Node) -> None:
 
 
 def _check_flattening(graph: Graph, node: Node) -> None:
-    limit, source, low = (graph.array(name) for name in node.inputs[5:8])
+    roles = named(node)
+    limit, source, low = (graph.array(roles[role]) for role in ("limit", "source", "low"))
     columns, levels = int(node.attrs["columns"]), int(node.attrs["levels"])
     if levels not in (7, 127):
         raise _misfit(node, f"levels are 7 or 127, not {levels}")
     if source.size == 0 or source.min() < 0 or source.max() >= columns:
-        raise _misfit(node, f"{node.inputs[6]!r} names channels outside 0…{columns - 1}")
+        raise _misfit(node, f"{roles['source']!r} names channels outside 0…{columns - 1}")
     pieces = np.bincount(source, minlength=columns)
     order = np.lexsort((low, source))
     first = np.cumsum(pieces) - pieces
     wanted = (np.arange(len(source)) - np.repeat(first, pieces)) * levels
     if not np.array_equal(low[order], wanted) or not np.array_equal(limit, pieces * levels):
-        raise _misfit(node, f"the pieces in {node.inputs[7]!r} do not add up to {node.inputs[5]!r}")
+        raise _misfit(node, f"the pieces in {roles['low']!r} do not add up to {roles['limit']!r}")
     if pieces.max() > 127:
         raise _misfit(node, f"{pieces.max()} pieces of one channel, the format has room for 127")
 

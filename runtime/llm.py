@@ -4,32 +4,32 @@
         for piece in llm.stream_chat([{"role": "user", "content": "What is the capital of France?"}]):
             print(piece, end="", flush=True)
 
-There is one path: an answer is a `Stream`, and the calls that return a `Completion` run one to its end. One
-thread owns an LLM; a new answer ends the one before it.
+An answer is a `Stream`, and the calls that return a `Completion` run one to its end; `answer_many` writes
+several side by side. One thread owns an LLM; a new answer ends those before it.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime import engine, prompt, prompt_styles
+from runtime import engine, many, prompt, prompt_styles
+from runtime.answer import AnswerText, Completion, Prompt, Timings
+from runtime.batch import Batch
 from runtime.drafting.spec import build_speculator, parse_draft
-from runtime.drafting.speculator import DraftTimings, Speculator
+from runtime.drafting.speculator import Speculator
 from runtime.drafting.verify import Rule, invariant, rejection
 from runtime.errors import BackendError, ContextError
 from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
 from runtime.progress import Progress
 from runtime.sampler import Sampler, make_sampler
-from runtime.stop_text import StopText
-from runtime.tokenizer import Detokenizer, Tokenizer, load_tokenizer
+from runtime.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
@@ -49,44 +49,12 @@ class NoTemplateWarning(UserWarning):
     """A model without a chat template was asked to chat."""
 
 
-@dataclass(frozen=True)
-class Timings:
-    """What an answer cost. Prefill is the time to the first token; decode that from the first to the last."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0  # of the prompt, still held from the answer before
-    prefill_seconds: float = 0.0
-    generated_tokens: int = 0  # with the token that ended the answer
-    decode_seconds: float = 0.0
-    drafting: DraftTimings | None = None  # None: plain decoding
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens read per second."""
-        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens written per second; the first one belongs to the prefill."""
-        return _rate(self.generated_tokens - 1, self.decode_seconds)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `finish_reason`: stop (end token or stop text), length (n or context), interrupted."""
-
-    text: str
-    tokens: tuple[int, ...]  # without the token that ended it
-    finish_reason: str
-    timings: Timings
-    seed: int
-
-
 class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
     def __init__(self, path: str | Path, **options: Any) -> None:
-        """`options` are BackendOptions (backend, device, threads, ctx) and DraftOptions (draft, draft_rule).
+        """`options` are BackendOptions (backend, device, threads, ctx, batch) and DraftOptions (draft,
+        draft_rule).
 
         Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
         """
@@ -135,8 +103,8 @@ class LLM:
     ) -> None:
         self.backend, self.tokenizer, self.template = backend, tokenizer, template
         self.speculator, self._draft_rule = speculator, draft_rule
-        self._held: list[int] = []  # the ids the backend's sequence consists of
-        self._current: Stream | None = None
+        self.batch = Batch(backend)
+        self._current: Stream | Generator[tuple[int, Completion], None, None] | None = None
 
     def generate(self, text: str, **options: Any) -> Completion:
         """Continue `text` as it is, without a template. `options` are SamplingOptions: n, temp, stop …"""
@@ -148,10 +116,19 @@ class LLM:
 
     def stream(self, text: str, *, progress: Progress | None = None, **options: Any) -> Stream:
         """Like `generate`, as an iterator over pieces of text."""
-        ids = self.tokenizer.encode(text)
-        return self.stream_ids(ids, from_json(options, SamplingOptions), continues=True, progress=progress)
+        return self.stream_prompt(self.text_prompt(text, **options), progress)
 
     def stream_chat(
+        self, messages: Sequence[prompt.Message], *, progress: Progress | None = None, **options: Any
+    ) -> Stream:
+        """Like `chat`, as an iterator over pieces of text."""
+        return self.stream_prompt(self.chat_prompt(messages, **options), progress)
+
+    def text_prompt(self, text: str, **options: Any) -> Prompt:
+        """`text` to be continued as it is. `options` are SamplingOptions."""
+        return Prompt(self.tokenizer.encode(text), from_json(options, SamplingOptions), continues=True)
+
+    def chat_prompt(
         self,
         messages: Sequence[prompt.Message],
         *,
@@ -159,13 +136,11 @@ class LLM:
         prompt_style: str = "plain",
         re2: bool = False,
         reads: int = 2,
-        progress: Progress | None = None,
         **options: Any,
-    ) -> Stream:
-        """Like `chat`, as an iterator over pieces of text. How the last message is put: PromptOptions."""
+    ) -> Prompt:
+        """`messages` to be answered. How the last one is put: PromptOptions; `options`: SamplingOptions."""
         put = prompt_styles.styled(messages, PromptOptions(prompt_style, re2, reads))
-        ids = self.chat_ids(put, tools)
-        return self.stream_ids(ids, from_json(options, SamplingOptions), progress=progress)
+        return Prompt(self.chat_ids(put, tools), from_json(options, SamplingOptions))
 
     def chat_ids(
         self, messages: Sequence[prompt.Message], tools: Sequence[dict[str, Any]] | None = None
@@ -179,25 +154,29 @@ class LLM:
         text = prompt.render(self.template, messages, special=self.tokenizer.special, tools=tools)
         return self.tokenizer.encode(text, special=False)
 
-    def stream_ids(
-        self,
-        ids: Sequence[int],
-        options: SamplingOptions,
-        *,
-        continues: bool = False,
-        progress: Progress | None = None,
-    ) -> Stream:
-        """The answer to a prompt of ids. `continues`: its text goes on where the prompt's ends, space too.
+    def stream_prompt(self, wanted: Prompt, progress: Progress | None = None) -> Stream:
+        """The answer to a prompt as an iterator over pieces of text.
 
         Raises ContextError (with both numbers) before anything is computed.
         """
-        engine.check_prompt(self.backend, ids)
+        engine.check_prompt(self.backend, wanted.ids)
+        stream = Stream(self, wanted.seeded(), progress)
+        self._begin(stream)
+        return stream
+
+    def answer_many(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Completion]]:
+        """(number of the prompt, its answer) as answers end, `batch` of them written side by side.
+
+        Each is the answer it would be alone; nothing is drafted. Prompts are taken as there is room for them.
+        """
+        answers = many.answer_many(self.batch, self.tokenizer, prompts, self.backend.slots)
+        self._begin(answers)
+        return answers
+
+    def _begin(self, answers: Stream | Generator[tuple[int, Completion], None, None]) -> None:
         if self._current is not None:
             self._current.close()
-        if options.seed < 0:
-            options = replace(options, seed=secrets.randbits(32))
-        self._current = Stream(self, list(ids), options, continues, progress)
-        return self._current
+        self._current = answers
 
     def close(self) -> None:
         """Free the memory of the model and its drafters. The LLM cannot be used after."""
@@ -215,17 +194,13 @@ class LLM:
 class Stream(Iterator[str]):
     """An answer as it is written: iterate for pieces of text; `completion` is what there is at any time."""
 
-    def __init__(
-        self, llm: LLM, ids: list[int], options: SamplingOptions, continues: bool, progress: Progress | None
-    ) -> None:
-        self._llm, self._prompt, self._options = llm, ids, options
-        self._detokenizer = Detokenizer(llm.tokenizer, ids[-16:] if continues else ())
-        self._stop_text = StopText(options.stop)
-        self._tokens: list[int] = []
+    def __init__(self, llm: LLM, wanted: Prompt, progress: Progress | None) -> None:
+        self._llm, self._prompt = llm, wanted
+        self._answer = AnswerText(llm.tokenizer, wanted)
         self._text: list[str] = []
         self._reason = "interrupted"
         self._ended = False
-        self._timings = Timings(prompt_tokens=len(ids))
+        self._timings = Timings(prompt_tokens=len(wanted.ids))
         self.source = ""  # the drafter whose token the last piece came with; empty: the model itself
         self._pieces = self._run(progress)
 
@@ -243,7 +218,7 @@ class Stream(Iterator[str]):
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """What the model was sent."""
-        return tuple(self._prompt)
+        return tuple(self._prompt.ids)
 
     def close(self) -> None:
         """End the answer here; what was produced stays in `completion`."""
@@ -254,46 +229,35 @@ class Stream(Iterator[str]):
         """The answer so far; after an interrupt it includes text that was held back."""
         text = "".join(self._text)
         if not self._ended:
-            text += self._stop_text.held
-        return Completion(text, tuple(self._tokens), self._reason, self._timings, self._options.seed)
+            text += self._answer.held
+        seed = self._prompt.options.seed
+        return Completion(text, tuple(self._answer.tokens), self._reason, self._timings, seed)
 
     def _run(self, progress: Progress | None) -> Generator[str, None, None]:
-        llm, stop_ids = self._llm, self._llm.tokenizer.eos_ids
-        sampler = make_sampler(self._options)
+        llm, options = self._llm, self._prompt.options
+        sampler = make_sampler(options)
         if llm.speculator is not None:
-            llm.speculator.begin(draft_rule(llm._draft_rule, sampler, self._options))
+            llm.speculator.begin(draft_rule(llm._draft_rule, sampler, options))
         ids = engine.generate(
             llm.backend,
-            self._prompt,
+            self._prompt.ids,
             sampler,
-            self._options.n,
-            stop_ids,
-            held=llm._held,
+            options.n,
+            llm.tokenizer.eos_ids,
+            held=llm.batch.held[0],
             progress=progress,
             on_reuse=lambda count: self._count(reused_tokens=count),
             speculator=llm.speculator,
         )
         for number in self._timed(ids):
-            if number in stop_ids:
-                self._reason = "stop"
-                break
-            self._tokens.append(number)
-            piece = self._stop_text.push(self._detokenizer.push(number))
-            if piece:
+            if piece := self._answer.push(number):
                 yield piece
-            if self._stop_text.found:
-                self._reason = "stop"
+            if self._answer.stopped:
                 break
-        else:
-            self._reason = "length"
-        yield from self._rest()
+        self._reason = "stop" if self._answer.stopped else "length"
+        if piece := self._answer.finish():
+            yield piece
         self._ended = True
-
-    def _rest(self) -> Iterator[str]:
-        if not self._stop_text.found:
-            piece = self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()
-            if piece:
-                yield piece
 
     def _timed(self, ids: Iterator[int]) -> Iterator[int]:
         """Pass `ids` on, counting the time each took; the reader's own time between two is not ours."""
@@ -330,7 +294,7 @@ def open_beside(target: Backend, drafter: Path, options: BackendOptions) -> Back
 
     artifact = open_artifact(drafter)
     context = min(target.context, artifact.manifest.context_length)
-    return open_named(target.name, artifact, replace(options, ctx=context))
+    return open_named(target.name, artifact, replace(options, ctx=context, batch=1))
 
 
 def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
@@ -352,15 +316,18 @@ def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
 
 
 def open_named(name: str, artifact: Artifact, options: BackendOptions) -> Backend:
-    """The backend `name` with threads, context and device of `options`; BackendError, ContextError."""
+    """The backend `name` as `options` say; BackendError, ContextError, ResourceError."""
     from runtime.backends import open_backend
 
     most = artifact.manifest.context_length
     if options.ctx is not None and options.ctx > most:
         raise ContextError(f"--ctx {options.ctx} is more than the model was made for, {most} tokens")
     context = options.ctx or min(most, DEFAULT_CONTEXT)
-    return open_backend(name, artifact, threads=options.threads, context=context, device=options.device)
-
-
-def _rate(tokens: int, seconds: float) -> float:
-    return tokens / seconds if seconds > 0 and tokens > 0 else 0.0
+    return open_backend(
+        name,
+        artifact,
+        threads=options.threads,
+        context=context,
+        device=options.device,
+        slots=options.batch,
+    )

@@ -19,19 +19,21 @@ def available_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def require_memory(graph: Graph, context: int) -> None:
-    """ResourceError where weights and a full K/V cache exceed the memory that is available."""
+def require_memory(graph: Graph, context: int, slots: int = 1) -> None:
+    """ResourceError where weights and full K/V caches of `slots` sequences exceed the available memory."""
     available = available_bytes()
     weights = sum(tensor.data.nbytes for tensor in graph.constants.values())
-    cache = cache_bytes(graph, context)
+    cache = slots * cache_bytes(graph, context)
     if available is not None and weights + cache > available:
         raise ResourceError(
             f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a "
-            f"context of {context} tokens), {_mb(available)} are free: use a smaller --ctx or model"
+            f"context of {context} tokens{f' for {slots} sequences' if slots > 1 else ''}), {_mb(available)} "
+            f"are free: use a smaller {'--batch, ' if slots > 1 else ''}--ctx or model"
         )
 
 
 def cache_bytes(graph: Graph, context: int) -> int:
+    """Of one sequence."""
     layers = [node for node in graph.nodes if node.op in ATTENTIONS]
     first, cache = layers[0].attrs, Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
     return cache.bytes_needed(len(layers), int(first["kv_num_heads"]), int(first["head_size"]), context)

@@ -113,7 +113,7 @@ def _read_node(message: memoryview) -> Node:
         elif number == 5:
             attrs.update([_read_attribute(wire.message(value))])
     name, op, domain = ("".join(strings[number]) for number in (3, 4, 7))
-    if op == "FlatLinear" and strings[1][-1:] == [functions.SIGNED]:
+    if op in functions.LINEARS and strings[1][-1:] == [functions.SIGNED]:
         del strings[1][-1]
     node = Node(op, tuple(strings[1]), tuple(strings[2]), attrs, name)
     if (op in functions.STANDARD) != (domain == "") or domain not in ("", functions.DOMAIN):

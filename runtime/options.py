@@ -127,6 +127,7 @@ class BackendOptions:
         high=2**24,
         help="tokens the context holds; default: the model's, at most 4096",
     )
+    batch: int = option(1, low=1, high=512, help="sequences that are computed together")  # verbs have flags
 
     def __post_init__(self) -> None:
         check_fields(self)

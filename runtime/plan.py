@@ -26,7 +26,7 @@ from kernels_arm.team import aligned
 
 from .cache import FloatCache, Int8Cache, KVCache
 from .errors import FormatError
-from .functions import ATTENTIONS, INT8_ATTENTION
+from .functions import ATTENTIONS, INT8_ATTENTION, LINEARS, TOKEN_LINEAR, named
 from .graph import Graph, Node
 
 
@@ -38,15 +38,19 @@ class Plan:
     names: list[str]  # the node of each record
     state: np.ndarray  # step words, int64
     ids: np.ndarray  # int64 [batch]
+    pieces: np.ndarray  # int64 [batch, 4], the step's rows as pieces (kernels_arm/pieces.py)
+    rows: np.ndarray  # int64 [logit rows], the rows of a step whose logits are wanted
     logits: np.ndarray  # float32 [logit rows, vocab padded to 16]
     scratch: int  # bytes per thread
     cache: KVCache
     keep: list[np.ndarray]
 
 
-def lower(graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int) -> Plan:
-    """The plan for steps of up to `batch` tokens, `logit_rows` of them with logits."""
-    return _Lowering(graph, kernels, context, batch, logit_rows).run()
+def lower(
+    graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int, slots: int = 1
+) -> Plan:
+    """The plan for steps of up to `batch` tokens of `slots` sequences, `logit_rows` of them with logits."""
+    return _Lowering(graph, kernels, context, batch, logit_rows, slots).run()
 
 
 @dataclass
@@ -64,7 +68,7 @@ class _Rows:
 class _Lowering:
     """State of one pass over the nodes."""
 
-    def __init__(self, graph: Graph, kernels: Library, context: int, batch: int, logit_rows: int):
+    def __init__(self, graph: Graph, kernels: Library, context: int, batch: int, logit_rows: int, slots: int):
         self.graph, self.kernels, self.batch, self.logit_rows = graph, kernels, batch, logit_rows
         self.records: list[np.ndarray] = []
         self.names: list[str] = []
@@ -83,13 +87,14 @@ class _Lowering:
         head = layers[0].attrs
         self.groups, self.size = int(head["kv_num_heads"]), int(head["head_size"])
         cache = Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
-        self.cache = cache(len(layers), self.groups, self.size, context)
+        self.cache = cache(len(layers), self.groups, self.size, context, slots)
         self.few: dict[str, int] = {}  # what int8 attention shares among layers
-        self.digits, self.sums, self.digit_rows = self._digit_buffers()
+        self.digits, self.sums, self.steps, self.digit_rows = self._digit_buffers()
 
     def run(self) -> Plan:
-        ids, state = np.zeros(self.batch, np.int64), np.zeros(8, np.int64)
-        state[ops.STEP_IDS] = ids.ctypes.data
+        ids, rows = np.zeros(self.batch, np.int64), np.zeros(self.logit_rows, np.int64)
+        pieces, state = np.zeros((self.batch, 4), np.int64), np.zeros(ops.STEP_WORDS, np.int64)
+        state[[ops.STEP_IDS, ops.STEP_TABLE, ops.STEP_ROWS]] = [a.ctypes.data for a in (ids, pieces, rows)]
         for i, node in enumerate(self.graph.nodes):
             _LOWER[node.op](self, node)
             for name in {n for n in node.inputs if self.uses.get(n) == i and n in self.buffers}:
@@ -101,7 +106,7 @@ class _Lowering:
         )
         table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
         table[:] = self.records
-        return Plan(table, self.names, state, ids, logits.array, scratch, self.cache, self.keep)
+        return Plan(table, self.names, state, ids, pieces, rows, logits.array, scratch, self.cache, self.keep)
 
     # ---- buffers
     def _rows(self, name: str, columns: int, rows: int | None = None) -> _Rows:
@@ -130,20 +135,22 @@ class _Lowering:
         self.keep.append(array)
         return array.ctypes.data
 
-    def _digit_buffers(self) -> tuple[int, int, int]:
-        """Shared by all products: digits of a step's tokens, their sums, and a few tokens' row by row."""
+    def _digit_buffers(self) -> tuple[int, int, int, int]:
+        """Shared by all products: digits of a step's tokens, their sums and steps, and a few tokens' row by
+        row."""
         largest = 0
         for node in self.graph.nodes:
-            if node.op == "FlatLinear":
+            if node.op in LINEARS:
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
                 largest = max(largest, width + 4 * self._wide_groups(node).size)
         rows, row = padded(self.batch, 16), padded(largest, 64)
         digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
-        return digits.ctypes.data, self._zeros((rows * ops.SUM_SLICES,), np.int32).ctypes.data, few.ctypes.data
+        sums, steps = self._zeros((rows * ops.SUM_SLICES,), np.int32), self._zeros((rows,))
+        return digits.ctypes.data, sums.ctypes.data, steps.ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
         """Indices of the 4-column groups that hold a channel of more than one digit, even ones first."""
-        return layout.wide_groups(self.graph.array(node.inputs[5]))
+        return layout.wide_groups(self.graph.array(named(node)["limit"]))
 
     def _add(self, name: str, code: int, **fields: int) -> None:
         record = np.zeros(ops.FIELDS, np.int64)
@@ -176,7 +183,7 @@ class _Lowering:
     def fused(self, node: Node) -> None:
         """Norm and SwiGLU run inside the quantization of the FlatLinear they feed."""
         for user in self.users[node.outputs[0]]:
-            if user.op != "FlatLinear":
+            if user.op not in LINEARS:
                 raise FormatError(
                     f"node {node.name}: {node.op} must feed FlatLinear only, it feeds {user.op}"
                 )
@@ -186,13 +193,14 @@ class _Lowering:
         )
 
     def linear(self, node: Node) -> None:
-        x, weight, scale, bias, _, _, _, _, delta, value = node.inputs
+        x, weight, scale, bias = node.inputs[:4]
+        delta, value = node.inputs[-2:]
         rows, columns = int(node.attrs["rows"]), padded(int(node.attrs["columns"]), layout.COLUMNS)
         bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
         groups = self._wide_groups(node)
         excess = self._lookups(node, delta, value, groups)
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
-        shared["ROWS"] = self.digit_rows if excess else 0
+        shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
         self._add(
@@ -209,16 +217,21 @@ class _Lowering:
         maker = self.makers[x]
         kind = {"Norm": ops.NORM, "SwiGLU": ops.SWIGLU}.get(maker.op, ops.PLAIN)
         source = self.buffers[maker.inputs[0] if kind else x]
-        inverse, limit = self.graph.array(node.inputs[4]), self.graph.array(node.inputs[5])
-        true_columns = int(node.attrs["columns"])
-        floats = [inverse.reshape(-1)[0], maker.attrs.get("epsilon", 0.0), true_columns]
+        roles, true_columns = named(node), int(node.attrs["columns"])
+        limit = self.graph.array(roles["limit"])
+        if node.op == TOKEN_LINEAR:
+            factor = np.float32(node.attrs["levels"])
+            shares = self._held(factor / limit, np.float32, columns)
+        else:
+            factor, shares = self.graph.array(roles["inverse_scale"]).reshape(-1)[0], 0
+        floats = [factor, maker.attrs.get("epsilon", 0.0), true_columns]
         weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
         self.row_scratch = max(self.row_scratch, 5 * columns)
         self._add(
             node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
             Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),
             Q_LIMITS=self._held(limit, np.float32, columns), Q_WEIGHT=weight, Q_OUT=self.digits,
-            Q_SUMS=self.sums, **shared,
+            Q_SUMS=self.sums, Q_SHARES=shares, **shared,
         )  # fmt: skip
 
     def _output(self, node: Node, rows: int, last: int) -> tuple[_Rows, bool]:
@@ -307,7 +320,7 @@ class _Lowering:
         if not deltas.size:
             return {}
         rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
-        high = lookups.high_places(groups, self.graph.array(node.inputs[5]), columns)
+        high = lookups.high_places(groups, self.graph.array(named(node)["limit"]), columns)
         found = lookups.gather(self.kernels, deltas, totals, rows, columns, high)
         return {
             "L_STARTS": self._held(found.starts, np.int32),
@@ -335,7 +348,7 @@ _LOWER = {
     "FlatEmbedding": _Lowering.embedding,
     "Norm": _Lowering.fused,
     "SwiGLU": _Lowering.fused,
-    "FlatLinear": _Lowering.linear,
+    **dict.fromkeys(LINEARS, _Lowering.linear),
     "Add": _Lowering.add,
     "RotaryAttention": _Lowering.attention,
     "RotaryAttentionInt8": _Lowering.attention_int8,

@@ -23,15 +23,29 @@ def record(code: int, **fields: int) -> np.ndarray:
     return row
 
 
-def run(records: list[np.ndarray], tokens: int, scratch: int, threads: int = 1, past: int = 0) -> None:
+def run(records: list[np.ndarray], segments, scratch: int, threads: int = 1) -> None:
+    """One walk over the records for `segments` (slot, rows, past)."""
     table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
     table[:] = records
-    state = np.zeros(8, np.int64)
-    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
-    state[ops.STEP_PAST] = past
+    state, held = step_words(segments)
     team = Team(native_library(), table, state, scratch, threads)
     team.step()
     team.close()
+    del held
+
+
+def step_words(segments) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The state of a step whose every row is wanted, and what it points to."""
+    tokens = sum(rows for _, rows, _ in segments)
+    table, wanted, state = (
+        np.zeros((tokens, 4), np.int64),
+        np.arange(tokens),
+        np.zeros(ops.STEP_WORDS, np.int64),
+    )
+    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
+    state[ops.STEP_PIECES] = ops.write_pieces(table, segments)
+    state[[ops.STEP_TABLE, ops.STEP_ROWS]] = table.ctypes.data, wanted.ctypes.data
+    return state, [table, wanted]
 
 
 def fitted(array: np.ndarray, size: int, dtype) -> np.ndarray:
@@ -41,16 +55,21 @@ def fitted(array: np.ndarray, size: int, dtype) -> np.ndarray:
 
 
 def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, residual=None) -> np.ndarray:
-    """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n]."""
+    """FlatLinear through QUANTIZE and LINEAR: x [m, k], integer weights [n, k] → float32 [m, n].
+
+    inverse_scale None: FlatLinearToken, of 127 levels.
+    """
     (m, k), n = x.shape, len(weights)
     kp, np_ = padded(k, 16), padded(n, 16)
     groups = layout.wide_groups(limit)
     keep = {
         "x": np.zeros((m, kp), np.float32),
-        "floats": np.array([inverse_scale, 0, k], np.float32),
+        "floats": np.array([inverse_scale or 127, 0, k], np.float32),
         "limits": fitted(limit, kp, np.float32),
         "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
+        "shares": fitted(np.float32(127) / limit.astype(np.float32), kp, np.float32),
         "sums": np.zeros(ops.SUM_SLICES * padded(m, 16), np.int32),
+        "steps": np.zeros(padded(m, 16), np.float32),
         "rows": np.zeros(8 * padded(kp + 4 * groups.size, 64) + lookups.BEYOND, np.int8),
         "weights": aligned(layout.pack(weights, bits).nbytes),
         "scale": fitted(scale, np_, np.float32),
@@ -62,13 +81,14 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     if residual is not None:
         keep["out"][:, :n] = residual
     at = {name: array.ctypes.data for name, array in keep.items()}
-    extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data}
+    extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data, "STEPS": at["steps"]}
     excess, held = _lookups(weights, bits, np_, kp, lookups.high_places(groups, limit, kp))
     extras["ROWS"] = at["rows"] if excess else 0
     records = [
         record(
             ops.QUANTIZE, Q_KIND=ops.PLAIN, Q_IN=at["x"], Q_IN_STRIDE=4 * kp, Q_COLUMNS=k, Q_PADDED=kp,
             Q_FLOATS=at["floats"], Q_LIMITS=at["limits"], Q_OUT=at["digits"], Q_SUMS=at["sums"],
+            Q_SHARES=0 if inverse_scale is not None else at["shares"],
             **{f"Q_{name}": value for name, value in extras.items()},
         ),
         record(
@@ -79,7 +99,7 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             **{f"L_{name}": value for name, value in extras.items()},
         ),
     ]  # fmt: skip
-    run(records, m, 4096 + 16 * kp * 32, threads)
+    run(records, [(0, m, 0)], 4096 + 16 * kp * 32, threads)
     del held  # until here the record points into it
     return keep["out"][:, :n]
 

@@ -44,7 +44,7 @@ def native(qkv: np.ndarray, shape, cuts, threads: int) -> np.ndarray:
             "I_OUT_STRIDE": 4 * out_stride, "I_PARTS": parts.ctypes.data, "I_COUNTERS": counters.ctypes.data,
         }  # fmt: skip
         records = [record(ops.ROTATE8, **fields), record(ops.ATTEND8, **fields)]
-        run(records, tokens, ops.attention8_scratch(size, cache.context), threads, past=at)
+        run(records, [(0, tokens, at)], ops.attention8_scratch(size, cache.context), threads)
         at += tokens
     return out[:, : heads * size].reshape(m, heads, size)
 

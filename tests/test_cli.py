@@ -256,7 +256,7 @@ def test_a_backend_that_is_asked_for_is_not_replaced(flatlm, machine):
 
 def test_backend_options_reach_the_backend(flatlm, machine):
     flatlm("generate", "-p", "hi", "-t", "2", "-c", "64")
-    assert machine.opened == [("native", {"threads": 2, "context": 64, "device": "cpu"})]
+    assert machine.opened == [("native", {"threads": 2, "context": 64, "device": "cpu", "slots": 1})]
 
 
 # ---- chat

@@ -17,7 +17,7 @@ from export.onnx_writer import write_onnx  # noqa: E402
 from kernels_arm import layout, reference  # noqa: E402
 from runtime.backends.numpy import NumpyBackend  # noqa: E402
 from runtime.backends.ort import OrtBackend  # noqa: E402
-from runtime.functions import FUNCTIONS  # noqa: E402
+from runtime.functions import FUNCTIONS, LINEARS, TOKEN_LINEAR  # noqa: E402
 from runtime.graph import Tensor  # noqa: E402
 from runtime.onnx_reader import read_onnx  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
@@ -26,7 +26,7 @@ from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, q
 def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **attrs) -> list[np.ndarray]:
     """Runs one call of `op` on `values` (computed inputs) and `constants` in onnxruntime."""
     constants = constants or {}
-    names = [*FUNCTIONS[op].inputs, *(["signed"] if op == "FlatLinear" else [])]
+    names = [*FUNCTIONS[op].inputs, *(["signed"] if op in LINEARS else [])]
     outputs = list(FUNCTIONS[op].outputs)
     node = helper.make_node(op, names, outputs, domain="flatlm", **attrs)
     inputs = [
@@ -60,8 +60,8 @@ def _initializer(name: str, tensor: Tensor) -> TensorProto:
     )
 
 
-def linear_case(rows: int, columns: int, bits: int, excess: int, levels: int, signed: int):
-    """Random integers through FlatLinear: (result, expected), both float32."""
+def linear_case(op: str, rows: int, columns: int, bits: int, excess: int, levels: int, signed: int):
+    """Random integers through FlatLinear or FlatLinearToken: (result, expected), both float32."""
     rng = np.random.default_rng([rows, columns, bits, excess, levels])
     weights = matrix(rng, rows, columns, bits, excess)
     tensor, delta, value = packed(weights, bits)
@@ -74,15 +74,21 @@ def linear_case(rows: int, columns: int, bits: int, excess: int, levels: int, si
         "excess_value": value,
         "signed": np.array(signed, np.uint8),
     }
+    if op == TOKEN_LINEAR:
+        del arrays["inverse_scale"]
     x = (rng.standard_normal((2, 3, columns)) * levels / 6).astype(np.float32)
+    x[1, 1] = 0
     attrs = {"rows": rows, "columns": columns, "offset": layout.offset_of(bits), "levels": levels}
     constants = {"weight": tensor} | {name: Tensor.of(array) for name, array in arrays.items()}
-    (y,) = call("FlatLinear", {"x": x}, constants, **attrs)
+    (y,) = call(op, {"x": x}, constants, **attrs)
 
-    steps = np.rint(x * arrays["inverse_scale"])
-    integers = np.clip(steps, -arrays["limit"], arrays["limit"]).astype(np.int64)
-    acc = (integers @ weights.T.astype(np.int64)).astype(np.int32)
-    return y, acc.astype(np.float32) * arrays["scale"] + arrays["bias"]
+    flat, limit = x.reshape(-1, columns), arrays["limit"]
+    if op == TOKEN_LINEAR:
+        steps, step = reference.quantize_token(flat, limit, levels)
+    else:
+        steps, step = reference.quantize(flat, arrays["inverse_scale"], limit), None
+    acc = reference.integer_product(steps, weights)
+    return y, reference.scale_product(acc, arrays["scale"], arrays["bias"], step).reshape(2, 3, rows)
 
 
 @pytest.mark.parametrize("signed", [0, 1], ids=["uint8", "int8"])
@@ -97,8 +103,9 @@ def linear_case(rows: int, columns: int, bits: int, excess: int, levels: int, si
         (1, 16, 8, 0, 7),
     ],
 )
-def test_flat_linear_equals_the_integer_product_exactly(rows, columns, bits, excess, levels, signed):
-    y, expected = linear_case(rows, columns, bits, excess, levels, signed)
+@pytest.mark.parametrize("op", LINEARS)
+def test_flat_linear_equals_the_integer_product_exactly(op, rows, columns, bits, excess, levels, signed):
+    y, expected = linear_case(op, rows, columns, bits, excess, levels, signed)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -240,14 +247,15 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature():
         if name == "Add":
             continue
         body = function(name)
-        extra = ["signed"] if name == "FlatLinear" else []
+        extra = ["signed"] if name in LINEARS else []
         assert list(body.input) == [*signature.inputs, *extra]
         assert list(body.output) == list(signature.outputs)
         assert set(body.attribute) == set(signature.attrs)
 
 
-def test_a_whole_model_with_an_int8_cache_gives_numpys_bits_in_onnxruntime(tmp_path):
-    graph = quantized_graph(0, "int8")
+@pytest.mark.parametrize("model", [("int8", "static"), ("float32", "token")], ids="-".join)
+def test_a_whole_model_gives_numpys_bits_in_onnxruntime(tmp_path, model):
+    graph = quantized_graph(0, *model)
     write_onnx(graph, tmp_path)
     artifact = SimpleNamespace(graph=read_onnx(tmp_path / "model.onnx"), path=tmp_path)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT)

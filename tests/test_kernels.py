@@ -14,7 +14,9 @@ BITS = st.sampled_from([4, 8])
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 130))
 
 
-def random_layer(seed: int, m: int, n: int, k: int, bits: int, wide: float, outliers: float):
+def random_layer(
+    seed: int, m: int, n: int, k: int, bits: int, wide: float, outliers: float, by_token: bool = False
+):
     rng = np.random.default_rng(seed)
     weights = rng.integers(-8, 8, (n, k)) if bits == 4 else rng.integers(-127, 128, (n, k))
     if bits == 4:
@@ -23,12 +25,18 @@ def random_layer(seed: int, m: int, n: int, k: int, bits: int, wide: float, outl
     limit = np.where(rng.random(k) < wide, rng.integers(2, 128, k), 1).astype(np.int32) * 127
     x = (rng.standard_normal((m, k)) * limit * 0.7).astype(np.float32)
     scale, bias = rng.random(n).astype(np.float32), rng.standard_normal(n).astype(np.float32)
-    return x, np.float32(rng.random() + 0.5), limit, weights, bits, scale, bias
+    if by_token:
+        x *= np.exp(9 * rng.standard_normal((m, 1)).astype(np.float32))
+        x[rng.random(m) < 0.1] = 0
+    return x, None if by_token else np.float32(rng.random() + 0.5), limit, weights, bits, scale, bias
 
 
 def expected(x, inverse_scale, limit, weights, bits, scale, bias):
-    steps = reference.quantize(x, inverse_scale, limit)
-    return reference.scale_product(reference.integer_product(steps, weights), scale, bias)
+    if inverse_scale is None:
+        steps, step = reference.quantize_token(x, limit, 127)
+    else:
+        steps, step = reference.quantize(x, inverse_scale, limit), None
+    return reference.scale_product(reference.integer_product(steps, weights), scale, bias, step)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -37,17 +45,39 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    SHAPES, BITS, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.02, 0.5]), st.integers(0, 2**31)
+    SHAPES,
+    BITS,
+    st.sampled_from([0.0, 0.1, 1.0]),
+    st.sampled_from([0.0, 0.02, 0.5]),
+    st.booleans(),
+    st.integers(0, 2**31),
 )
-def test_a_linear_layer_equals_the_reference_for_any_shape(shape, bits, wide, outliers, seed):
-    layer = random_layer(seed, *shape, bits, wide, outliers)
+def test_a_linear_layer_equals_the_reference_for_any_shape(shape, bits, wide, outliers, by_token, seed):
+    layer = random_layer(seed, *shape, bits, wide, outliers, by_token)
     assert same_bits(linear(*layer), expected(*layer))
 
 
+@given(st.integers(1, 70), st.integers(0, 2**31))
+def test_a_step_per_token_fills_the_range_of_one_channel_and_leaves_it_for_none(k, seed):
+    x, _, limit, *_ = random_layer(seed, 5, 1, k, 8, 0.3, 0, by_token=True)
+    steps, step = reference.quantize_token(x, limit, 127)
+    full = np.abs(steps) == limit
+    assert np.all(np.abs(steps) <= limit)
+    assert np.array_equal(full.any(-1), x.any(-1))
+    assert np.all(np.abs(steps * step[:, None] - x) <= 0.5001 * step[:, None])
+
+
+@pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_do_not_change_a_bit(threads):
-    layer = random_layer(1, 37, 600, 200, 4, 0.1, 0.02)
+def test_threads_do_not_change_a_bit(threads, by_token):
+    layer = random_layer(1, 37, 600, 200, 4, 0.1, 0.02, by_token)
     assert same_bits(linear(*layer, threads=threads), linear(*layer, threads=1))
+
+
+@pytest.mark.parametrize("m", [1, 7, 30])
+def test_a_tokens_result_hangs_on_no_other_token(m):
+    x, *layer = random_layer(4, 30, 50, 100, 4, 0.1, 0.02, by_token=True)
+    assert same_bits(linear(x[:m], *layer), linear(x, *layer)[:m])
 
 
 @pytest.mark.parametrize("bits", [4, 8])

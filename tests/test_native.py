@@ -19,9 +19,12 @@ from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] * 6, [8] * 3]
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+MODELS = [("float32", "static"), ("int8", "static"), ("float32", "token")]  # cache, activations
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
 def artifact(request):
-    return SimpleNamespace(graph=quantized_graph(0, request.param))
+    return SimpleNamespace(graph=quantized_graph(0, *request.param))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_logits_equal_the_reference_however_the_tokens_are_cut(artifact, ids, ex
 
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_other_weights_agree_too(seed, ids):
-    artifact = SimpleNamespace(graph=quantized_graph(seed))
+    artifact = SimpleNamespace(graph=quantized_graph(seed, activations=("static", "token")[seed % 2]))
     backend = NativeBackend(artifact, threads=2)
     assert same_bits(backend.forward(ids, CONTEXT), NumpyBackend(artifact).forward(ids, CONTEXT))
     backend.close()

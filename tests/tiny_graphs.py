@@ -12,9 +12,12 @@ VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
 
 
-def quantized_graph(seed: int = 0, kv: str = "float32") -> Graph:
-    """A decoder of two layers; embedding and head share one weight. kv: the cache, float32 or int8."""
-    graph = _Maker(np.random.default_rng(seed)).decoder()
+def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "static") -> Graph:
+    """A decoder of two layers; embedding and head share one weight. kv: the cache, float32 or int8.
+
+    activations: "static", or "token": a step per token but in the second layer.
+    """
+    graph = _Maker(np.random.default_rng(seed), activations == "token").decoder()
     if kv == "int8":
         to_int8(graph)
     return graph
@@ -46,8 +49,8 @@ def flattening(rng: np.random.Generator, columns: int, levels: int) -> dict[str,
 
 
 class _Maker:
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng, self.graph = rng, Graph()
+    def __init__(self, rng: np.random.Generator, by_token: bool) -> None:
+        self.rng, self.by_token, self.graph = rng, by_token, Graph()
 
     def decoder(self) -> Graph:
         graph = self.graph
@@ -133,20 +136,19 @@ class _Maker:
         if not weight:
             weight = name
             self.weight(name, rows, columns, bits)
+        by_token = self.by_token and not name.startswith("layers.1.")
         steps = np.float32(levels / 2.0)  # the inputs of a tiny random model are about one
-        scale = self.graph.array(f"{weight}.scale") / steps
+        scale = self.graph.array(f"{weight}.scale")
         constants = {
-            "scale": scale,
+            "scale": scale if by_token else scale / steps,
             "bias": self.rng.standard_normal(rows).astype(np.float32) * np.float32(0.1),
-            "inverse_scale": np.array(steps),
+            **({} if by_token else {"inverse_scale": np.array(steps)}),
             **flattening(self.rng, columns, levels),
         }
         self.graph.constants |= {f"{name}.{part}": Tensor.of(array) for part, array in constants.items()}
-        inputs = (
-            *(x, f"{weight}.weight", f"{name}.scale", f"{name}.bias", f"{name}.inverse_scale"),
-            *(f"{name}.{part}" for part in ("limit", "source", "low")),
-            *(f"{weight}.excess_delta", f"{weight}.excess_value"),
-        )
+        own = (f"{name}.{part}" for part in constants)
+        inputs = (x, f"{weight}.weight", *own, f"{weight}.excess_delta", f"{weight}.excess_value")
         attrs = {"rows": rows, "columns": columns, "offset": layout.offset_of(bits), "levels": levels}
-        self.graph.nodes.append(Node("FlatLinear", inputs, (output or name,), attrs, name))
+        op = "FlatLinearToken" if by_token else "FlatLinear"
+        self.graph.nodes.append(Node(op, inputs, (output or name,), attrs, name))
         return output or name

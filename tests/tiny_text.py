@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from runtime.backends import Segment, check_fit
+
 SPECIAL = ("<|end|>", "<|start|>", "<|stop|>")  # ids 0, 1, 2
 
 CHATML = (
@@ -65,15 +67,25 @@ class FakeBackend:
 
     name = "fake"
 
-    def __init__(self, vocab: int = 300, context: int = 64) -> None:
-        self.vocab, self.context = vocab, context
-        self.ids: list[int] = []
+    def __init__(self, vocab: int = 300, context: int = 64, slots: int = 1) -> None:
+        self.vocab, self.context, self.slots = vocab, context, slots
+        self.sequences: list[list[int]] = [[] for _ in range(slots)]
+        self.slot = 0  # the sequence that is computed
         self.calls: list[list[int]] = []
+        self.steps: list[list[tuple[int, int]]] = []  # slot and tokens of each segment of `forward_many`
         self.closed = False
 
     @property
+    def ids(self) -> list[int]:
+        return self.sequences[self.slot]
+
+    @property
     def position(self) -> int:
-        return len(self.ids)
+        return len(self.sequences[0])
+
+    @property
+    def positions(self) -> list[int]:
+        return [len(ids) for ids in self.sequences]
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         assert len(self.ids) + len(ids) <= self.context
@@ -82,13 +94,28 @@ class FakeBackend:
         for number in ids:
             self.ids.append(int(number))
             rows.append(self.row())
-        return np.stack(rows[-logits:]).astype(np.float32)
+        return np.stack(rows)[max(len(ids) - logits, 0) :].astype(np.float32)
+
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        check_fit(self.positions, self.context, segments)
+        self.steps.append([(segment.slot, len(segment.ids)) for segment in segments])
+        assert len({slot for slot, _ in self.steps[-1]}) == len(segments)
+        logits = []
+        for segment in segments:
+            self.slot = segment.slot
+            logits.append(self.forward(np.asarray(segment.ids), segment.logits))
+        self.slot = 0
+        return logits
 
     def row(self) -> np.ndarray:
         return np.random.default_rng(self.ids).standard_normal(self.vocab)
 
-    def truncate(self, length: int) -> None:
-        del self.ids[length:]
+    def truncate(self, length: int, slot: int = 0) -> None:
+        del self.sequences[slot][length:]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert length <= len(self.sequences[source])
+        self.sequences[target] = self.sequences[source][:length]
 
     def close(self) -> None:
         self.closed = True
@@ -99,18 +126,19 @@ class ScriptedBackend(FakeBackend):
 
     def __init__(self, answer: Sequence[int], interrupt_at: int | None = None, **options) -> None:
         super().__init__(**options)
-        self.answer, self.interrupt_at, self.prompt = list(answer), interrupt_at, 0
+        self.answer, self.interrupt_at = list(answer), interrupt_at
+        self.prompts = [0] * self.slots
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         if self.interrupt_at is not None and len(self.calls) == self.interrupt_at:
             self.interrupt_at = None
             raise KeyboardInterrupt
         if len(ids) > 1 or not self.ids:
-            self.prompt = len(self.ids) + len(ids)
+            self.prompts[self.slot] = len(self.ids) + len(ids)
         return super().forward(ids, logits)
 
     def row(self) -> np.ndarray:
         row = np.zeros(self.vocab)
-        place = len(self.ids) - self.prompt
+        place = len(self.ids) - self.prompts[self.slot]
         row[self.answer[place] if 0 <= place < len(self.answer) else 0] = 9.0
         return row

@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from runtime.artifact import Artifact
-from runtime.errors import BackendError
+from runtime.errors import BackendError, ContextError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens that are appended to one sequence, and how many of the last rows of logits are wanted."""
+
+    slot: int
+    ids: Sequence[int] | np.ndarray
+    logits: int = 1
 
 
 class Backend(Protocol):
-    """One sequence and its K/V cache. Built as Class(artifact, threads=, context=, device=)."""
+    """`slots` sequences, each with a K/V cache. Built as Class(artifact, threads=, context=, device=,
+    slots=).
+
+    What is asked without a slot concerns sequence 0: who has one sequence need not know of others. A row of
+    logits depends on its own sequence alone, to the last bit, whatever else is computed beside it.
+    """
 
     name: str
-    context: int  # most tokens the cache holds
+    context: int  # most tokens a sequence holds
     vocab: int
+    slots: int
 
     @property
     def position(self) -> int:
-        """Tokens held in the cache."""
+        """Tokens that sequence 0 holds."""
+        ...
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Tokens that each sequence holds."""
         ...
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
@@ -31,11 +53,30 @@ class Backend(Protocol):
         """
         ...
 
-    def truncate(self, length: int) -> None:
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        """The same for several sequences in one step, each at most once; logits by segment.
+
+        ContextError if one does not fit; then nothing is appended to any.
+        """
+        ...
+
+    def truncate(self, length: int, slot: int = 0) -> None:
         """Forgets everything after the first `length` tokens."""
         ...
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Sequence `target` becomes the first `length` tokens of sequence `source`."""
+        ...
+
     def close(self) -> None: ...
+
+
+def check_fit(positions: Sequence[int], context: int, segments: Sequence[Segment]) -> None:
+    """ContextError where a segment is longer than what is left of the context of its sequence."""
+    for segment in segments:
+        held, more = positions[segment.slot], len(segment.ids)
+        if held + more > context:
+            raise ContextError(f"{held} + {more} tokens do not fit the context of {context}")
 
 
 BACKENDS = {
@@ -52,8 +93,11 @@ def open_backend(
     threads: int | None = None,
     context: int | None = None,
     device: str = "cpu",
+    slots: int = 1,
 ) -> Backend:
-    """The backend `name` on `artifact`; `threads` and `context` None mean the backend's and the model's own.
+    """The backend `name` on `artifact`, for `slots` sequences at once.
+
+    `threads` and `context` None mean the backend's and the model's own.
 
     BackendError for an unknown name, a device it does not have, or an optional package that is missing.
     """
@@ -70,4 +114,4 @@ def open_backend(
         raise BackendError(
             f"the backend {name!r} needs the package {error.name}; install it and try again"
         ) from error
-    return backend_class(artifact, threads=threads, context=context, device=device)
+    return backend_class(artifact, threads=threads, context=context, device=device, slots=slots)

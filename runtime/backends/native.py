@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kernels_arm import cpu, library, team
-from runtime.errors import BackendError, ContextError
+from kernels_arm import cpu, library, ops, team
+from runtime.backends import Segment, check_fit
+from runtime.errors import BackendError
 from runtime.memory import require_memory
 from runtime.plan import lower
 
@@ -16,12 +18,18 @@ DEFAULT_CONTEXT = 4096
 
 
 class NativeBackend:
-    """One sequence over one artifact. `forward` is not reentrant: one thread drives a model."""
+    """Sequences over one artifact. `forward` is not reentrant: one thread drives a model."""
 
     name = "native"
 
     def __init__(
-        self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"
+        self,
+        artifact,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        device: str = "cpu",
+        slots: int = 1,
     ):
         choice = cpu.choose()
         if choice.tier is None:
@@ -35,12 +43,13 @@ class NativeBackend:
         metadata = artifact.graph.metadata
         longest = int(metadata["context_length"])
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
-        require_memory(artifact.graph, self.context)
+        require_memory(artifact.graph, self.context, slots)
         self.vocab = int(metadata["vocab_size"])
-        self.position = 0
+        self.slots, self.positions = slots, [0] * slots
         self.kernels = kernels
+        batch = min(BATCH, self.context * slots)
         self.plan = lower(
-            artifact.graph, kernels, context=self.context, batch=min(BATCH, self.context), logit_rows=BATCH
+            artifact.graph, kernels, context=self.context, batch=batch, logit_rows=BATCH, slots=slots
         )
         self.team = team.Team(
             kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads()
@@ -50,31 +59,76 @@ class NativeBackend:
     def threads(self) -> int:
         return self.team.threads
 
+    @property
+    def position(self) -> int:
+        return self.positions[0]
+
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if self.position + len(ids) > self.context:
-            raise ContextError(
-                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}"
-            )
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab):
-            raise BackendError(f"token ids must lie in 0 … {self.vocab - 1}, got {ids.min()} … {ids.max()}")
-        wanted = min(logits, len(ids))
-        rows = []
-        size = len(self.plan.ids)
-        for at in range(0, len(ids), size):
-            piece = ids[at : at + size]
-            rows.append(self._step(piece, max(0, min(len(piece), at + len(piece) - (len(ids) - wanted)))))
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return self.forward_many([Segment(0, ids, logits)])[0]
 
-    def _step(self, ids: np.ndarray, logits: int) -> np.ndarray:
-        self.plan.ids[: len(ids)] = ids
-        self.plan.state[:3] = len(ids), self.position, logits
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        segments = [
+            Segment(s.slot, np.asarray(s.ids, np.int64).reshape(-1), min(s.logits, np.size(s.ids)))
+            for s in segments
+        ]
+        self._check(segments)
+        rows: list[list[np.ndarray]] = [[] for _ in segments]
+        for step in steps(segments, len(self.plan.ids)):
+            for (number, _), logits in zip(step, self._step([part for _, part in step]), strict=True):
+                rows[number].append(logits)
+        return [found[0] if len(found) == 1 else np.concatenate(found) for found in rows]
+
+    def _check(self, segments: Sequence[Segment]) -> None:
+        check_fit(self.positions, self.context, segments)
+        for ids in (segment.ids for segment in segments):
+            assert isinstance(ids, np.ndarray)
+            if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab):
+                raise BackendError(
+                    f"token ids must lie in 0 … {self.vocab - 1}, got {ids.min()} … {ids.max()}"
+                )
+
+    def _step(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        """One walk of the plan; logits [wanted, vocab] by segment."""
+        plan, row, wanted, places = self.plan, 0, 0, []
+        for segment in segments:
+            plan.ids[row : row + len(segment.ids)] = segment.ids
+            row += len(segment.ids)
+            plan.rows[wanted : wanted + segment.logits] = np.arange(row - segment.logits, row)
+            places.append(slice(wanted, wanted + segment.logits))
+            wanted += segment.logits
+        plan.state[ops.STEP_TOKENS], plan.state[ops.STEP_LOGITS] = row, wanted
+        plan.state[ops.STEP_PIECES] = ops.write_pieces(
+            plan.pieces, ((s.slot, len(s.ids), self.positions[s.slot]) for s in segments)
+        )
         self.team.step()
-        self.position += len(ids)
-        return self.plan.logits[:logits, : self.vocab].copy()
+        for segment in segments:
+            self.positions[segment.slot] += len(segment.ids)
+        return [plan.logits[place, : self.vocab].copy() for place in places]
 
-    def truncate(self, length: int) -> None:
-        self.position = min(self.position, length)
+    def truncate(self, length: int, slot: int = 0) -> None:
+        self.positions[slot] = min(self.positions[slot], length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.plan.cache.copy(source, target, length)
+        self.positions[target] = length
 
     def close(self) -> None:
         self.team.close()
+
+
+def steps(segments: Sequence[Segment], size: int) -> Iterator[list[tuple[int, Segment]]]:
+    """The segments, numbered, in steps of at most `size` tokens: one that is longer goes over several."""
+    step: list[tuple[int, Segment]] = []
+    room = size
+    for number, segment in enumerate(segments):
+        at, end = 0, len(segment.ids)
+        while at < end:
+            taken = min(end - at, room)
+            wanted = min(taken, max(0, at + taken - (end - segment.logits)))
+            step.append((number, Segment(segment.slot, segment.ids[at : at + taken], wanted)))
+            at, room = at + taken, room - taken
+            if room == 0:
+                yield step
+                step, room = [], size
+    if step:
+        yield step

@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from kernels_arm import reference
-from runtime.errors import ContextError
+from runtime.backends import Segment, check_fit
+from runtime.functions import LINEAR, LINEARS, named
 from runtime.graph import Graph, Node
 
 EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
 
 
 class NumpyBackend:
-    """Runs the graph node by node; K/V are kept per layer as float32 or int8 [context, g, d]."""
+    """Runs the graph node by node, one sequence after another.
+
+    K/V are kept per sequence and layer as float32 or int8 [context, g, d].
+    """
 
     name = "numpy"
 
     def __init__(
-        self, artifact, *, threads: int | None = None, context: int | None = None, device: str = "cpu"
+        self,
+        artifact,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        device: str = "cpu",
+        slots: int = 1,
     ):
         self.graph: Graph = artifact.graph
         self.context = context or int(self.graph.metadata["context_length"])
         self.vocab = int(self.graph.metadata["vocab_size"])
-        self.position = 0
-        self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op == "FlatLinear"}
+        self.slots, self.positions = slots, [0] * slots
+        self._slot = 0  # the sequence that is computed
+        self._linears = {n.name: _Linear(self.graph, n) for n in self.graph.nodes if n.op in LINEARS}
         self._weights: dict[str, np.ndarray] = {}
-        self._cache: dict[str, tuple[np.ndarray, ...]] = {}
+        self._caches: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in range(slots)]
+
+    @property
+    def position(self) -> int:
+        return self.positions[0]
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        ids = np.asarray(ids, np.int64)
-        if self.position + len(ids) > self.context:
-            raise ContextError(
-                f"{self.position} + {len(ids)} tokens do not fit the context of {self.context}"
-            )
+        return self.forward_many([Segment(0, ids, logits)])[0]
+
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        check_fit(self.positions, self.context, segments)
+        return [self._run(s.slot, np.asarray(s.ids, np.int64), s.logits) for s in segments]
+
+    def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
+        self._slot, past = slot, self.positions[slot]
         env: dict[str, np.ndarray] = {
             "input_ids": ids,
-            "position_ids": np.arange(self.position, self.position + len(ids)),
+            "position_ids": np.arange(past, past + len(ids)),
         }
         last = self.graph.nodes[-1]
         for node in self.graph.nodes:
             if node is last:
-                env[node.inputs[0]] = env[node.inputs[0]][-logits:]
+                env[node.inputs[0]] = env[node.inputs[0]][max(len(ids) - logits, 0) :]
             results = _OPERATIONS[node.op](self, node, env)
             env.update(zip(node.outputs, results, strict=False))
-        self.position += len(ids)
+        self.positions[slot] += len(ids)
         return env["logits"]
 
-    def truncate(self, length: int) -> None:
-        self.position = min(self.position, length)
+    def truncate(self, length: int, slot: int = 0) -> None:
+        self.positions[slot] = min(self.positions[slot], length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        held = self._caches[source].items()
+        self._caches[target] = {name: tuple(array.copy() for array in arrays) for name, arrays in held}
+        self.positions[target] = length
 
     def close(self) -> None:
-        self._cache.clear()
+        self._caches.clear()
 
     # ---- one method per function; each returns its outputs
     def rotary_table(self, node: Node, env) -> tuple[np.ndarray, ...]:
@@ -94,12 +117,13 @@ class NumpyBackend:
 
     def _appended(self, node: Node, *rows: np.ndarray) -> list[np.ndarray]:
         """The layer's cache with the new `rows` [m, …] at its end."""
-        if node.name not in self._cache:
-            self._cache[node.name] = tuple(np.zeros((self.context, *x.shape[1:]), x.dtype) for x in rows)
-        end = self.position + len(rows[0])
-        for held, new in zip(self._cache[node.name], rows, strict=True):
-            held[self.position : end] = new
-        return [held[:end] for held in self._cache[node.name]]
+        cache, past = self._caches[self._slot], self.positions[self._slot]
+        if node.name not in cache:
+            cache[node.name] = tuple(np.zeros((self.context, *x.shape[1:]), x.dtype) for x in rows)
+        end = past + len(rows[0])
+        for held, new in zip(cache[node.name], rows, strict=True):
+            held[past:end] = new
+        return [held[:end] for held in cache[node.name]]
 
     def swiglu(self, node: Node, env) -> tuple[np.ndarray, ...]:
         return (reference.swiglu(env[node.inputs[0]]),)
@@ -112,7 +136,7 @@ _OPERATIONS: dict[str, Callable] = {
     "RotaryTable": NumpyBackend.rotary_table,
     "FlatEmbedding": NumpyBackend.embedding,
     "Norm": NumpyBackend.norm,
-    "FlatLinear": NumpyBackend.linear,
+    **dict.fromkeys(LINEARS, NumpyBackend.linear),
     "RotaryAttention": NumpyBackend.attention,
     "RotaryAttentionInt8": NumpyBackend.attention_int8,
     "SwiGLU": NumpyBackend.swiglu,
@@ -121,22 +145,27 @@ _OPERATIONS: dict[str, Callable] = {
 
 
 class _Linear:
-    """A FlatLinear whose integer product goes through float32 BLAS in exact pieces."""
+    """A FlatLinear or FlatLinearToken whose integer product goes through float32 BLAS in exact pieces."""
 
     def __init__(self, graph: Graph, node: Node):
-        _, _, scale, bias, inverse, limit, *_ = node.inputs
+        roles = named(node)
         self.weights = graph.totals(node).T.astype(np.float32)  # [k, n]
-        self.scale, self.bias = graph.array(scale), graph.array(bias)
-        self.inverse = np.float32(graph.array(inverse)[()])
-        self.limit = graph.array(limit).astype(np.int32)
+        self.scale, self.bias = graph.array(roles["scale"]), graph.array(roles["bias"])
+        self.inverse = np.float32(graph.array(roles["inverse_scale"])[()]) if node.op == LINEAR else None
+        self.levels = int(node.attrs["levels"])
+        self.limit = graph.array(roles["limit"]).astype(np.int32)
         self.wide = np.flatnonzero(self.limit > 127)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        low, high = reference.digits(reference.quantize(x, self.inverse, self.limit), self.limit)
+        if self.inverse is None:
+            steps, step = reference.quantize_token(x, self.limit, self.levels)
+        else:
+            steps, step = reference.quantize(x, self.inverse, self.limit), None
+        low, high = reference.digits(steps, self.limit)
         acc = _exact(low, self.weights)
         if self.wide.size:
             acc += reference.DIGIT * _exact(high[:, self.wide], self.weights[self.wide])
-        return reference.scale_product(acc, self.scale, self.bias)
+        return reference.scale_product(acc, self.scale, self.bias, step)
 
 
 def _exact(x: np.ndarray, weights: np.ndarray) -> np.ndarray:

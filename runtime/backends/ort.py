@@ -6,12 +6,14 @@ every position, and copies the K/V cache at every step. So this backend is for P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.artifact import MODEL, Artifact
-from runtime.errors import BackendError, ContextError, FormatError
+from runtime.backends import Segment, check_fit
+from runtime.errors import BackendError, FormatError
 from runtime.functions import ATTENTIONS, SIGNED, cache_types
 from runtime.graph import Node
 
@@ -25,7 +27,9 @@ _PROVIDERS = {
 
 
 class OrtBackend:
-    """K/V are kept as OrtValues on the device, [1, g, position, d] per layer and kind, and their scales."""
+    """One sequence after another. K/V are kept as OrtValues on the device, [1, g, position, d] per sequence,
+    layer and kind, and their scales.
+    """
 
     name = "ort"
 
@@ -36,62 +40,76 @@ class OrtBackend:
         threads: int | None = None,
         context: int | None = None,
         device: str = "cpu",
+        slots: int = 1,
     ) -> None:
         graph = artifact.graph
         self.context = context or int(graph.metadata["context_length"])
         self.vocab = int(graph.metadata["vocab_size"])
-        self.position = 0
+        self.slots, self.positions = slots, [0] * slots
         self._ort = _import()
         self._device = device
         self._session = _session(self._ort, str(artifact.path / MODEL), threads, device)
         attention = [node for node in graph.nodes if node.op in ATTENTIONS]
         self._empty = {name: empty for node in attention for name, empty in _empty_cache(node)}
         self._presents = [name for node in attention for name in node.outputs[1:]]
-        self._cache: dict[str, Any] = {}
-        self.truncate(0)
+        self._caches: list[dict[str, Any]] = [self._first_of({}, 0) for _ in range(slots)]
+
+    @property
+    def position(self) -> int:
+        return self.positions[0]
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        ids = np.asarray(ids, np.int64).reshape(1, -1)
-        if self.position + ids.size > self.context:
-            raise ContextError(
-                f"{self.position} + {ids.size} tokens do not fit the context of {self.context}"
-            )
+        return self.forward_many([Segment(0, ids, logits)])[0]
+
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        check_fit(self.positions, self.context, segments)
+        return [self._run(s.slot, np.asarray(s.ids, np.int64).reshape(1, -1), s.logits) for s in segments]
+
+    def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
         wanted = min(logits, ids.size)
         rows = [np.zeros((0, self.vocab), np.float32)]
         for start in range(0, ids.size, CHUNK):
-            part = self._step(ids[:, start : start + CHUNK])
+            part = self._step(slot, ids[:, start : start + CHUNK])
             unwanted = ids.size - wanted - start  # rows of this part before the first wanted one
             if unwanted < len(part):
                 rows.append(part[max(unwanted, 0) :])
         return np.concatenate(rows)
 
-    def truncate(self, length: int) -> None:
-        if length >= self.position > 0:
-            return
+    def truncate(self, length: int, slot: int = 0) -> None:
+        if length < self.positions[slot]:
+            self.copy(slot, slot, length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._caches[target] = self._first_of(self._caches[source], length)
+        self.positions[target] = length
+
+    def _first_of(self, cache: dict[str, Any], length: int) -> dict[str, Any]:
+        """A cache of the first `length` positions of another."""
+        found = {}
         for name, empty in self._empty.items():
-            kept = self._cache[name].numpy()[:, :, :length] if length else empty
-            kept = np.ascontiguousarray(kept)
-            self._cache[name] = self._ort.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
-        self.position = length
+            kept = np.ascontiguousarray(cache[name].numpy()[:, :, :length] if length else empty)
+            found[name] = self._ort.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
+        return found
 
     def close(self) -> None:
-        self._cache.clear()
+        self._caches.clear()
         self._session = None
 
-    def _step(self, ids: np.ndarray) -> np.ndarray:
-        """ids [1, T] → logits [T, V]; the cache grows by T."""
+    def _step(self, slot: int, ids: np.ndarray) -> np.ndarray:
+        """ids [1, T] → logits [T, V]; the sequence's cache grows by T."""
+        past = self.positions[slot]
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", ids)
-        binding.bind_cpu_input("position_ids", np.arange(self.position, self.position + ids.size)[None])
-        for name, value in self._cache.items():
+        binding.bind_cpu_input("position_ids", np.arange(past, past + ids.size)[None])
+        for name, value in self._caches[slot].items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output("logits", "cpu")
         for name in self._presents:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         logits, *presents = binding.get_outputs()
-        self._cache = dict(zip(self._empty, presents, strict=True))
-        self.position += ids.size
+        self._caches[slot] = dict(zip(self._empty, presents, strict=True))
+        self.positions[slot] += ids.size
         return logits.numpy()[0]
 
 

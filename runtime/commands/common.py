@@ -33,13 +33,13 @@ def model_path(args: argparse.Namespace) -> Path:
     return Path(args.model if args.model_flag is None else args.model_flag)
 
 
-def open_llm(args: argparse.Namespace) -> LLM:
-    """The model of `args`, with its BackendOptions and DraftOptions."""
-    from dataclasses import asdict
+def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
+    """The model of `args`, with its BackendOptions and DraftOptions, for `batch` sequences at once."""
+    from dataclasses import asdict, replace
 
     from runtime.llm import LLM
 
-    backend, draft = from_args(args, BackendOptions), from_args(args, DraftOptions)
+    backend, draft = replace(from_args(args, BackendOptions), batch=batch), from_args(args, DraftOptions)
     return LLM(model_path(args), **asdict(backend), **asdict(draft))
 
 

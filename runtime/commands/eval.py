@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.cli import add_verb
 from runtime.commands.common import add_json, add_model, model_path, open_llm, print_json, read_text, say
-from runtime.errors import UsageError
+from runtime.errors import ResourceError, UsageError
 from runtime.options import (
     BackendOptions,
     DraftOptions,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from runtime.evaluation.runner import Asking
     from runtime.evaluation.tasks import Task
     from runtime.llm import LLM
+
+MOST_TOGETHER = 16  # docs/log.md: beyond it a token gets hardly cheaper
 
 MEASURES = ("gsm8k", "svamp", "aqua", "humaneval", "ppl", "kl")
 
@@ -68,6 +70,13 @@ class TaskOptions:
     )
     allow_code_execution: bool = option(
         False, "--allow-code-execution", help="humaneval: run programs that the model wrote"
+    )
+    batch: int | None = option(
+        None,
+        "--batch",
+        low=1,
+        high=512,
+        help=f"answers written side by side; default: {MOST_TOGETHER} or what memory holds, 1 with --draft",
     )
 
     def __post_init__(self) -> None:
@@ -158,7 +167,7 @@ def _ids(llm: LLM, text: str, options: TextOptions) -> list[int]:
 def _task(args: argparse.Namespace) -> int:
     """Answer the items of a task's file, continuing the run in --out, and print what it says."""
     from runtime.evaluation import runner, summary
-    from runtime.evaluation.answerer import one_at_a_time, start
+    from runtime.evaluation.answerer import answerer, prompt_of
     from runtime.evaluation.run_file import RunFile
     from runtime.evaluation.tasks import TASKS, read_items
 
@@ -167,21 +176,38 @@ def _task(args: argparse.Namespace) -> int:
     task = TASKS[args.measure]
     file, out = _check(task, options, sampling)
     items = read_items(task, file, options.limit)
-    with open_llm(args) as llm, ProgressLine(task.name, "items") as progress:
+    with _open_for(args, options) as llm, ProgressLine(task.name, "items") as progress:
         asking = _asking(args, llm, task, options, sampling)
         with RunFile(out, _settings(args, task, file, asking, options, sampling, llm)) as run_file:
             if run_file.records:
                 say(f"{out} has {len(run_file.records)} items already")
             if args.show_prompt:
-                first = start(llm, runner.request(task, items[0], asking), sampling)
-                say(llm.tokenizer.decode(first.prompt_ids, skip_special=False))
-            records = runner.run(task, items, asking, one_at_a_time(llm, sampling), run_file, progress)
+                first = prompt_of(llm, runner.request(task, items[0], asking), sampling)
+                say(llm.tokenizer.decode(first.ids, skip_special=False))
+            records = runner.run(task, items, asking, answerer(llm, sampling), run_file, progress)
     figures = summary.summarize(records)
     if args.json:
         print_json({"task": task.name, "out": str(out), **figures})
     else:
         print("\n".join(summary.lines(figures)))
     return 0
+
+
+def _open_for(args: argparse.Namespace, options: TaskOptions) -> LLM:
+    """The model, with as many sequences as are to be written side by side."""
+    drafting = from_args(args, DraftOptions).draft != "off"
+    if drafting and (options.batch or 1) > 1:
+        raise UsageError("--draft has one answer written at a time: leave --batch or --draft out")
+    if options.batch is not None or drafting:
+        return open_llm(args, options.batch or 1)
+    together = MOST_TOGETHER
+    while True:
+        try:
+            return open_llm(args, together)
+        except ResourceError:
+            if together == 1:
+                raise
+            together //= 2
 
 
 def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> tuple[Path, Path]:

@@ -1,8 +1,8 @@
-"""The `Answerer` of an opened model: one request at a time."""
+"""The `Answerer` of an opened model: as many answers side by side as it has sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -10,26 +10,33 @@ from runtime.evaluation.runner import Answer, Answerer, Request
 from runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from runtime.llm import LLM, Stream
+    from runtime.answer import Completion, Prompt
+    from runtime.llm import LLM
 
 COSTS = ("prompt_tokens", "reused_tokens", "prefill_seconds", "generated_tokens", "decode_seconds")
 
 
-def one_at_a_time(llm: LLM, sampling: SamplingOptions) -> Answerer:
+def answerer(llm: LLM, sampling: SamplingOptions) -> Answerer:
     """Answers of `llm`: a request's seed replaces that of `sampling`, its stops are added."""
 
     def answer(requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        for index, request in enumerate(requests):
-            done = start(llm, request, sampling).run()
+        prompts = (prompt_of(llm, request, sampling) for request in requests)
+        for index, done in _completions(llm, prompts):
             cost = {name: getattr(done.timings, name) for name in COSTS}
             yield index, Answer(done.text, done.finish_reason, cost)
 
     return answer
 
 
-def start(llm: LLM, request: Request, sampling: SamplingOptions) -> Stream:
-    """The stream of `request`; nothing is computed until it is read."""
+def _completions(llm: LLM, prompts: Iterable[Prompt]) -> Iterable[tuple[int, Completion]]:
+    if llm.speculator is None:
+        return llm.answer_many(prompts)
+    return enumerate(llm.stream_prompt(prompt).run() for prompt in prompts)
+
+
+def prompt_of(llm: LLM, request: Request, sampling: SamplingOptions) -> Prompt:
+    """What the model is sent for `request`."""
     options = asdict(replace(sampling, seed=request.seed, stop=(*sampling.stop, *request.stop)))
     if isinstance(request.prompt, str):
-        return llm.stream(request.prompt, **options)
-    return llm.stream_chat(request.prompt, **options)
+        return llm.text_prompt(request.prompt, **options)
+    return llm.chat_prompt(request.prompt, **options)

@@ -71,7 +71,8 @@ def part(path: str, name: str, past: int, rows: int, times: int) -> None:
     backend = NativeBackend(open_artifact(path), threads=1, context=CONTEXT)
     plan = backend.plan
     chosen = PARTS[name](plan.ops)
-    plan.state[[ops.STEP_TOKENS, ops.STEP_PAST, ops.STEP_LOGITS]] = rows, past, 1
+    plan.state[[ops.STEP_TOKENS, ops.STEP_LOGITS]], plan.rows[0] = (rows, 1), rows - 1
+    plan.state[ops.STEP_PIECES] = ops.write_pieces(plan.pieces, [(0, rows, past)])
     if len(chosen):
         steps(times, list(chosen), plan.scratch, plan.state)
     print(f"{name}: {len(chosen)} operations")
@@ -90,11 +91,11 @@ def product(kind: str, m: int, n: int, k: int, times: int) -> None:
     single_ops.linear(x, 32.0, limit, weights, 4, np.ones(n, np.float32), np.zeros(n, np.float32))
 
 
-def _run(times: int, records: list[np.ndarray], tokens: int, scratch: int, threads: int) -> None:
+def _run(times: int, records: list[np.ndarray], segments, scratch: int, threads: int) -> None:
     """In the place of `single_ops.run`: the same, `times` times."""
-    state = np.zeros(8, np.int64)
-    state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
+    state, held = single_ops.step_words(segments)
     steps(times, records, scratch, state)
+    del held
 
 
 def steps(times: int, records: list[np.ndarray], scratch: int, state: np.ndarray) -> None:

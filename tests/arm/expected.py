@@ -15,7 +15,10 @@ from runtime.backends.native import NativeBackend
 from runtime.graph import Graph
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
-MODELS = tuple((seed, kv) for kv in ("float32", "int8") for seed in (0, 1))
+MODELS = (
+    *((seed, kv, "static") for kv in ("float32", "int8") for seed in (0, 1)),
+    *((seed, kv, "token") for seed, kv in ((2, "float32"), (3, "int8"))),
+)
 PROMPT = 8  # tokens before the greedy ones
 
 
@@ -51,10 +54,10 @@ def greedy_tokens(graph: Graph, prompt: np.ndarray, threads: int) -> list[int]:
 
 def main() -> None:
     found: dict[str, object] = {}
-    for seed, kv in MODELS:
-        graph, ids = quantized_graph(seed, kv), tokens(seed)
-        found[f"{kv}{seed}"] = native_logits(graph, ids, (CONTEXT,), 1)
-        found[f"{kv}{seed} greedy"] = greedy_tokens(graph, ids[:PROMPT], 1)
+    for model in MODELS:
+        graph, ids = quantized_graph(*model), tokens(model[0])
+        found[f"{model}"] = native_logits(graph, ids, (CONTEXT,), 1)
+        found[f"{model} greedy"] = greedy_tokens(graph, ids[:PROMPT], 1)
     np.savez(Path(sys.argv[1]), **found)
 
 

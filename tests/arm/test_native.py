@@ -37,7 +37,7 @@ def test_native_logits_are_the_references_bit_for_bit(model, reference, cuts, th
 @pytest.mark.skipif("FLATLM_EXPECTED" not in os.environ, reason="FLATLM_EXPECTED names no file made on x86")
 def test_logits_are_those_of_x86_bit_for_bit(model):
     with np.load(os.environ["FLATLM_EXPECTED"]) as file:
-        expected = file["{1}{0}".format(*model)]
+        expected = file[f"{model}"]
     logits = native_logits(quantized_graph(*model), tokens(model[0]), (CONTEXT,), 2)
     np.testing.assert_array_equal(logits.view(np.int32), expected.view(np.int32))
 
@@ -46,7 +46,7 @@ def test_logits_are_those_of_x86_bit_for_bit(model):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_greedy_tokens_are_those_of_x86(model, threads):
     with np.load(os.environ["FLATLM_EXPECTED"]) as file:
-        expected = file["{1}{0} greedy".format(*model)].tolist()
+        expected = file[f"{model} greedy"].tolist()
     assert greedy_tokens(quantized_graph(*model), tokens(model[0])[:PROMPT], threads) == expected
 
 
