@@ -27,10 +27,11 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS = range(11, 17)
-# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
-# that have a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few tokens
-# row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32 [padded],
-# levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these steps, or ones
+# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column
+# groups that have a high digit; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits
+# of a few tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES:
+# float32 [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32
+# [tokens], these steps, or ones
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)

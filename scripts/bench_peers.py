@@ -3,10 +3,11 @@
     python scripts/bench_peers.py --artifact edge=models/smollm2-135m-edge --gguf Q4_0=smollm2-Q4_0.gguf \\
         -p 512 -n 128 -r 7 -t 2 --json peers.json --png peers.png
 
-A round measures every model once, in an order that turns from round to round. pp: one forward pass over p
-random ids. tg: n forward passes over one id each, from an empty context; nothing is sampled. Both sides go
-through the code of `flatlm bench` and `flatlm eval`. A ratio is taken within a round; its median and extremes
-over the rounds are reported. stdout has the tables in Markdown. Needs flatlm[export,bench].
+pp: one forward pass over p random ids. tg: n forward passes over one id each, from an empty context;
+nothing is sampled. The models take turns of one prompt or 16 tokens, with a probe of the machine around
+every turn: a ratio is that of two turns during which the machine was the same (peer_rounds.py); median
+and quartiles over all of them are reported, and medians by the machine's state. stdout has the tables in
+Markdown. Needs flatlm[export,bench].
 
 The machine must be idle: with other work on its cores llama.cpp's threads, which meet at barriers, lose far
 more than flatlm's do (ratios of 4 to 9 were seen that mean nothing). A warning says so, the load is recorded.
@@ -20,23 +21,26 @@ import os
 import platform
 import statistics
 import sys
-import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer_rounds
 from llama_peer import LlamaPeer
+from peer_rounds import compare, run_rounds
 
+from kernels_arm import library
 from kernels_arm.cpu import choose
+from kernels_arm.probes import Probe
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
-from runtime.bench import markdown, measure
+from runtime.bench import markdown
 from runtime.evaluation.perplexity import perplexity
 from runtime.progress import ProgressLine
 from runtime.tokenizer import load_tokenizer
 
-PAUSE = 0.05  # s between measurements: both libraries' threads spin some ms after their last work
 WINDOW = 512
 IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
 
@@ -51,17 +55,24 @@ def main() -> None:
         peers = {name: stack.enter_context(Peer(path, args)) for name, path in args.gguf}
         sides: dict[str, Any] = ours | peers
         tests = {f"pp{args.p}": ("pp", args.p), f"tg{args.n}": ("tg", args.n)}
-        rates = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r)
+        turns = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r, probe_of(args.t))
+        rates, top = peer_rounds.rates(turns), peer_rounds.highest(turns)
         pairs = [(mine, other) for mine in ours for other in peers]
         result = {
             "machine": machine(args.t) | {"load_before": load},
             "models": {name: side.facts for name, side in sides.items()},
             "rates": rates,
-            "ratios": {f"{mine}/{other}": compare(rates[mine], rates[other]) for mine, other in pairs},
+            "probe": asdict(top),
+            "ratios": {
+                f"{mine}/{other}": {
+                    test: compare(turns[mine][test], turns[other][test], top) for test in turns[mine]
+                }
+                for mine, other in pairs
+            },
         }
         print(speed_table(result))
         if pairs:
-            print("\n" + ratio_table(result))
+            print("\n" + ratio_table(result) + "\n\n" + state_table(result))
         if args.perplexity:
             result["perplexity"] = perplexities(sides, args)
             print("\n" + perplexity_table(result))
@@ -143,27 +154,11 @@ class Peer:
         self.backend.close()
 
 
-def run_rounds(
-    sides: dict[str, Any], tests: dict[str, tuple[str, int]], rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second: {model: {test: one per round}}."""
-    rates: dict[str, dict[str, list[float]]] = {name: {test: [] for test in tests} for name in sides}
-    order, total = list(sides), rounds * len(tests)
-    with ProgressLine("measuring", "rounds") as progress:
-        for i in range(rounds):
-            for j, (test, (kind, tokens)) in enumerate(tests.items()):
-                for name in order:
-                    time.sleep(PAUSE)
-                    rates[name][test] += measure(sides[name].backend, kind, tokens, 1)  # warms up first
-                progress(i * len(tests) + j + 1, total)
-            order = order[1:] + order[:1] if len(order) > 2 else order[::-1]
-    return rates
-
-
-def compare(mine: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """{test: median, min, max of the rounds' ratios}."""
-    ratios = {test: [a / b for a, b in zip(mine[test], other[test], strict=True)] for test in mine}
-    return {t: {"median": statistics.median(r), "min": min(r), "max": max(r)} for t, r in ratios.items()}
+def probe_of(threads: int) -> Probe:
+    tier = choose().tier
+    if tier is None:
+        raise SystemExit("no kernels for this processor: nothing to probe it with")
+    return Probe(library.load(tier), threads)
 
 
 def perplexities(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -223,10 +218,23 @@ def speed_table(result: dict[str, Any]) -> str:
 def ratio_table(result: dict[str, Any]) -> str:
     tests = list(next(iter(result["ratios"].values())))
     rows = [
-        [pair, *(f"{found[t]['median']:.3f} ({found[t]['min']:.3f}..{found[t]['max']:.3f})" for t in tests)]
+        [pair, *(f"{found[t]['median']:.3f} ({found[t]['low']:.3f}..{found[t]['high']:.3f})" for t in tests)]
         for pair, found in result["ratios"].items()
     ]
-    return markdown(["ratio", *tests], rows, left=1)
+    return markdown(["ratio (quartiles)", *tests], rows, left=1)
+
+
+def state_table(result: dict[str, Any]) -> str:
+    """The ratios by the machine's state, with the rates and the probe of it."""
+    rows = [
+        [pair, test, state, f"{found['median']:.3f}", f"{found['mine']:.1f}", f"{found['other']:.1f}",
+         f"{found['like']}", f"{found['probe']['read'] / 1e9:.0f}",
+         f"{2 * found['probe']['multiplications'] / 1e9:.0f}"]
+        for pair, tests in result["ratios"].items() for test, of in tests.items()
+        for state, found in of["states"].items()
+    ]  # fmt: skip
+    head = ["ratio", "test", "the machine", "median", "t/s", "other's", "turns", "GB/s", "GOP/s"]
+    return markdown(head, rows, left=3)
 
 
 def perplexity_table(result: dict[str, Any]) -> str:
