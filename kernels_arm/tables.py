@@ -77,7 +77,8 @@ def look_up(typing, tile, row, stride, picks):
     tier = simd.tier().name
 
     def emit(context, builder, signature, args):
-        rows, row, stride, picks = list(cgutils.unpack_tuple(builder, args[0], tile.count)), *args[1:]
+        rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
+        _, row, stride, picks = args
         chosen, values = _load(builder, _BYTES64, picks, 0), _load(builder, _BYTES64, picks, 64)
         if tier == "avx512vnni":
             rows = _look_up_vnni(builder, rows, row, stride, chosen, values)

@@ -1,4 +1,4 @@
-"""flatlm beside llama.cpp, in turns within one run, so that what else the machine does falls on both.
+"""flatlm beside llama.cpp and onnxruntime, in turns within one run: what else the machine does falls on all.
 
     python scripts/bench_peers.py --artifact edge=models/smollm2-135m-edge --gguf Q4_0=smollm2-Q4_0.gguf \\
         -p 512 -n 128 -r 7 -t 2 --json peers.json --png peers.png
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import peer_rounds
-from llama_peer import LlamaPeer
 from peer_rounds import compare, run_rounds
 
 from kernels_arm import library
@@ -42,6 +41,7 @@ from runtime.progress import ProgressLine
 from runtime.tokenizer import load_tokenizer
 
 WINDOW = 512
+COLOURS = {"flatlm": "tab:green", "llama.cpp": "tab:gray", "onnxruntime": "tab:blue"}
 IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
 
 
@@ -52,14 +52,17 @@ def main() -> None:
         print(f"the machine is busy (load {load:.1f}): the ratios will mean little", file=sys.stderr)
     with ExitStack() as stack:
         ours = {name: stack.enter_context(Ours(path, args)) for name, path in args.artifact}
-        peers = {name: stack.enter_context(Peer(path, args)) for name, path in args.gguf}
+        peers = {name: stack.enter_context(Peer(llama(path, args), "llama.cpp")) for name, path in args.gguf}
+        peers |= {
+            name: stack.enter_context(Peer(onnx(path, args), "onnxruntime")) for name, path in args.onnx
+        }
         sides: dict[str, Any] = ours | peers
         tests = {f"pp{args.p}": ("pp", args.p), f"tg{args.n}": ("tg", args.n)}
         turns = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r, probe_of(args.t))
         rates, top = peer_rounds.rates(turns), peer_rounds.highest(turns)
         pairs = [(mine, other) for mine in ours for other in peers]
         result = {
-            "machine": machine(args.t) | {"load_before": load},
+            "machine": machine(args) | {"load_before": load},
             "models": {name: side.facts for name, side in sides.items()},
             "rates": rates,
             "probe": asdict(top),
@@ -96,6 +99,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--artifact", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--gguf", type=named, action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument(
+        "--onnx",
+        type=named,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="of make_matmulnbits.py",
+    )
     parser.add_argument("-p", type=int, default=512, help="prompt tokens; 0: no (default 512)")
     parser.add_argument("-n", type=int, default=128, help="tokens to write; 0: no (default 128)")
     parser.add_argument("-r", type=int, default=7, help="rounds (default 7)")
@@ -107,9 +118,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the speeds")
     args = parser.parse_args()
-    names = [name for name, _ in args.artifact + args.gguf]
+    names = [name for name, _ in args.artifact + args.gguf + args.onnx]
     if not names or len(set(names)) != len(names):
-        parser.error("give at least one --artifact or --gguf, each with a name of its own")
+        parser.error("give at least one --artifact, --gguf or --onnx, each with a name of its own")
     return args
 
 
@@ -139,13 +150,24 @@ class Ours:
         self.backend.close()
 
 
-class Peer:
-    """A GGUF file on llama.cpp."""
+def llama(path: Path, args: argparse.Namespace) -> Any:
+    from llama_peer import LlamaPeer
 
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
-        self.backend = LlamaPeer(path, threads=args.t, context=context(args))
-        self.encode = self.backend.encode
-        self.facts = {"engine": "llama.cpp", "bytes": self.backend.bytes}
+    return LlamaPeer(path, threads=args.t, context=context(args))
+
+
+def onnx(path: Path, args: argparse.Namespace) -> Any:
+    from onnx_peer import OnnxPeer
+
+    return OnnxPeer(path, threads=args.t, context=context(args))
+
+
+class Peer:
+    """A file on another engine."""
+
+    def __init__(self, backend: Any, engine: str) -> None:
+        self.backend, self.encode = backend, backend.encode
+        self.facts = {"engine": engine, "bytes": backend.bytes}
 
     def __enter__(self) -> Peer:
         return self
@@ -179,18 +201,24 @@ def perplexities(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, d
     return results
 
 
-def machine(threads: int) -> dict[str, Any]:
-    import llama_cpp
-
+def machine(args: argparse.Namespace) -> dict[str, Any]:
     tier = choose().tier
-    return {
+    facts = {
         "platform": platform.platform(),
         "processor": processor(),
-        "threads": threads,
+        "threads": args.t,
         "flatlm_kernels": tier.name if tier else None,
-        "llama_cpp_python": llama_cpp.__version__,
-        "llama_cpp": llama_cpp.llama_print_system_info().decode().strip(" |"),
     }
+    if args.gguf:
+        import llama_cpp
+
+        facts["llama_cpp_python"] = llama_cpp.__version__
+        facts["llama_cpp"] = llama_cpp.llama_print_system_info().decode().strip(" |")
+    if args.onnx:
+        import onnxruntime
+
+        facts["onnxruntime"] = onnxruntime.__version__
+    return facts
 
 
 def processor() -> str:
@@ -257,7 +285,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(tests), figsize=(4.5 * len(tests), 3.5), squeeze=False)
     for panel, test in zip(panels[0], tests, strict=True):
         for i, (name, found) in enumerate(rates.items()):
-            colour = "tab:green" if result["models"][name]["engine"] == "flatlm" else "tab:gray"
+            colour = COLOURS[result["models"][name]["engine"]]
             panel.bar(i, statistics.median(found[test]), color=colour, alpha=0.7)
             panel.plot([i] * len(found[test]), found[test], "k.", markersize=4)
         panel.set_xticks(range(len(rates)), list(rates), rotation=20)
