@@ -7,13 +7,13 @@ Legend: k inputs of a layer, m rows (tokens) of a sample, B windows, T tokens of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from export.parallel import each
 from runtime.errors import UsageError
 
 WINDOW = 512  # tokens
@@ -68,38 +68,52 @@ def inputs(values: Iterable[np.ndarray]) -> Inputs:
 
 def channel_maxima(values: Iterable[np.ndarray]) -> np.ndarray:
     """Largest |x| of each channel over values [..., k] → [k]."""
-    return np.max([np.abs(x.reshape(-1, x.shape[-1])).max(0) for x in values], 0)
+
+    def part(x: np.ndarray) -> np.ndarray:
+        rows = x.reshape(-1, x.shape[-1])
+        return np.maximum(rows.max(0), -rows.min(0))
+
+    return np.max(each(part, values), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of a layer's quantized inputs Xq beside the float model's inputs X, over all rows."""
+    """Of a layer's quantized inputs Xq beside the float model's inputs X, over all rows m."""
 
     hessian: np.ndarray  # Xqᵀ · Xq, [k, k]; of deviations from the means if centred
-    drift: np.ndarray | None  # (X − Xq)ᵀ · Xq, [k, k], likewise
+    pull: np.ndarray | None  # W · (X − Xq)ᵀ · Xq, [n, k], likewise
     mean: np.ndarray  # of Xq, [k]
     mean_float: np.ndarray  # of X, [k]
 
 
 def moments(
-    quantized: Iterable[np.ndarray], floats: Iterable[np.ndarray], drift: bool, centred: bool
+    quantized: np.ndarray, floats: Sequence[np.ndarray], weight: np.ndarray, pull: bool, centred: bool
 ) -> Moments:
-    """From values [B, T, k] in pairs. centred: as fits a layer whose bias takes the mean error."""
-    hessian: Any = 0.0  # these are arrays from the first pair on
-    cross: Any = 0.0
-    total: Any = 0.0
-    total_float: Any = 0.0
-    count = 0
-    for xq, x in zip(quantized, floats, strict=True):
-        xq, x = (v.reshape(-1, v.shape[-1]) for v in (xq, x))
-        hessian = hessian + xq.T @ xq
-        total = total + xq.sum(0, dtype=np.float64)
-        total_float = total_float + x.sum(0, dtype=np.float64)
-        if drift:
-            cross = cross + (x - xq).T @ xq
-        count += len(x)
-    mean, mean_float = total / count, total_float / count
+    """quantized [m, k], which is used up; floats: values [B, T, k], together as many rows; weight [n, k].
+
+    centred: as fits a layer whose bias takes the mean error.
+    """
+    rows = [x.reshape(-1, x.shape[-1]) for x in floats]
+    mean = quantized.mean(0, dtype=np.float64)
+    mean_float = np.sum([x.sum(0, dtype=np.float64) for x in rows], 0) / len(quantized)
     if centred:
-        hessian = hessian - np.outer(mean, count * mean).astype(np.float32)
-        cross = cross - np.outer(mean_float - mean, count * mean).astype(np.float32)
-    return Moments(hessian, cross if drift else None, mean, mean_float)
+        quantized -= mean.astype(np.float32)
+    hessian = quantized.T @ quantized  # one call: BLAS sees that it is symmetric, and does half
+    pulled = _pull(quantized, rows, mean_float * centred, weight) if pull else None
+    return Moments(hessian, pulled, mean, mean_float)
+
+
+def _pull(
+    quantized: np.ndarray, rows: list[np.ndarray], mean_float: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """W · (X − Xq)ᵀ · Xq [n, k], multiplied in the cheaper order: `down` has few outputs, `gate_up` many."""
+    (n, k), m = weight.shape, len(quantized)
+    outputs_first = 2 * m * n < k * (m + n)
+    result, at = np.zeros((n, k) if outputs_first else (k, k), np.float32), 0
+    for x in rows:
+        own = quantized[at : at + len(x)]
+        drift = x - mean_float.astype(np.float32)
+        drift -= own
+        result += (drift @ weight.T).T @ own if outputs_first else drift.T @ own
+        at += len(x)
+    return result if outputs_first else weight @ result

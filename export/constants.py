@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.graph import Tensor
+from runtime.graph import Graph, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,9 @@ class LazyConstants(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def shape_of(graph: Graph, name: str) -> tuple[int, ...]:
+    """A constant's shape, without reading a lazy one."""
+    constants = graph.constants
+    return constants.shape(name) if isinstance(constants, LazyConstants) else constants[name].shape

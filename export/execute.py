@@ -237,7 +237,7 @@ def token_linear(weights, scale, bias, limit, levels: int) -> Operation:
 
 
 def token_steps(x: np.ndarray, limit: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """x [..., k] → X, integers held as float32, and each token's step [..., 1]: `reference.quantize_token`."""
+    """x [..., k] → X as float32 integers, and each token's step [..., 1]: `reference.quantize_token`."""
     most = np.float32(levels)
     largest = np.maximum((np.abs(x) * (most / limit.astype(np.float32))).max(-1, keepdims=True), FLOOR)
     steps = x * (most / largest)

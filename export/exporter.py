@@ -58,7 +58,7 @@ def export(
         raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
     float_graph = build_graph(source)
     with _folder_beside(out) as folder:
-        _copy_files(source, folder)
+        copy_files(source, folder)
         tokenizer, words = load_tokenizer(folder), calibrate.text(text)
         tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
         graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
@@ -95,7 +95,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_files(source: Source, folder: Path) -> None:
+def copy_files(source: Source, folder: Path) -> None:
     for name, content in source.files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 

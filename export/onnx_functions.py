@@ -10,12 +10,12 @@ would differ in the last bits, which is enough to move an activation over a roun
 integer that differs spreads through all layers after it: with them onnxruntime agreed with the native
 kernels on 97 % of the tokens.
 
-FlatLinear and FlatLinearToken have two products that give the same integers, and the constant `signed` picks one; the other
-is gone once onnxruntime has loaded the model. uint8 · uint8 is the default: int8 activations have no
-fast x86 kernel (0.8 against 35 GMAC/s for one row on one core with VNNI), and uint8 · int8 saturates on
-AVX2. int8 · int8 is the only product CUDA has. The sums are multiplied by one scale after the other:
-onnxruntime takes MatMulInteger, Cast and a product by the product of two scales for a MatMulIntegerToFloat,
-whose activations have one scale, and results are wrong (1.32).
+FlatLinear and FlatLinearToken have two products that give the same integers, and the constant `signed`
+picks one; the other is gone once onnxruntime has loaded the model. uint8 · uint8 is the default: int8
+activations have no fast x86 kernel (0.8 against 35 GMAC/s for one row on one core with VNNI), and uint8 ·
+int8 saturates on AVX2. int8 · int8 is the only product CUDA has. The sums are multiplied by one scale after
+the other: onnxruntime takes MatMulInteger, Cast and a product by the product of two scales for a
+MatMulIntegerToFloat, whose activations have one scale, and results are wrong (1.32).
 
 Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, P panels, F columns.
 """

@@ -12,27 +12,32 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels_arm import layout
+from runtime.functions import LINEAR, TOKEN_LINEAR
 from runtime.graph import Graph, Node, Tensor
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .measure import choose, measure
 from .parallel import each
 from .passes import keys
+from .passes.bits import Variant
 from .passes.cache import to_int8
-from .passes.flatten import Flattening
-from .passes.flatten import quantize as to_steps
+from .passes.flatten import Flattening, output_scale
+from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
+from .products import integer_linear
 from .recipe import Recipe
 from .report import LayerReport, Report
-from .survey import Survey, choose_bits, flatten_inputs, layer_grid, load, lowest_bits, survey, transform
-from .vocabulary import grid_of, is_tied, round_tied
+from .sensitivity import Way
+from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
+from .vocabulary import is_tied, round_tied
 
 Progress = Callable[[int, int], None]
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
@@ -49,12 +54,11 @@ class Rounded:
 
     @property
     def scale(self) -> np.ndarray:
-        """float32 [n]: activation step × weight step."""
-        return (self.flattening.step * self.grid.steps).astype(np.float32)
+        return output_scale(self.grid.steps, self.flattening)
 
-    def operation(self) -> execute.Operation:
-        f = self.flattening
-        return execute.flat_linear(self.integers, self.scale, self.bias, f.inverse_scale, f.limit)
+    def operation(self) -> tuple[execute.Operation, bool]:
+        """The layer, and whether a call of it keeps all cores busy."""
+        return integer_linear(self.integers, self.grid.steps, self.bias, self.flattening)
 
 
 def quantize(
@@ -66,12 +70,12 @@ def quantize(
     """
     windows = calibrate.windows(tokens, recipe.windows)
     groups = execute.blocks(graph)
-    told = _Counter(progress, 2 * len(groups))
+    measured = recipe.weight_bits == "auto"
+    told = _Counter(progress, (3 if measured else 2) * len(groups))
     found = survey(graph, recipe, windows, told)
-    bits = choose_bits(found, recipe) | {graph.nodes[-1].name: int(recipe.head_bits)}
-    for node in graph.nodes:
-        if node.op == "Embedding":
-            bits[node.name] = int(recipe.head_bits) if is_tied(graph) else 8
+    if measured:
+        measure(graph, recipe, found, told)
+    ways = _ways(graph, choose(found, graph, recipe), recipe)
     streams = execute.chunks(windows), execute.chunks(windows)
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
     layers: list[LayerReport] = []
@@ -79,7 +83,7 @@ def quantize(
         local = load(graph, nodes)
         transform(local, found)
         later = [node for group in groups[i + 1 :] for node in group]
-        layers += _quantize_block(local, later, bits, found, recipe, streams, result)
+        layers += _quantize_block(local, later, ways, found, recipe, streams, result)
         told()
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
@@ -87,6 +91,19 @@ def quantize(
                 keys.apply(result, node, found.keys[node.name])
         to_int8(result)
     return result, Report(recipe, tuple(layers), **_bytes(result))
+
+
+def _ways(graph: Graph, chosen: Mapping[str, Variant], recipe: Recipe) -> dict[str, Way]:
+    """How every matrix is rounded; a tied embedding as the head."""
+    found = {name: (variant.bits, variant.sigma) for name, variant in chosen.items()}
+    head = graph.nodes[-1]
+    found.setdefault(head.name, (8 if recipe.head == "8" else 4, recipe.sigma))
+    for node in graph.nodes:
+        if node.op == "Linear":
+            found.setdefault(node.name, (lowest_bits(recipe), recipe.sigma))
+        if node.op == "Embedding":
+            found[node.name] = found[head.name] if is_tied(graph) else (8, recipe.sigma)
+    return found
 
 
 class _Counter:
@@ -104,7 +121,7 @@ class _Counter:
 def _quantize_block(
     local: Graph,
     later: list[Node],
-    bits: dict[str, int],
+    ways: dict[str, Way],
     found: Survey,
     recipe: Recipe,
     streams: Streams,
@@ -119,36 +136,45 @@ def _quantize_block(
     for start, stop in itertools.pairwise(starts):
         first, rest = nodes[start], nodes[start + 1 : stop]
         floats = execute.prepare(local, nodes[start:stop])
-        steps = list(floats)
+        steps, alone = list(floats), False
         if first.op == "Embedding":
-            emit_embedding(local, first, bits[first.name], found, recipe, result)
+            emit_embedding(local, first, ways[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
-            rounded = _quantize_linear(
-                local, first, bits.get(first.name, lowest_bits(recipe)), recipe, streams, result
-            )
+            rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
-            steps[0] = execute.Step(first, rounded.operation())
+            operation, alone = rounded.operation()
+            steps[0] = execute.Step(first, operation)
         else:
             rest = nodes[start:stop]
         _copy(local, rest, result)
         needed = [*nodes[stop:], *later]
         if not needed:
             _thin(streams, first)
-        error = _advance(floats, steps, streams, needed)
+        error = _advance(floats, steps, streams, needed, alone)
         if first.op == "Linear":
-            reports.append(_report(first, rounded, error, found))
+            reports.append(_report(first, rounded, error, ways[first.name], found))
     return reports
 
 
 def _advance(
-    floats: Sequence[execute.Step], steps: Sequence[execute.Step], streams: Streams, later: Sequence[Node]
+    floats: Sequence[execute.Step],
+    steps: Sequence[execute.Step],
+    streams: Streams,
+    later: Sequence[Node],
+    alone: bool,
 ) -> float:
-    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's."""
+    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's.
+
+    alone: the first of `steps` runs on one chunk at a time.
+    """
     name = steps[0].node.outputs[0]
+    if alone:
+        for env in streams[1]:
+            execute.run(steps[:1], env)
 
     def step(pair: tuple[execute.Env, execute.Env]) -> tuple[float, float]:
-        for env, run in zip(pair, (floats, steps), strict=True):
+        for env, run in zip(pair, (floats, steps[1:] if alone else steps), strict=True):
             execute.run(run, env)
         wanted, got = (env[name] for env in pair)
         sizes = _square(got - wanted), _square(wanted)
@@ -171,21 +197,21 @@ def _thin(streams: Streams, last: Node) -> None:
 
 
 def _quantize_linear(
-    local: Graph, node: Node, bits: int, recipe: Recipe, streams: Streams, result: Graph
+    local: Graph, node: Node, way: Way, recipe: Recipe, streams: Streams, result: Graph
 ) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
-    flattening = flatten_inputs(calibrate.channel_maxima(inputs), node, local, bits, recipe)
-    in_body = node.name.startswith("layers.")
-    grid = layer_grid(weight, node, local, bits, recipe) if in_body else grid_of(weight, bits, recipe)
+    flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
+    grid = layer_grid(weight, node, local, way, recipe)
     if table := _table(result, node):  # tied: rounded already
         return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
-    if not in_body and bits == 8:
+    if not in_body(node) and way[0] == 8:
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    quantized = (to_steps(x, flattening) * np.float32(flattening.step) for x in inputs)
-    seen = calibrate.moments(quantized, floats, recipe.does("feedback"), centred=recipe.does("bias"))
+    seen = calibrate.moments(
+        _quantized(inputs, flattening), floats, weight, recipe.does("feedback"), centred=recipe.does("bias")
+    )
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
@@ -196,10 +222,19 @@ def _quantize_linear(
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.drift)
+    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.pull)
 
 
-def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerReport:
+def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
+    """What the quantized layer reads, of all windows: values [B, T, k] → [m, k]."""
+
+    def part(x: np.ndarray) -> np.ndarray:
+        return rounded_inputs(x.reshape(-1, x.shape[-1]), flattening)
+
+    return np.concatenate(each(part, inputs))
+
+
+def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey) -> LayerReport:
     rows, columns = rounded.integers.shape
     flattening, bits = rounded.flattening, rounded.grid.bits
     return LayerReport(
@@ -214,13 +249,13 @@ def _report(node: Node, rounded: Rounded, error: float, found: Survey) -> LayerR
         double_groups=flattening.double_groups,
         excess=excess_share(rounded.integers, bits),
         error=error,
-        kl=found.kl(node.name),
+        kl=next((v.kl for v in found.variants.get(node.name, ()) if (v.bits, v.sigma) == way), None),
     )
 
 
 # ---- integer nodes of docs/format.md
 def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
-    """Appends the FlatLinear `node` becomes, with its constants."""
+    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
     weight, table = node.inputs[1], _table(graph, node)
     flattening = rounded.flattening
     if table is None:
@@ -230,7 +265,7 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     arrays = {
         "scale": rounded.scale,
         "bias": rounded.bias,
-        "inverse_scale": np.array(flattening.inverse_scale),
+        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
         "limit": flattening.limit,
         "source": flattening.source,
         "low": flattening.low,
@@ -239,7 +274,8 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)
-    graph.nodes.append(Node("FlatLinear", inputs, node.outputs, attrs, node.name))
+    function = TOKEN_LINEAR if flattening.by_token else LINEAR
+    graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
 
 
 def _table(graph: Graph, head: Node) -> Node | None:
@@ -248,11 +284,11 @@ def _table(graph: Graph, head: Node) -> Node | None:
     return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
 
 
-def emit_embedding(local: Graph, node: Node, bits: int, found: Survey, recipe: Recipe, graph: Graph) -> None:
-    ids, weight = node.inputs
+def emit_embedding(local: Graph, node: Node, way: Way, found: Survey, recipe: Recipe, graph: Graph) -> None:
+    (ids, weight), bits = node.inputs, way[0]
     table = local.array(weight)
-    grid = grid_of(table, bits, recipe)
-    integers = round_tied(table, grid, found.head_hessian, recipe)
+    grid = layer_grid(table, node, local, way, recipe)
+    integers = round_tied(table, grid, found.head_hessian if bits == 4 else None, recipe)
     graph.constants[weight] = packed(integers, bits)
     constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
         node.name, integers, bits

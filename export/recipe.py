@@ -39,10 +39,11 @@ class Recipe:
         help="one step per weight tensor or per row",
     )
     head_bits: str = option(
-        "8",
+        "auto",
         "--head-bits",
-        choices=("4", "8"),
-        help="bits of the head and of an embedding tied to it, one scale per row; another embedding keeps 8",
+        choices=("4", "8", "auto"),
+        help="bits of the head and of an embedding tied to it, one scale per row; another embedding keeps 8. "
+        "auto: 8, or what --size asks for",
     )
     low_levels: int = option(
         127,
@@ -51,8 +52,22 @@ class Recipe:
         high=127,
         help="largest activation level of 4-bit layers: 127 is A8, 7 is A4",
     )
+    activations: str = option(
+        "static",
+        "--activations",
+        choices=("static", "token"),
+        help="the inputs' step: one for the layer, from calibration, or one for each token",
+    )
     bits_per_weight: float = option(
         4.5, "--bits-per-weight", low=4.0, high=8.5, help="budget of the layers between embedding and head"
+    )
+    size: float | None = option(
+        None,
+        "--size",
+        low=0.01,
+        high=1e6,
+        metavar="MB",
+        help="instead of --bits-per-weight: budget of the whole model in megabytes, embedding and head included",
     )
     max_kl: float | None = option(
         None,
@@ -67,6 +82,13 @@ class Recipe:
         low=1.0,
         high=20.0,
         help="4-bit weights beyond this many sigma go to the sparse excess",
+    )
+    sigmas: tuple[float, ...] = option(
+        (),
+        "--sigmas",
+        low=1.0,
+        high=20.0,
+        help="other sigmas that auto may choose for a layer; may be given often",
     )
     alphas: tuple[float, ...] = option(
         (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"
@@ -110,6 +132,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def head(self) -> str:
+        """`head_bits` with auto worked out: to be chosen, or 8."""
+        chosen = self.size is not None and self.weight_bits == "auto"
+        return self.head_bits if self.head_bits != "auto" or chosen else "8"
 
     def does(self, ingredient: str) -> bool:
         return ingredient not in self.skip

@@ -1,73 +1,64 @@
-"""One sweep over the float model: the smoothing of each layer, and what each layer alone costs at 4 bits.
+"""The sweep forward over the float model: looks at the inputs of all layers and chooses their smoothing.
 
-The KL of a layer is measured at the very end: the float model with that one layer quantized, on a few short
-windows. All these variants go through the model together, layer by layer, so weights are read once.
-
-Legend: k inputs, n outputs, B windows, T tokens, V vocabulary.
+Legend: k inputs, n outputs, B windows, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from runtime.graph import Graph, Node
 
-from . import calibrate, execute
+from . import calibrate, execute, sensitivity
 from .calibrate import Inputs
-from .parallel import each
 from .passes import keys, smooth
 from .passes import split as splitting
-from .passes.bits import Choice, within_bytes, within_kl
-from .passes.flatten import Flattening, flatten
-from .passes.flatten import quantize as to_steps
-from .passes.grid import Grid, excess_share, round_weights, weight_grid
+from .passes.bits import Variant
+from .passes.flatten import Flattening, flatten, flatten_by_token, rounded
+from .passes.grid import Grid, Sizes, grid, round_weights, weight_grid
+from .passes.pieces import importance
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
+from .sensitivity import Way
 from .vocabulary import head_hessian, is_tied
 
 WINDOWS = 8  # on which smoothing is chosen
-PROBE = (2, 128)  # windows × tokens on which a layer's KL is measured: 256 positions rank layers well
+TRIED = 1 << 21  # weights of a layer on which a smoothing is tried, in rows spread evenly
+PROBE = (4, 128)  # windows × tokens whose likelihood the gradients are of
 # Of the KL that 8-bit activations cause in SmolLM2-135M, 83 % comes from the inputs of `down`, which no norm
 # bounds, with a quarter of the weights. Weighted by work, these factors of `wide_channels` average about 1.
 _WIDE = {"Norm": 0.5, "RotaryAttention": 1.0, "SwiGLU": 2.5}
-_EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of the elements
 
 
 @dataclass
 class Survey:
-    """What the sweep found, by the name of the linear layer."""
+    """What the sweeps found, by the name of the linear layer."""
 
     keys: dict[str, np.ndarray] = field(default_factory=dict)  # by attention node: s [g, d/2]
     splits: dict[str, Split] = field(default_factory=dict)
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     orders: dict[str, Split] = field(default_factory=dict)  # after smoothing
-    choices: dict[str, Choice] = field(default_factory=dict)
-    head_hessian: np.ndarray | None = None  # of the head's inputs, where it is tied and has 4 bits
-
-    def kl(self, name: str) -> float | None:
-        return self.choices[name].kl if name in self.choices else None
-
-
-def choose_bits(found: Survey, recipe: Recipe) -> dict[str, int]:
-    """Weight bits by layer name; layers outside the body are not in it."""
-    if recipe.weight_bits != "auto":
-        return {}
-    if recipe.max_kl is not None:
-        return within_kl(found.choices, recipe.max_kl)
-    return within_bytes(found.choices, recipe.bits_per_weight)
+    flattenings: dict[str, dict[int, Flattening]] = field(default_factory=dict)  # after these, by the bits
+    unexplained: dict[str, float] = field(default_factory=dict)
+    variants: dict[str, list[Variant]] = field(default_factory=dict)
+    probes: list[execute.Env] = field(default_factory=list)  # a few windows as each block reads them
+    head_hessian: np.ndarray | None = None  # of the head's inputs, where it is tied and may get 4 bits
 
 
 def lowest_bits(recipe: Recipe) -> int:
     return 8 if recipe.weight_bits == "8" else 4
 
 
-def flatten_inputs(maxima: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
-    """How a layer with weights of `bits` quantizes inputs of these maxima [k]."""
+def flatten_inputs(inputs: Inputs, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
+    """How a layer with weights of `bits` quantizes such inputs."""
     levels = 127 if bits == 8 else recipe.low_levels
-    return flatten(maxima * recipe.margin, levels, wide_share(node, local, recipe))
+    wide = wide_share(node, local, recipe)
+    if recipe.activations == "token":
+        return flatten_by_token(inputs, levels, wide)
+    return flatten(inputs.maxima * recipe.margin, levels, wide)
 
 
 def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
@@ -90,11 +81,15 @@ def transform(local: Graph, found: Survey) -> None:
             splitting.apply(local, fold, found.orders[fold.linear.name])
 
 
-def layer_grid(weight: np.ndarray, node: Node, local: Graph, bits: int, recipe: Recipe) -> Grid:
-    """The grid of a body layer's weights."""
-    return weight_grid(
-        weight, smooth.parts(node, local.nodes, local), bits, recipe.weight_scale == "channel", recipe.sigma
-    )
+def layer_grid(weight: np.ndarray, node: Node, local: Graph, way: Way, recipe: Recipe) -> Grid:
+    """The grid of a layer's weights; outside the body every row has a step of its own."""
+    per_row = recipe.weight_scale == "channel" or not in_body(node)
+    return weight_grid(weight, smooth.parts(node, local.nodes, local), way[0], per_row, way[1])
+
+
+def in_body(node: Node) -> bool:
+    """Whether it belongs to a layer, and not to embedding or head."""
+    return node.name.startswith("layers.")
 
 
 def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
@@ -114,36 +109,49 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[],
         return found
     envs = execute.chunks(windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS])
     probe = execute.chunks(windows[-PROBE[0] :, : PROBE[1]], PROBE[0])[0]
-    variants: dict[str, execute.Env] = {}
     for i, nodes in enumerate(groups[:-1]):
         local = load(graph, nodes)
         later = [node for group in groups[i + 1 :] for node in group]
-        seen, reached = _run_and_look(local, envs, later)
-        if recipe.does("smooth") and recipe.kv == "int8":
-            found.keys |= {name: keys.scales(most) for name, most in reached.items()}
-        if recipe.weight_scale == "tensor" and recipe.does("split"):
-            _split(local, seen, recipe, found)
-        if recipe.does("smooth"):
-            _smooth(local, seen, recipe, found)
-        if recipe.does("flatten"):
-            _reorder(local, seen, found)
-        if measure:
-            _branch(local, seen, recipe, found, probe, variants, later)
+        found.probes.append(dict(probe))
+        execute.advance(execute.prepare(local, nodes), [probe], later)
+        _look(local, envs, later, recipe, found)
         tell()
-    if recipe.head_bits == "4" and recipe.does("gptq") and is_tied(graph):
+    found.probes.append(probe)
+    if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
         found.head_hessian = head_hessian(graph, groups[-1], envs)
-    if measure:
-        _divergences(execute.prepare(graph, groups[-1]), probe, variants, found)
     tell()
     return found
 
 
+def _look(local: Graph, envs: list[execute.Env], later: list[Node], recipe: Recipe, found: Survey) -> None:
+    """Runs the block on every chunk and chooses what its inputs suggest."""
+    seen, reached, values = _run_and_look(local, envs, later)
+    if recipe.does("smooth") and recipe.kv == "int8":
+        found.keys |= {name: keys.scales(most) for name, most in reached.items()}
+    if recipe.weight_scale == "tensor" and recipe.does("split"):
+        _split(local, seen, recipe, found)
+    if recipe.does("smooth"):
+        _smooth(local, seen, recipe, found)
+    if recipe.does("flatten"):
+        _reorder(local, seen, recipe, found)
+    if recipe.weight_bits != "auto":
+        return
+    for node in sensitivity.linears(local.nodes):
+        both = {bits: flatten_inputs(seen[node.name], node, local, bits, recipe) for bits in (4, 8)}
+        found.flattenings[node.name] = both
+    for name, x in values.items() if recipe.does("gptq") else ():
+        s = found.smoothing[name][1] if name in found.smoothing else np.ones(x.shape[1], np.float32)
+        s = s if len(s) == x.shape[1] else np.ones(x.shape[1], np.float32)  # of a layer that was split
+        found.unexplained[name] = sensitivity.unexplained(x, s, recipe.damping)
+
+
 def _run_and_look(
     local: Graph, envs: list[execute.Env], later: list[Node]
-) -> tuple[dict[str, Inputs], dict[str, np.ndarray]]:
-    """Runs the block on every chunk; what its linears read, by name, and `keys.reach` of its attention."""
+) -> tuple[dict[str, Inputs], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]), and
+    `keys.reach` of its attention."""
     steps = execute.prepare(local, local.nodes)
-    linears = [node for node in local.nodes if node.op == "Linear"]
+    linears = sensitivity.linears(local.nodes)
     attentions = keys.readers(local.nodes)
     read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
     reached: dict[str, list[np.ndarray]] = {node.name: [] for node in attentions}
@@ -155,7 +163,8 @@ def _run_and_look(
             reached[node.name].append(keys.reach(node, *(env[name] for name in node.inputs[:3])))
         execute.keep(env, later)
     inputs = {name: calibrate.inputs(values) for name, values in read.items()}
-    return inputs, {name: np.max(values, 0) for name, values in reached.items()}
+    rows = {name: np.concatenate([x.reshape(-1, x.shape[-1]) for x in xs]) for name, xs in read.items()}
+    return inputs, {name: np.max(values, 0) for name, values in reached.items()}, rows
 
 
 def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
@@ -179,11 +188,7 @@ def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey
     for fold in smooth.folds(local.nodes, local):
         inputs = seen[fold.linear.name]
         weight = local.array(fold.linear.inputs[1])
-        wanted = inputs.sample @ weight.T
-
-        def error(s: np.ndarray, fold=fold, inputs=inputs, weight=weight, wanted=wanted) -> float:
-            return _output_error(wanted, inputs.divided(s), weight * s, fold.linear, local, recipe)
-
+        error = _error(fold.linear, weight, inputs, local, recipe)
         wide = wide_share(fold.linear, local, recipe)
         alpha, s = smooth.search(inputs, weight, fold.index, recipe.alphas, wide, error)
         smooth.apply(local, fold, s)
@@ -191,78 +196,47 @@ def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey
         found.smoothing[fold.linear.name] = alpha, s
 
 
-def _reorder(local: Graph, seen: dict[str, Inputs], found: Survey) -> None:
+def _error(
+    node: Node, weight: np.ndarray, inputs: Inputs, local: Graph, recipe: Recipe
+) -> Callable[[np.ndarray], float]:
+    """s → the error of the quantized layer with that smoothing, on the sample and some rows of the weights:
+    the mean over the sample of ‖y − ŷ‖² / (‖y‖² + its median), so that no single token decides."""
+    bits, per_row = lowest_bits(recipe), recipe.weight_scale == "channel"
+    some = slice(None, None, -(-weight.size // TRIED))
+    rows = np.ascontiguousarray(weight[some])
+    wanted = inputs.sample @ rows.T
+    size = np.einsum("mn,mn->m", wanted, wanted)
+    size += np.median(size) + np.float32(1e-30)
+    parts = smooth.parts(node, local.nodes, local)
+    sizes = [] if per_row else [Sizes.of(weight[part]) for part in parts]
+
+    def grid_of(rows: np.ndarray, s: np.ndarray) -> Grid:
+        if per_row:
+            return weight_grid(rows, [], bits, True, recipe.sigma)
+        steps = np.empty(len(weight))
+        for part, size in zip(parts, sizes, strict=True):
+            steps[part] = size.scaled(s).step(bits, recipe.sigma)
+        return grid(bits, steps[some])
+
+    def error(s: np.ndarray) -> float:
+        scaled, divided = rows * s, inputs.divided(s)
+        flattening = flatten_inputs(divided, node, local, bits, recipe)
+        found = grid_of(scaled, s)
+        kept = round_weights(scaled, found)
+        kept *= found.steps[:, None].astype(np.float32)
+        wrong = rounded(divided.sample, flattening) @ kept.T
+        wrong -= wanted
+        return float(np.mean(np.einsum("mn,mn->m", wrong, wrong) / size))
+
+    return error
+
+
+def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe, found: Survey) -> None:
     """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
     for fold in smooth.folds(local.nodes, local):
         if smooth.gated(fold, local.nodes):
             name = fold.linear.name
-            found.orders[name] = by_size(seen[name].maxima)
+            by_token = recipe.activations == "token"
+            found.orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)
             splitting.apply(local, fold, found.orders[name])
             seen[name] = seen[name].picked(found.orders[name].channel)
-
-
-def _output_error(
-    wanted: np.ndarray, inputs: Inputs, weight: np.ndarray, node: Node, local: Graph, recipe: Recipe
-) -> float:
-    """Of a layer whose float outputs on the sample are `wanted` [m, n]: the mean over the sample of
-    ‖y − ŷ‖² / (‖y‖² + its median), so that no single token decides."""
-    bits = lowest_bits(recipe)
-    flattening = flatten_inputs(inputs.maxima, node, local, bits, recipe)
-    grid = layer_grid(weight, node, local, bits, recipe)
-    kept = round_weights(weight, grid) * grid.steps[:, None].astype(np.float32)
-    got = (to_steps(inputs.sample, flattening) * np.float32(flattening.step)) @ kept.T
-    size = np.einsum("mn,mn->m", wanted, wanted)
-    return float(np.mean(np.sum((got - wanted) ** 2, -1) / (size + np.median(size) + 1e-30)))
-
-
-def _branch(
-    local: Graph,
-    seen: dict[str, Inputs],
-    recipe: Recipe,
-    found: Survey,
-    probe: execute.Env,
-    variants: dict[str, execute.Env],
-    later: list[Node],
-) -> None:
-    """Takes all variants through the float block, and adds one for each of its linears, quantized."""
-    steps = execute.prepare(local, local.nodes)
-    before = dict(probe)
-    execute.advance(steps, [probe, *variants.values()], later)
-
-    def branch(at: int) -> tuple[str, execute.Env]:
-        node, env = steps[at].node, dict(before)
-        changed = execute.Step(node, _try_low(node, local, seen[node.name], recipe, found))
-        execute.run([*steps[:at], changed, *steps[at + 1 :]], env)
-        execute.keep(env, later)
-        return node.name, env
-
-    variants.update(each(branch, [at for at, step in enumerate(steps) if step.node.op == "Linear"]))
-
-
-def _try_low(node: Node, local: Graph, inputs: Inputs, recipe: Recipe, found: Survey) -> execute.Operation:
-    """The layer at 4 bits, rounded to nearest; notes what it would take."""
-    weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
-    grid = layer_grid(weight, node, local, 4, recipe)
-    flattening = flatten_inputs(inputs.maxima, node, local, 4, recipe)
-    integers = round_weights(weight, grid)
-    tables = 8 * len(bias) + 4 * weight.shape[1] + 12 * len(flattening.source)  # bytes
-    low = weight.size * (0.5 + _EXCESS_BYTES * excess_share(integers, 4))
-    found.choices[node.name] = Choice(0.0, weight.size, tables + low, tables + weight.size)
-    scale = (flattening.step * grid.steps).astype(np.float32)
-    return execute.flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
-
-
-def _divergences(
-    last: list[execute.Step], probe: execute.Env, variants: dict[str, execute.Env], found: Survey
-) -> None:
-    execute.run(last, probe)
-    # The first position sees only itself; its logits hang on the enormous activation of the attention sink.
-    wanted = execute.log_softmax(probe["logits"][:, 1:])
-
-    def measure(name: str) -> None:
-        env = variants[name]
-        execute.run(last, env)
-        kl = execute.divergence(wanted, execute.log_softmax(env.pop("logits")[:, 1:]))
-        found.choices[name] = replace(found.choices[name], kl=kl)
-
-    each(measure, variants)

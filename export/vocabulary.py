@@ -13,19 +13,14 @@ import numpy as np
 
 from runtime.graph import Graph, Node
 
-from . import calibrate, execute
+from . import execute
 from .parallel import each
 from .passes.gptq import gptq
-from .passes.grid import Grid, round_weights, weight_grid
+from .passes.grid import Grid, round_weights
 from .recipe import Recipe
 
 ROWS = 8192  # rounded at a time: a vocabulary of 150,000 would take gigabytes at once
 _DAMPING = 10  # times the recipe's
-
-
-def grid_of(table: np.ndarray, bits: int, recipe: Recipe) -> Grid:
-    """A step per row."""
-    return weight_grid(table, [slice(None)], bits, True, recipe.sigma)
 
 
 def is_tied(graph: Graph) -> bool:
@@ -38,18 +33,19 @@ def head_hessian(graph: Graph, last: Sequence[Node], envs: Sequence[execute.Env]
     """Xᵀ · X [k, k] of the float head's inputs; `last` is the block of norm and head."""
     *before, head = last
     execute.advance(execute.prepare(graph, before), envs, [head])
-    inputs = [env[head.inputs[0]] for env in envs]
-    return calibrate.moments(inputs, inputs, drift=False, centred=False).hessian
+    inputs = np.concatenate([env[head.inputs[0]] for env in envs])
+    inputs = inputs.reshape(-1, inputs.shape[-1])
+    return inputs.T @ inputs
 
 
 def round_tied(table: np.ndarray, grid: Grid, hessian: np.ndarray | None, recipe: Recipe) -> np.ndarray:
     """Embedding and head in one: integers of the grid, int8 [V, k]. Without a Hessian, the nearest."""
-    starts = range(0, len(table), ROWS)
+    if hessian is not None:
+        damping = _DAMPING * recipe.damping
+        return gptq(table, hessian, grid, damping, recipe.does("order"), dtype=np.int8)
 
     def part(start: int) -> np.ndarray:
-        rows, own = table[start : start + ROWS], grid.rows(start, start + ROWS)
-        if hessian is None:
-            return round_weights(rows, own).astype(np.int8)
-        return gptq(rows, hessian, own, _DAMPING * recipe.damping, recipe.does("order")).astype(np.int8)
+        rows = slice(start, start + ROWS)
+        return round_weights(table[rows], grid.rows(rows.start, rows.stop)).astype(np.int8)
 
-    return np.concatenate(each(part, starts))
+    return np.concatenate(each(part, range(0, len(table), ROWS)))

@@ -36,6 +36,9 @@ from .pointwise import ZERO, exp16
 from .simd import (
     add_doubles,
     add_products,
+    add_two_scores,
+    add_two_values,
+    fixed,
     get_f32,
     get_i64,
     greater,
@@ -68,25 +71,63 @@ def _rows(rows: int):
         """query float64 [size, rows] → scores float32 [blocks, rows, 16]."""
         for half in range(2 * blocks):
             acc, at = zero_doubles(rows), keys + 64 * (half >> 1) * size + 32 * (half & 1)
-            for i in range(size):
-                acc = add_products(acc, load_doubles(at + 64 * i), query + 8 * rows * i, 8)
+            for i in range(0, size, 2):
+                acc = add_two_scores(acc, at + 64 * i, 64, query + 8 * rows * i)
             store_tile_as_floats(scores + 64 * rows * (half >> 1) + 32 * (half & 1), 64, acc)
 
     @inlined
-    def values_of(weights, values, count, width, out):
-        """weights float64 [blocks, rows, 16] · 8 lanes of values [count, width] → out [rows, 16]."""
+    def half_of(weights, values, count, width, out):
+        """weights float64 [blocks, rows, 16] · 8 lanes of values [count, width] → 8 of out [rows, 16]."""
         acc = zero_doubles(rows)
-        for j in range(count):
-            at = weights + 128 * rows * (j >> 4) + 8 * (j & 15)
-            acc = add_products(acc, load_doubles(values + 4 * width * j), at, 128)
+        for first in range(0, count, 16):
+            for j in range(first, min(count, first + 16)):
+                at = fixed(weights + 8 * (rows * first + j - first))
+                acc = add_products(acc, load_doubles(values + 4 * width * j), at, 128)
         store_tile_as_floats(out, 64, acc)
+
+    @inlined
+    def values_of(weights, values, count, width, out):
+        """The same for 16 lanes."""
+        half_of(weights, values, count, width, out)
+        half_of(weights, values + 32, count, width, out + 32)
 
     return scores_of, values_of
 
 
-_scores_1, _values_1 = _rows(1)
-_scores_2, _values_2 = _rows(2)
-_scores_3, _values_3 = _rows(3)
+def _few_rows(rows: int):
+    """The same where 16 lanes of all rows fit the registers: a factor is loaded once for both halves."""
+
+    @inlined
+    def scores_of(query, keys, blocks, size, scores):
+        for block in range(blocks):
+            low, high, at = zero_doubles(rows), zero_doubles(rows), keys + 64 * block * size
+            for i in range(0, size, 2):
+                low = add_two_scores(low, at + 64 * i, 64, query + 8 * rows * i)
+                high = add_two_scores(high, at + 64 * i + 32, 64, query + 8 * rows * i)
+            store_tile_as_floats(scores + 64 * rows * block, 64, low)
+            store_tile_as_floats(scores + 64 * rows * block + 32, 64, high)
+
+    @inlined
+    def values_of(weights, values, count, width, out):
+        low, high, step = zero_doubles(rows), zero_doubles(rows), 4 * width
+        for first in range(0, count, 16):
+            at, start, left = weights + 8 * rows * first, values + step * first, min(16, count - first)
+            for j in range(0, left - 1, 2):
+                low = add_two_values(low, start + step * j, step, at + 8 * j)
+                high = add_two_values(high, start + step * j + 32, step, at + 8 * j)
+            if left & 1:
+                last = start + step * (left - 1)
+                low = add_products(low, load_doubles(last), at + 8 * left - 8, 128)
+                high = add_products(high, load_doubles(last + 32), at + 8 * left - 8, 128)
+        store_tile_as_floats(out, 64, low)
+        store_tile_as_floats(out + 32, 64, high)
+
+    return scores_of, values_of
+
+
+_scores_1, _values_1 = _few_rows(1)
+_scores_2, _values_2 = _few_rows(2)
+_scores_3, _values_3 = _few_rows(3)
 _scores_4, _values_4 = _rows(4)
 _scores_5, _values_5 = _rows(5)
 _scores_6, _values_6 = _rows(6)
@@ -189,7 +230,6 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
     values = get_i64(op + 8 * A_VALUES) + 4 * width * context * cached
     for lane in range(0, size, 16):
         values_of(rows, weights, values + 4 * lane, count, width, tile)
-        values_of(rows, weights, values + 4 * lane + 32, count, width, tile + 32)
         for r in range(rows):
             head, offset = group * share + (row + r) % share, (row + r) // share
             out = get_i64(op + 8 * A_OUT) + get_i64(op + 8 * A_OUT_STRIDE) * (token + offset)

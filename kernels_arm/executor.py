@@ -27,6 +27,7 @@ from .ops import (
     RECORD,
     ROTATE,
     ROTATE8,
+    SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -42,7 +43,7 @@ from .ops import (
     T_WORDS,
     T_YIELD,
 )  # fmt: skip
-from .pointwise import quantize_items, run_embed, run_quantize, run_rotate, sum_slices
+from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .simd import (
     atomic_add,
     atomic_load,
@@ -93,7 +94,7 @@ def op_chunks(op, step, items, threads):
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
-    elif get_i64(op) == QUANTIZE and sum_slices(op_tokens(op, step)) > 1:
+    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= SPARSE_TOKENS:
         wanted = threads if get_i64(op + 8 * Q_PADDED) * op_tokens(op, step) >= SHARED_ELEMENTS else 1
     else:
         wanted = items

@@ -75,6 +75,19 @@ def wide_groups(limit: np.ndarray) -> np.ndarray:
     return np.concatenate([groups[groups % 2 == 0], groups[groups % 2 == 1]]).astype(np.int32)
 
 
+def wide_channels(limit: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """int32 [2, wides]: the channels of two digits, and where each stands among the columns of `groups`."""
+    channels = np.flatnonzero(limit > 127)
+    number = np.zeros(len(limit) // 4 + 1, np.int64)
+    number[groups] = np.arange(len(groups))
+    return np.stack([channels, 4 * number[channels // 4] + channels % 4]).astype(np.int32)
+
+
+def high_digits(limit: np.ndarray) -> int:
+    """Bytes of a token's high digits at most: whole groups for few tokens, channels side by side for many."""
+    return max(4 * wide_groups(limit).size, padded(int((limit > 127).sum()), COLUMNS))
+
+
 def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Integers [rows, columns] → (delta uint8 [E], total int8 [E]) of those outside −8…7.
 

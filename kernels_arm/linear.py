@@ -5,7 +5,7 @@ loaded, split into nibbles where they are 4-bit, and multiplied with every token
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
 is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
 
-    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ what was there: the residual)
+    y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ the residual that was there)
 
 step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 """
@@ -15,19 +15,21 @@ from __future__ import annotations
 from .blocks import (
     AHEAD,
     add_block,
-    add_groups,
+    add_blocks,
+    add_four_groups,
+    add_group,
+    by_fours,
     from_block,
-    from_groups,
     full_tile,
-    groups_at_once,
     has_tile,
     prefetch,
+    straight,
     tile_of,
     to_block,
-    to_groups,
 )
-from .excess import add_excess, expand_excess, fetch_excess
+from .excess import add_excess, fetch_excess
 from .jit import inlined, kernel
+from .many import run_many
 from .ops import (
     L_ADD,
     L_BIAS,
@@ -52,22 +54,17 @@ from .ops import (
     STEP_TOKENS,
     SUM_SLICES,
 )  # fmt: skip
-from .pointwise import row_bytes, sum_slices
+from .pointwise import row_bytes
 from .simd import (
     get_f32,
     get_i32,
     get_i64,
-    high_nibbles,
     int8_offset,
-    load_bytes,
     load_floats,
     load_ints,
-    low_nibbles,
-    minus_eight,
     plus_128_times,
     splat_float,
     splat_int,
-    store_bytes,
     store_floats,
     store_tile,
     to_floats,
@@ -75,43 +72,43 @@ from .simd import (
 )  # fmt: skip
 
 
-def _add_wide(tokens: int, bits: int, high: int):
-    @inlined
-    def add_wide(tile, weights, groups, first, last, digits):
-        """Add the groups first … last of `groups` times their high digits to a tile in plain form."""
-        some = to_groups(tile)
-        together = groups_at_once(tokens)
-        rest = first + (last - first) // together * together
-        for e in range(first, rest, together):
-            some = add_groups(some, weights, groups + 4 * e, digits + 4 * tokens * e, tokens, bits, high)
-        tile = from_groups(some, tokens)
-        for e in range(rest, last):
-            tile = add_groups(tile, weights, groups + 4 * e, digits + 4 * tokens * e, tokens, bits, high)
-        return tile
+def _range(tokens: int, bits: int, odd: int):
+    """Adds the groups number first … last, of nibbles all even or all odd ones."""
 
-    return add_wide
+    @inlined
+    def add_range(high, weights, groups, first, last, digits):
+        fours = (last - first) // 4 if by_fours(tokens) else 0
+        for e in range(first, first + 4 * fours, 4):
+            high = add_four_groups(high, weights, groups + 4 * e, digits + 4 * tokens * e, bits, odd)
+        for e in range(first + 4 * fours, last):
+            high = add_group(high, weights, groups + 4 * e, digits + 4 * tokens * e, bits, odd)
+        return high
+
+    return add_range
 
 
 def _product(tokens: int, bits: int):
     """The product of one panel and one tile, as int32 [tokens, 16] at `out`."""
-    add_low, add_high = _add_wide(tokens, bits, 0), _add_wide(tokens, bits, 1)
+    add_range, add_odd = _range(tokens, bits, 0), _range(tokens, bits, 1)
 
     @inlined
     def product(weights, padded, x, extras, evens, groups, out):
-        acc = to_block(zero_ints(tokens), bits)
-        for block in range(padded // 16):
+        acc, fours = to_block(zero_ints(tokens), bits), padded // 64 if straight(tokens) else 0
+        for four in range(fours):
+            acc = add_blocks(acc, weights + 128 * bits * four, x + 64 * tokens * four, tokens, bits)
+        for block in range(4 * fours, padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
         if tokens == 1:
             for line in range(0, AHEAD, 64):  # the next panel's first: memory shall not rest meanwhile
                 prefetch(weights + 2 * bits * padded + line)
         # last: memory gives a panel fast only from end to end
-        digits = x + padded * tokens
+        high, digits = zero_ints(tokens), x + padded * tokens
         if bits == 4:
-            high = add_low(zero_ints(tokens), weights, groups, 0, evens, digits)
-            high = add_high(high, weights, groups, evens, extras, digits)
+            high = add_range(high, weights, groups, 0, evens, digits)
+            high = add_odd(high, weights, groups, evens, extras, digits)
         else:
-            high = add_low(zero_ints(tokens), weights, groups, 0, extras, digits)
+            high = add_range(high, weights, groups, 0, extras, digits)
         store_tile(out, 64, plus_128_times(acc, high))
 
     return product
@@ -154,31 +151,19 @@ def product_int8(tile, weights, padded, x, extras, evens, groups, out):
 
 
 @kernel
-def expand_panel(op, panel, weights, out):
-    """A 4-bit panel with its excess as a plain int8 panel [padded/4 steps, 64] at `out`."""
-    padded = get_i64(op + 8 * L_PADDED)
-    for step in range(padded // 8):
-        packed = load_bytes(weights + 64 * step)
-        store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
-        store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
-    expand_excess(op, panel, out)
-
-
-@kernel
-def finish_tile(op, panel, offset, first, count, slices, acc):
+def finish_tile(op, panel, offset, first, count, acc):
     """int32 [count, 16] → float rows first … first + count of the output."""
     scale = load_floats(get_i64(op + 8 * L_SCALE) + 64 * panel)
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums, steps = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first, get_i64(op + 8 * L_STEPS) + 4 * first
+    sums = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first
+    steps = get_i64(op + 8 * L_STEPS) + 4 * first
     for i in range(count):
         total = get_i32(sums + 4 * SUM_SLICES * i)
-        if slices > 1:
-            for part in range(1, SUM_SLICES):
-                total += get_i32(sums + 4 * (SUM_SLICES * i + part))
-        shift = splat_int(total * offset)
-        y = to_floats(load_ints(acc + 64 * i) - shift) * scale
+        for part in range(1, SUM_SLICES):
+            total += get_i32(sums + 4 * (SUM_SLICES * i + part))
+        y = to_floats(load_ints(acc + 64 * i) - splat_int(total * offset)) * scale
         y = y * splat_float(get_f32(steps + 4 * i)) + bias
         if add:
             y = load_floats(out + stride * i) + y
@@ -187,9 +172,18 @@ def finish_tile(op, panel, offset, first, count, slices, acc):
 
 @kernel
 def run_linear(op, step, first, last, scratch):
-    """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and an unpacked panel."""
+    """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and a ready panel."""
     wants_all = get_i64(op + 8 * L_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
+    if tokens > SPARSE_TOKENS:
+        run_many(op, step, first, last, scratch)
+    else:
+        run_few(op, tokens, first, last, scratch)
+
+
+@kernel
+def run_few(op, tokens, first, last, scratch):
+    """The weights as they stand, read from end to end."""
     bits, padded, panels_at = (
         get_i64(op + 8 * L_BITS),
         get_i64(op + 8 * L_PADDED),
@@ -198,26 +192,21 @@ def run_linear(op, step, first, last, scratch):
     extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
     evens = get_i64(op + 8 * L_EVENS)
     sparse, row_size = get_i64(op + 8 * L_STARTS) != 0, padded + 4 * extras
-    rows, slices = x if tokens == 1 else get_i64(op + 8 * L_ROWS), sum_slices(tokens)
+    rows, stride = x if tokens == 1 else get_i64(op + 8 * L_ROWS), row_bytes(row_size)
     for panel in range(first, last):
         weights = panels_at + panel * padded * 2 * bits
-        wide = bits == 8
-        if sparse and tokens > SPARSE_TOKENS:
-            expand_panel(op, panel, weights, scratch + 1024)
-            weights, wide = scratch + 1024, True
-        elif sparse:
+        if sparse:
             fetch_excess(op, panel)
         for token in range(0, tokens, full_tile()):
             count = min(full_tile(), tokens - token)
-            tile = tile_of(count)
-            digits = x + token * row_size
-            if wide:
+            tile, digits = tile_of(count), x + token * row_size
+            if bits == 8:
                 product_int8(tile, weights, padded, digits, extras, evens, groups, scratch)
             else:
                 product_int4(tile, weights, padded, digits, extras, evens, groups, scratch)
-            if sparse and not wide:
-                add_excess(op, panel, rows + token * row_bytes(row_size), row_bytes(row_size), count, scratch)
-            finish_tile(op, panel, int8_offset() if wide else 8, token, count, slices, scratch)
+            if sparse:
+                add_excess(op, panel, rows + token * stride, stride, count, scratch)
+            finish_tile(op, panel, int8_offset() if bits == 8 else 8, token, count, scratch)
 
 
 @kernel

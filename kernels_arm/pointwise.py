@@ -33,6 +33,8 @@ from .ops import (
     Q_STEPS,
     Q_SUMS,
     Q_WEIGHT,
+    Q_WIDE,
+    Q_WIDES,
     R_CONTEXT,
     R_COS,
     R_GROUPS,
@@ -51,10 +53,10 @@ from .ops import (
     SUM_SLICES,
     SWIGLU,
 )  # fmt: skip
+from .panels import full_ready, ready_of, ready_place, store_ready
 from .pieces import past_of, piece_from, piece_of, slot_of
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
-    add_doubles,
     add_squares,
     get_f32,
     get_i8,
@@ -63,31 +65,31 @@ from .simd import (
     get_u8,
     get_u16,
     greater,
-    high_digits,
     load_doubles,
     load_floats,
     max_floats,
+    nearest_ints,
     no_doubles,
     power_of_two,
     round_even,
     set_f32,
+    set_i8,
     set_i32,
     smaller,
     splat_float,
     splat_int,
     sqrt_f64,
     store_floats,
+    store_ints,
+    store_low_bytes,
     store_steps,
     sum_doubles,
     sum_ints,
-    times_128,
     to_ints,
-    where_greater,
     zero_below,
 )  # fmt: skip
 
 ONE, ZERO = np.float32(1), np.float32(0)
-WIDE, HALF = np.float32(127), np.int32(64)  # limits above WIDE have two digits; low ones are −64 … 63
 
 
 @inlined
@@ -149,22 +151,16 @@ def embed_excess(op, row, scale, y):
 
 # ------------------------------------------------------------------------------------- rows before linear
 @inlined
-def inverse_norm(op, x, padded):
-    """1 / sqrt(mean(x²) + ε). Lanes beyond the row's end hold zeros."""
-    floats, squares, others = get_i64(op + 8 * Q_FLOATS), no_doubles(), no_doubles()
-    for at in range(0, 4 * padded, 64):
+def norm_row(op, x, padded, first, last, y):
+    """y = x · (1 / sqrt(mean(x²) + ε)) · weight, columns first … last. Beyond the row's end stand zeros."""
+    floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
+    squares = no_doubles()
+    for at in range(0, 4 * padded, 32):
         squares = add_squares(squares, load_doubles(x + at))
-        others = add_squares(others, load_doubles(x + at + 32))
-    mean = sum_doubles(add_doubles(squares, others)) / np.float64(get_f32(floats + 8))
-    return np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4))))
-
-
-@inlined
-def norm_row(op, x, inverse, first, last, y):
-    """y = x · inverse · weight, columns first … last."""
-    weight, factor = get_i64(op + 8 * Q_WEIGHT), splat_float(inverse)
+    mean = sum_doubles(squares) / np.float64(get_f32(floats + 8))
+    inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
     for at in range(4 * first, 4 * last, 64):
-        store_floats(y + at, (load_floats(x + at) * factor) * load_floats(weight + at))
+        store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
 
 
 @inlined
@@ -186,56 +182,69 @@ def reach_of(op, x):
     return max_floats(top)
 
 
-def _quantizer(wide: bool):
-    @inlined
-    def quantize(op, x, inverse_step, first, last, digits, stride, row, high):
-        """X = clip(round(x · inverse step), ±limit): low digits, 4 columns each `stride` bytes; returns Σ X.
-
-        Where `row` is not 0, they go there too, side by side. Of `wide` rows X = 128 · H + L in flattened
-        channels, and all high digits (0 in the others) go to `high`, side by side.
-        """
-        limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
-        total, zero = splat_int(np.int32(0)), splat_float(ZERO)
-        for k in range(first, last, 16):
-            limit = load_floats(limits + 4 * k)
-            steps = round_even(load_floats(x + 4 * k) * inverse)
-            value = to_ints(smaller(greater(steps, zero - limit), limit))
-            total = total + value
-            if wide:
-                above = where_greater(limit, splat_float(WIDE), high_digits(value + splat_int(HALF)))
-                store_steps(high + k, above, 4)
-                value = value - times_128(above)
-            store_steps(digits + k // 4 * stride, value, stride)
-            if row:
-                store_steps(row + k, value, 4)
-        return sum_ints(total)
-
-    return quantize
-
-
-_quantize_plain, _quantize_wide = _quantizer(False), _quantizer(True)
-
-
 @kernel
-def quantize_row(op, x, inverse_step, first, last, i, tile, digits, row, high):
-    """Columns first … last of a row, into place i of its tile and, if `row` is not 0, there; returns Σ X.
+def quantize_row(op, x, inverse_step, integers, first, last, i, tile, digits, row, many):
+    """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
 
-    `high` has room for a byte a column.
+    Columns first … last.
+
+    The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
     """
-    padded, extras = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_EXTRAS)
-    groups = get_i64(op + 8 * Q_GROUPS)
-    if extras == 0:
-        return _quantize_plain(op, x, inverse_step, first, last, digits + 4 * i, 4 * tile, row, high)
-    total = _quantize_wide(op, x, inverse_step, first, last, digits + 4 * i, 4 * tile, row, high)
-    own, own_row = digits + padded * tile + 4 * i, row + padded
-    for e in range(extras):
-        column = 4 * np.int64(get_i32(groups + 4 * e))
+    limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
+    total, zero = splat_int(np.int32(0)), splat_float(ZERO)
+    for k in range(first, last, 16):
+        limit = load_floats(limits + 4 * k)
+        # limits are whole numbers: clipped first or rounded first is the same
+        value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
+        total = total + value
+        store_ints(integers + 4 * k, value)
+        if many:
+            store_ready(digits + k * tile, value, i, tile)
+        elif tile == 1:
+            store_low_bytes(digits + k, value)
+        else:
+            store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+        if row:
+            store_low_bytes(row + k, value)
+    return sum_ints(total)
+
+
+@inlined
+def word_place(column, i, tile):
+    """Where token i's digit of a column stands in a tile of few tokens."""
+    return ((column >> 2) * tile + i) * 4 + (column & 3)
+
+
+@inlined
+def split_few(op, integers, first, last, i, tile, digits):
+    """The flattened channels' two digits, X = 128 · high + low: high ones by groups of 4 columns."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
+    for e in range(get_i64(op + 8 * Q_EXTRAS)):
+        if first <= 4 * get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e) < last:
+            set_i32(high_at + (e * tile + i) * 4, np.int32(0))
+    for w in range(count):
+        column, place = np.int64(get_i32(wide + 4 * w)), np.int64(get_i32(wide + 4 * (count + w)))
         if first <= column < last:
-            four = get_i32(high + column)
-            set_i32(own + 4 * tile * e, four)
-            if row:
-                set_i32(own_row + 4 * e, four)
-    return total
+            value = get_i32(integers + 4 * column)
+            high = (value + 64) >> 7
+            set_i8(digits + word_place(column, i, tile), value - 128 * high)
+            set_i8(high_at + word_place(place, i, tile), high)
+
+
+@inlined
+def split_many(op, integers, i, tile, digits):
+    """The same, high digits side by side."""
+    wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
+    for w in range(count):
+        column = np.int64(get_i32(wide + 4 * w))
+        value = get_i32(integers + 4 * column)
+        high = (value + 64) >> 7
+        set_i8(digits + ready_place(column, i, tile), value - 128 * high)
+        set_i8(high_at + ready_place(w, i, tile), high)
+    for w in range(count, (count + 15) // 16 * 16):
+        set_i8(high_at + ready_place(w, i, tile), 0)
 
 
 @inlined
@@ -244,80 +253,99 @@ def row_bytes(size):
     return (size + 63) // 64 * 64
 
 
-@inlined
-def slice_columns(padded):
-    """Columns of a slice: what one item of a few tokens' quantization does of every row."""
-    return (padded + 64 * SUM_SLICES - 1) // (64 * SUM_SLICES) * 64
-
-
 @kernel
 def quantize_items(tokens):
-    """Of a few tokens: slices of all rows. Of many: tiles."""
-    return SUM_SLICES if tokens <= full_tile() else (tokens + full_tile() - 1) // full_tile()
-
-
-@inlined
-def sum_slices(tokens):
-    """Into how many parts a row's sum is cut."""
-    return SUM_SLICES if tokens <= full_tile() else 1
+    """Of a few tokens: slices of all rows. Of many: tiles, whose tokens lie in the same cache lines."""
+    return SUM_SLICES if tokens <= SPARSE_TOKENS else (tokens + full_ready() - 1) // full_ready()
 
 
 @kernel
-def quantize_tile(op, rows, numbers, start, count, few, first, last, sums, scratch):
-    """`count` tokens from number `start` on, columns first … last: norm or activation, digits, their sums.
+def prepare_row(op, x, token, first, last, scratch):
+    """Norm or activation of columns first … last: returns where they stand, and 1 / the step.
 
-    `numbers` are the rows' numbers, or 0: one after the other. A step per token needs whole rows.
+    A step of the token's own needs the whole row, whatever the slice.
     """
-    padded, stride = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_IN_STRIDE)
-    shares = get_i64(op + 8 * Q_SHARES)
-    size, kind = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_KIND)
-    tile, digits, high = tile_of(count), get_i64(op + 8 * Q_OUT) + start * size, scratch + 4 * padded
-    begin, end = (0, padded) if shares else (first, last)
-    for token in range(start, start + count):
-        x = rows + stride * (get_i64(numbers + 8 * token) if numbers else token)
-        if kind == NORM:
-            norm_row(op, x, inverse_norm(op, x, padded), begin, end, scratch)
-            x = scratch
-        elif kind == SWIGLU:
-            swiglu_row(op, x, begin, end, scratch)
-            x = scratch
-        step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
-        if shares:
-            reach, levels = reach_of(op, x), inverse
-            step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
-        set_f32(get_i64(op + 8 * Q_STEPS) + 4 * token, step_size)
+    padded, kind = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_KIND)
+    shares, step_size = get_i64(op + 8 * Q_SHARES), ONE
+    if shares:
+        first, last = 0, padded
+    if kind == NORM:
+        norm_row(op, x, padded, first, last, scratch)
+        x = scratch
+    elif kind == SWIGLU:
+        swiglu_row(op, x, first, last, scratch)
+        x = scratch
+    inverse = get_f32(get_i64(op + 8 * Q_FLOATS))
+    if shares:
+        reach, levels = reach_of(op, x), inverse
+        step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+    set_f32(get_i64(op + 8 * Q_STEPS) + 4 * token, step_size)
+    return x, inverse
+
+
+@kernel
+def row_of(op, step, token):
+    """Address of a token's row of floats."""
+    number = token
+    if get_i64(op + 8 * Q_LAST):
+        number = get_i64(get_i64(step + 8 * STEP_ROWS) + 8 * token)
+    return get_i64(op + 8 * Q_IN) + get_i64(op + 8 * Q_IN_STRIDE) * number
+
+
+@kernel
+def quantize_slice(op, step, tokens, part, scratch):
+    """A quarter of the columns of all rows of a few tokens."""
+    padded = get_i64(op + 8 * Q_PADDED)
+    each = (padded + 64 * SUM_SLICES - 1) // (64 * SUM_SLICES) * 64  # a slice's digits share no cache line
+    first, last = min(part * each, padded), min((part + 1) * each, padded)
+    size, few = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_ROWS) if tokens > 1 else 0
+    for token in range(tokens):
+        i = token % full_tile()
+        tile, digits = tile_of(tokens - token + i), get_i64(op + 8 * Q_OUT) + (token - i) * size
+        x, inverse = prepare_row(op, row_of(op, step, token), token, first, last, scratch)
         row = few + token * row_bytes(size) if few else 0
-        total = quantize_row(op, x, inverse, first, last, token - start, tile, digits, row, high)
-        set_i32(sums + 4 * SUM_SLICES * token, total)
+        total = quantize_row(op, x, inverse, scratch, first, last, i, tile, digits, row, False)
+        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (SUM_SLICES * token + part), total)
+        split_few(op, scratch, first, last, i, tile, digits)
+        if row:
+            split_few(op, scratch, first, last, 0, 1, row)
+
+
+@kernel
+def quantize_tile(op, step, start, count, scratch):
+    """`count` tokens from number `start` on, of many."""
+    padded, wides = get_i64(op + 8 * Q_PADDED), (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
+    tile, digits = ready_of(count), get_i64(op + 8 * Q_OUT) + start * (padded + wides)
+    for i in range(count):
+        x, inverse = prepare_row(op, row_of(op, step, start + i), start + i, 0, padded, scratch)
+        total = quantize_row(op, x, inverse, scratch, 0, padded, i, tile, digits, 0, True)
+        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
+        split_many(op, scratch, i, tile, digits)
 
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
-    """Items first … last. `scratch` holds a row of floats and one of bytes.
-
-    Of many a tile is one thread's: its tokens lie word by word in the same cache lines.
-    """
-    wants_all = get_i64(op + 8 * Q_LAST) == 0
-    tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    rows, numbers = get_i64(op + 8 * Q_IN), 0 if wants_all else get_i64(step + 8 * STEP_ROWS)
-    tokens, padded = tokens if wants_all else wanted, get_i64(op + 8 * Q_PADDED)
-    sums = get_i64(op + 8 * Q_SUMS)
-    few = get_i64(op + 8 * Q_ROWS) if 1 < tokens <= SPARSE_TOKENS else 0
-    if sum_slices(tokens) == 1:
-        for start in range(first * full_tile(), min(last * full_tile(), tokens), full_tile()):
-            count = min(full_tile(), tokens - start)
-            quantize_tile(op, rows, numbers, start, count, few, 0, padded, sums, scratch)
-        return
-    each = slice_columns(padded)
-    for part in range(first, last):
-        begin, end = min(part * each, padded), min((part + 1) * each, padded)
-        quantize_tile(op, rows, numbers, 0, tokens, few, begin, end, sums + 4 * part, scratch)
+    """Items first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
+    tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * Q_LAST) else STEP_TOKENS))
+    for item in range(first, last):
+        if tokens <= SPARSE_TOKENS:
+            quantize_slice(op, step, tokens, item, scratch)
+        else:
+            start = item * full_ready()
+            quantize_tile(op, step, start, min(full_ready(), tokens - start), scratch)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding
 @inlined
 def rotate_head(x, cos, sin, half, y, y_stride):
     """Rotate one head from x to y; y's elements are y_stride bytes apart."""
+    if y_stride == 4 and half % 16 == 0:
+        for i in range(0, half, 16):
+            low, high = load_floats(x + 4 * i), load_floats(x + 4 * (half + i))
+            cosine, sine = load_floats(cos + 4 * i), load_floats(sin + 4 * i)
+            store_floats(y + 4 * i, low * cosine - high * sine)
+            store_floats(y + 4 * (half + i), high * cosine + low * sine)
+        return
     for i in range(half):
         a, b = get_f32(x + 4 * i), get_f32(x + 4 * (half + i))
         c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)

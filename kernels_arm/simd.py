@@ -100,6 +100,20 @@ def _address(builder, value, llvm):
     return builder.inttoptr(value, llvm.as_pointer())
 
 
+def _fixed(builder, address):
+    """On ARM the address as one that LLVM does not take apart: what counts from it is loaded in pairs."""
+    if tier().machine == "x86_64":
+        return address
+    pointer = _address(builder, address, _BYTE)
+    pointer = _call(builder, "llvm.launder.invariant.group.p0", pointer.type, [pointer])
+    return builder.ptrtoint(pointer, _LONG)
+
+
+@intrinsic
+def fixed(typing, address):
+    return types.int64(types.int64), lambda context, builder, signature, args: _fixed(builder, args[0])
+
+
 def _loader(result, llvm, align: int):
     @intrinsic
     def load(typing, address):
@@ -166,6 +180,18 @@ def store_floats_part(typing, address, value, count):
 
 
 @intrinsic
+def store_low_bytes(typing, address, value):
+    """Truncate 16 ints to bytes and store them side by side."""
+
+    def emit(context, builder, signature, args):
+        packed = builder.trunc(args[1], _vector(_BYTE, 16))
+        builder.store(packed, _address(builder, args[0], packed.type)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ints16), emit
+
+
+@intrinsic
 def store_steps(typing, address, value, stride):
     """Truncate 16 ints to bytes and store them as four groups of 4 bytes, `stride` bytes apart."""
 
@@ -211,10 +237,12 @@ _overloaded(operator.mul, {floats16: lambda b, x, y: b.fmul(x, y), ints16: lambd
 _overloaded(operator.truediv, {floats16: lambda b, x, y: b.fdiv(x, y)})
 
 
-def _compare_select(predicate: str):
+def _compare_select(predicate: str, name: str):
     @intrinsic
     def pick(typing, a, b):
         def emit(context, builder, signature, args):
+            if tier().machine == "aarch64":  # FMAXNM, FMINNM; x86 has the comparison's own
+                return _call(builder, f"llvm.{name}.v16f32", args[0].type, args)
             return builder.select(builder.fcmp_ordered(predicate, *args), *args)
 
         return a(a, b), emit
@@ -222,10 +250,23 @@ def _compare_select(predicate: str):
     return pick
 
 
-greater = _compare_select(">")  # the larger of each pair of lanes (no NaN)
-smaller = _compare_select("<")
+greater = _compare_select(">", "maxnum")  # the larger of each pair of lanes (no NaN)
+smaller = _compare_select("<", "minnum")
 round_even = _unary(floats16, floats16, lambda b, x: _call(b, "llvm.rint.v16f32", x.type, [x]))
 to_ints = _unary(floats16, ints16, lambda b, x: b.fptosi(x, ints16.llvm))
+
+
+def _nearest(builder, x):
+    """FCVTNS rounds and converts in one."""
+    if tier().machine == "aarch64":
+        name = "llvm.aarch64.neon.fcvtns.v4i32.v4f32"
+        return _join(
+            builder, [_call(builder, name, _vector(_INT, 4), [_quarter(builder, x, i)]) for i in range(4)]
+        )
+    return builder.fptosi(_call(builder, "llvm.rint.v16f32", x.type, [x]), ints16.llvm)
+
+
+nearest_ints = _unary(floats16, ints16, _nearest)  # to the nearest, of two the even one
 to_floats = _unary(ints16, floats16, lambda b, x: b.sitofp(x, floats16.llvm))
 power_of_two = _unary(
     ints16,
@@ -261,17 +302,6 @@ def zero_below(typing, value, x, bound):
         return builder.select(keep, args[0], _constant(floats16.llvm, 0.0))
 
     return floats16(floats16, floats16, floats16), emit
-
-
-@intrinsic
-def where_greater(typing, x, bound, value):
-    """`value` where x > bound, else 0."""
-
-    def emit(context, builder, signature, args):
-        keep = builder.fcmp_ordered(">", args[0], args[1])
-        return builder.select(keep, args[2], _constant(ints16.llvm, 0))
-
-    return ints16(floats16, floats16, ints16), emit
 
 
 @intrinsic
@@ -400,6 +430,62 @@ def add_products(typing, tile, vector, address, stride):
         return context.make_tuple(builder, tile, rows)
 
     return tile(tile, doubles8, types.int64, types.int64), emit
+
+
+def _two_products(stride: int):
+    """add(tile, address, step, factors): tile[i] += Σ_j factor [i, j] · 8 float32 at address + step · j.
+
+    Factors are float64, row i's two at factors + i · stride, or, where that is 0, all first ones and then all
+    second ones side by side. NEON takes them by lane, two a load.
+    """
+
+    @intrinsic
+    def add(typing, tile, address, step, factors):
+        def emit(context, builder, signature, args):
+            rows, (_, address, step, factors) = cgutils.unpack_tuple(builder, args[0], tile.count), args
+            places = [(i * stride + 8 * j if stride else 8 * (j * len(rows) + i)) for j in (0, 1)
+                      for i in range(len(rows))]  # fmt: skip
+            factor = (
+                _by_lane(builder, factors) if tier().machine == "aarch64" else _repeated(builder, factors)
+            )
+            for j in (0, 1):
+                at = builder.add(address, builder.mul(step, ir.Constant(_LONG, j)))
+                floats = builder.load(_address(builder, at, _vector(_FLOAT, 8)))
+                floats.align = 4
+                vector = builder.fpext(floats, doubles8.llvm)
+                for i, place in enumerate(places[len(rows) * j : len(rows) * (j + 1)]):
+                    rows[i] = _fused(builder, factor(place), vector, rows[i])
+            return context.make_tuple(builder, tile, rows)
+
+        return tile(tile, types.int64, types.int64, types.int64), emit
+
+    return add
+
+
+def _by_lane(builder, address):
+    pairs: dict[int, ir.Value] = {}
+
+    def factor(place: int):
+        at, lane = place // 16 * 16, place // 8 % 2
+        if at not in pairs:
+            pair = _vector(_DOUBLE, 2)
+            pairs[at] = builder.load(_address(builder, builder.add(address, ir.Constant(_LONG, at)), pair))
+            pairs[at].align = 8
+        lanes = ir.Constant(_vector(_INT, 8), [lane] * 8)
+        return builder.shuffle_vector(pairs[at], ir.Constant(pairs[at].type, ir.Undefined), lanes)
+
+    return factor
+
+
+def _repeated(builder, address):
+    def factor(place: int):
+        at = _address(builder, builder.add(address, ir.Constant(_LONG, place)), _DOUBLE)
+        return _splat(builder, builder.load(at), 8)
+
+    return factor
+
+
+add_two_scores, add_two_values = _two_products(0), _two_products(128)
 
 
 @intrinsic

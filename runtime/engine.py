@@ -1,6 +1,6 @@
 """Tokens in, tokens out: one loop over a backend. It knows nothing of text, templates or files.
 
-Left out: several sequences at once. Drafting takes the place of a forward pass and lives in runtime/drafting.
+Several sequences at once: runtime/batch.py. Drafting takes the place of a forward pass: runtime/drafting.
 What a backend holds of an earlier call is used again where the new prompt starts with the same ids; a row's
 result does not depend on the batch, so the answer is the same either way.
 """

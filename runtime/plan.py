@@ -142,10 +142,12 @@ class _Lowering:
         for node in self.graph.nodes:
             if node.op in LINEARS:
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
-                largest = max(largest, width + 4 * self._wide_groups(node).size)
+                limit = self.graph.array(named(node)["limit"])
+                largest = max(largest, width + layout.high_digits(limit))
         rows, row = padded(self.batch, 16), padded(largest, 64)
         digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
-        sums, steps = self._zeros((rows * ops.SUM_SLICES,), np.int32), self._zeros((rows,))
+        sums = self._zeros((max(rows, ops.SPARSE_TOKENS * ops.SUM_SLICES),), np.int32)
+        steps = self._zeros((rows,))
         return digits.ctypes.data, sums.ctypes.data, steps.ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:
@@ -199,7 +201,9 @@ class _Lowering:
         bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
         groups = self._wide_groups(node)
         excess = self._lookups(node, delta, value, groups)
+        wide = layout.wide_channels(self.graph.array(named(node)["limit"]), groups)
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
+        shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
@@ -211,7 +215,8 @@ class _Lowering:
             L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual), L_EVENS=int(sum(groups % 2 == 0)),
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
-        self.panel_scratch = max(self.panel_scratch, layout.ROWS * columns)
+        ready = columns + padded(wide.shape[1], layout.COLUMNS)
+        self.panel_scratch = max(self.panel_scratch, layout.ROWS * ready)
 
     def _quantize(self, node: Node, x: str, columns: int, shared: dict[str, int]) -> None:
         maker = self.makers[x]
@@ -226,7 +231,7 @@ class _Lowering:
             factor, shares = self.graph.array(roles["inverse_scale"]).reshape(-1)[0], 0
         floats = [factor, maker.attrs.get("epsilon", 0.0), true_columns]
         weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
-        self.row_scratch = max(self.row_scratch, 5 * columns)
+        self.row_scratch = max(self.row_scratch, 4 * columns)
         self._add(
             node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
             Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),

@@ -44,7 +44,12 @@ def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
     for record in records[records[:, 0] == ops.LINEAR]:
         rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
         size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
-        count += rows * (columns + 4 * int(record[ops.L_EXTRAS])) * (logits if record[ops.L_LAST] else tokens)
+        times = logits if record[ops.L_LAST] else tokens
+        if times <= ops.SPARSE_TOKENS:  # the flattened channels once more: whole groups, or picked
+            columns += 4 * int(record[ops.L_EXTRAS])
+        else:
+            columns += layout.padded(int(record[ops.L_WIDES]), layout.COLUMNS)
+        count += rows * columns * times
     return size, count
 
 

@@ -24,22 +24,27 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from kernels_arm import aot, cpu, simd
 from kernels_arm.cpu import BY_NAME, TIERS, Tier
 
-GATED = (
-    r"_(int[48]_\d+|(scores|values)_[18])"  # linear: product of m tokens; attention: of so many query rows
-)
+# linear: a product of m tokens; many: of m of many, on a ready panel; attention: of so many query rows
+GATED = r"_(int[48]_\d+|ready_\d+|(scores|values)_[136])"
 MCA = "llvm-mca-19"
 CORES = {"neon": "cortex-a72", "dotprod": "neoverse-n1", "i8mm": "neoverse-n2"}  # whose models are usable
 
 
 # ------------------------------------------------------------------------------------------------- compile
 def gated_kernels(tier: Tier) -> list[str]:
-    """The kernels of the table: the tier's tiles of linear's product, attention for one row and for eight."""
-    from kernels_arm import attention, blocks, linear
+    """The kernels of the table: products of the tier's tiles, attention for one, three and six rows."""
+    from kernels_arm import attention, blocks, linear, many, panels
 
     simd.set_tier(tier)
-    names = [name[1:] for module in (linear, attention) for name in vars(module) if re.fullmatch(GATED, name)]
-    sizes = {str(size) for size in blocks.tiles()}
-    return [name for name in names if not name.startswith("int") or name.partition("_")[2] in sizes]
+    modules = (linear, many, attention)
+    names = [name[1:] for module in modules for name in vars(module) if re.fullmatch(GATED, name)]
+    sizes = {"int4": blocks.tiles(), "int8": blocks.tiles(), "ready": panels.tiles()}
+
+    def compiled(name: str) -> bool:
+        kind, _, size = name.partition("_")
+        return kind not in sizes or int(size) in sizes[kind]
+
+    return [name for name in names if compiled(name)]
 
 
 def assembly(names: list[str], tier: Tier) -> str:
@@ -55,9 +60,9 @@ def _entry(name: str):
     """(function, signature, name) as `aot.link_modules` wants them; every argument is an int64."""
     from numba import types
 
-    from kernels_arm import attention, linear
+    from kernels_arm import attention, linear, many
 
-    function = getattr(linear, f"_{name}", None) or getattr(attention, f"_{name}")
+    function = next(found for m in (linear, many, attention) if (found := getattr(m, f"_{name}", None)))
     arguments = function.py_func.__code__.co_argcount
     return function, types.void(*[types.int64] * arguments), name
 

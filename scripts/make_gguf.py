@@ -24,6 +24,7 @@ from llama_peer import silence
 from export.sources.gguf_file import open_gguf
 from export.sources.hf_folder import open_hf_folder
 
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 # What the writer adds itself, and what describes a quantization that is undone here.
 _OWN = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
@@ -50,9 +51,22 @@ def main() -> None:
         print(quantize(plain, args.out / f"{name}-{kind}.gguf", kind, args.threads))
 
 
-def write_f16(like: Path, out: Path, folder: Path | None) -> None:
-    """`like` with F16 matrices and F32 vectors, weights from `folder` where given; `out` appears whole."""
+def write_f16(
+    like: Path,
+    out: Path,
+    folder: Path | None = None,
+    *,
+    change: Callable[[gguf.ReaderTensor, np.ndarray], np.ndarray] | None = None,
+    tie: bool = False,
+) -> None:
+    """`like` with F16 matrices and F32 vectors, weights from `folder` where given; `out` appears whole.
+
+    change: applied to a tensor's values. tie: a tied model that has its matrix twice in `like` gets it once.
+    """
     reader = gguf.GGUFReader(like)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if tie and HEAD in tensors and "lm_head.weight" not in open_gguf(like).tensors:
+        tensors[EMBEDDING] = tensors.pop(HEAD)
     architecture = reader.fields["general.architecture"].contents()
     partial = out.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, architecture, use_temp_file=False)
@@ -62,10 +76,12 @@ def write_f16(like: Path, out: Path, folder: Path | None) -> None:
             writer.add_key_value(field.name, field.contents(), kind, sub_type=rest[-1] if rest else None)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     read = _from_folder(folder, like) if folder else _from_gguf
-    for i, tensor in enumerate(reader.tensors, 1):
+    for i, (name, tensor) in enumerate(tensors.items(), 1):
         values = read(tensor)
-        writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
-        print(f"\r{out.name}: tensor {i} of {len(reader.tensors)}", end="", file=sys.stderr)
+        if change is not None:
+            values = change(tensor, values)
+        writer.add_tensor(name, values.astype(np.float16 if values.ndim > 1 else np.float32))
+        print(f"\r{out.name}: tensor {i} of {len(tensors)}", end="", file=sys.stderr)
     print(file=sys.stderr)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -27,8 +27,12 @@ from runtime.graph import Graph, Node
 
 BLOCK = 32
 CONTEXT = 4096
-INPUTS = {"input_ids": (TensorProto.INT64, [1, "T"]), "rows": (TensorProto.INT64, [1]),
-          "seqlens_k": (TensorProto.INT32, [1]), "total_sequence_length": (TensorProto.INT32, [])}  # fmt: skip
+INPUTS = {
+    "input_ids": (TensorProto.INT64, [1, "T"]),
+    "rows": (TensorProto.INT64, [1]),
+    "seqlens_k": (TensorProto.INT32, [1]),
+    "total_sequence_length": (TensorProto.INT32, []),
+}
 
 
 def main() -> None:

@@ -66,9 +66,9 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
         "x": np.zeros((m, kp), np.float32),
         "floats": np.array([inverse_scale or 127, 0, k], np.float32),
         "limits": fitted(limit, kp, np.float32),
-        "digits": np.zeros(padded(m, 16) * (kp + 4 * groups.size) + lookups.BEYOND, np.int8),
+        "digits": np.zeros(padded(m, 16) * (kp + layout.high_digits(limit)) + lookups.BEYOND, np.int8),
         "shares": fitted(np.float32(127) / limit.astype(np.float32), kp, np.float32),
-        "sums": np.zeros(ops.SUM_SLICES * padded(m, 16), np.int32),
+        "sums": np.zeros(max(32, padded(m, 16)), np.int32),
         "steps": np.zeros(padded(m, 16), np.float32),
         "rows": np.zeros(8 * padded(kp + 4 * groups.size, 64) + lookups.BEYOND, np.int8),
         "weights": aligned(layout.pack(weights, bits).nbytes),
@@ -81,7 +81,9 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     if residual is not None:
         keep["out"][:, :n] = residual
     at = {name: array.ctypes.data for name, array in keep.items()}
+    wide = layout.wide_channels(limit, groups)
     extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data, "STEPS": at["steps"]}
+    extras |= {"WIDES": wide.shape[1], "WIDE": wide.ctypes.data}
     excess, held = _lookups(weights, bits, np_, kp, lookups.high_places(groups, limit, kp))
     extras["ROWS"] = at["rows"] if excess else 0
     records = [

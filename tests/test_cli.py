@@ -338,6 +338,15 @@ def test_bench_measures_at_a_depth(flatlm, machine):
     assert (status, "tg4 @ d126 does not fit the context of 128" in err) == (1, True)
 
 
+def test_bench_opens_as_many_sequences_as_it_measures(flatlm, machine):
+    machine.backends["native"] = lambda: FakeBackend(context=128, slots=4)
+    arguments = ("-p", "0", "-n", "0", "-r", "1", "--batch", "2,4", "--rows", "3", "-d", "9", "-o", "json")
+    found = {entry["test"]: entry["found"] for entry in json.loads(flatlm("bench", *arguments)[1])}
+    assert [cost["rows"] for cost in found["sequences @ d9"]] == [1, 2, 4]
+    assert [cost["rows"] for cost in found["rows @ d9"]] == [1, 3]
+    assert machine.opened[0][1]["slots"] == 4
+
+
 def test_only_the_native_backend_tells_its_operations(flatlm, machine):
     machine.backends["native"] = lambda: FakeBackend(context=128)
     status, _, err = flatlm("bench", "-p", "0", "-n", "4", "-r", "1", "--per-op")

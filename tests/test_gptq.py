@@ -55,7 +55,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     weight, hessian = problem(8, 50, seed=1)
     grid = weight_grid(weight, [slice(0, 3), slice(3, 8)], 4, per_row=False, sigma=2.5)
     whole = gptq(weight, hessian, grid, 0.01, True)
-    monkeypatch.setattr("export.passes.gptq.BLOCK", 7)
+    for name, size in (("BLOCK", 7), ("LEAF", 3), ("ROWS", 5)):
+        monkeypatch.setattr(f"export.passes.gptq.{name}", size)
     assert np.array_equal(gptq(weight, hessian, grid, 0.01, True), whole)
 
 
@@ -101,6 +102,6 @@ def test_with_drift_it_rounds_the_least_squares_solution():
     inputs = wanted + 0.3 * rng.normal(size=wanted.shape)
     weight = rng.normal(size=(5, 9)).astype(np.float32)
     fine = Grid(8, np.full(5, 1e-5), 10**9)
-    integers = gptq(weight, inputs.T @ inputs, fine, 1e-9, True, (wanted - inputs).T @ inputs)
+    integers = gptq(weight, inputs.T @ inputs, fine, 1e-9, True, weight @ (wanted - inputs).T @ inputs)
     best = np.linalg.lstsq(inputs, wanted @ weight.T, rcond=None)[0].T
     assert integers * 1e-5 == pytest.approx(best, abs=1e-4)

@@ -109,7 +109,16 @@ def test_the_cost_of_rows_is_relative_to_one_row(artifact):
     costs = rows.measure(backend, (2, 4), 2)
     assert [cost.rows for cost in costs] == [1, 2, 4]
     assert (costs[0].ratio, backend.position) == (1.0, 0)
-    assert "of one row" in rows.table(costs)
+    assert "of one" in rows.table(costs)
+    backend.close()
+
+
+def test_the_cost_of_sequences_is_relative_to_one(artifact):
+    backend = NativeBackend(artifact, threads=2, slots=4)
+    costs = rows.measure_together(backend, (4, 2), 2, depth=5)
+    assert [cost.rows for cost in costs] == [1, 2, 4]
+    assert (costs[0].ratio, backend.positions) == (1.0, [0] * 4)
+    assert "sequences of a step" in rows.table(costs, "sequences")
     backend.close()
 
 

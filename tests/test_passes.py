@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from export import calibrate, execute
 from export.passes import bits, keys, smooth, split
-from export.passes.flatten import MAX_PIECES, columns, flatten
+from export.passes.flatten import MAX_PIECES, columns, flatten, flatten_by_token, rounded
 from export.passes.flatten import quantize as to_steps
 from export.passes.grid import excess_share, round_weights, weight_grid
 from export.quantize import packed, quantize
@@ -17,7 +18,16 @@ from export.recipe import INGREDIENTS, RECIPES
 from kernels_arm import layout
 from runtime.backends.numpy import NumpyBackend
 from runtime.errors import UsageError
-from runtime.functions import ATTENTION, ATTENTIONS, INT8_ATTENTION, check_graph
+from runtime.functions import (
+    ATTENTION,
+    ATTENTIONS,
+    INT8_ATTENTION,
+    LINEAR,
+    LINEARS,
+    TOKEN_LINEAR,
+    check_graph,
+    named,
+)  # fmt: skip
 from runtime.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
@@ -108,6 +118,43 @@ def test_a_layer_that_only_ever_sees_zeros_flattens_to_one_column_each():
     assert np.isfinite(f.inverse_scale)
 
 
+# ---- flatten by token
+def tokens_of_many_sizes(m: int, k: int) -> np.ndarray:
+    """Rows of very different sizes; every seventh channel is 20 times the others."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(m, k)) * np.where(np.arange(k) % 7 == 3, 20, 1)
+    return (x * np.exp(3 * rng.normal(size=(m, 1)))).astype(np.float32)
+
+
+def test_by_token_the_wide_groups_are_no_more_than_allowed_and_leave_the_step_to_the_others():
+    x = tokens_of_many_sizes(200, 280)
+    f = flatten_by_token(calibrate.Inputs(np.abs(x).max(0), x), 127, 0.6)
+    assert 0 < f.double_groups <= 0.6 * 70
+    wide = np.repeat((f.pieces.reshape(-1, 4) > 1).any(1), 4)
+    assert (f.pieces[~wide] == 1).all()
+    assert (f.pieces[np.arange(280) % 7 == 3] > 1).all()
+    _, step = execute.token_steps(x, f.limit, 127)
+    np.testing.assert_allclose(step[:, 0], np.abs(x[:, ~wide]).max(1) / 127, rtol=1e-5)
+
+
+def test_by_token_rows_keep_the_same_relative_error_whatever_their_size():
+    x = tokens_of_many_sizes(200, 280)
+    inputs = calibrate.Inputs(np.abs(x).max(0), x)
+    error = {}
+    for name, f in (
+        ("static", flatten(inputs.maxima, 127, 0.2)),
+        ("token", flatten_by_token(inputs, 127, 0.6)),
+    ):
+        wrong = np.linalg.norm(rounded(10 * x, f) - 10 * x, axis=1) / np.linalg.norm(10 * x, axis=1)
+        error[name] = wrong.max()
+    assert error["token"] < 0.004 < 0.5 < error["static"]
+
+
+def test_a_budget_of_nothing_flattens_nothing_by_token():
+    x = tokens_of_many_sizes(20, 10)
+    assert flatten_by_token(calibrate.Inputs(np.abs(x).max(0), x), 127, 0.0).pieces.tolist() == [1] * 10
+
+
 # ---- weights
 @pytest.mark.parametrize("per_row", [False, True])
 def test_sparse_excess_holds_large_weights_exactly(per_row: bool):
@@ -189,7 +236,7 @@ def test_wide_channels_of_a_gated_mlp_lie_side_by_side():
     recipe = dataclasses.replace(RECIPES["edge"], windows=4, wide_channels=0.2)
     result, _ = quantize(graph, recipe, random_tokens(2048))
     for node in (node for node in result.nodes if node.name.endswith("down")):
-        pieces = result.array(node.inputs[5]) / int(node.attrs["levels"])
+        pieces = result.array(named(node)["limit"]) / int(node.attrs["levels"])
         assert (pieces > 1).any()
         # sorted by the float model's maxima; those of the quantized model differ a little
         assert (pieces[: len(pieces) // 4] > 1).sum() >= 0.7 * (pieces > 1).sum()
@@ -204,24 +251,53 @@ def test_relief_grows_the_scale_of_a_channel_too_large_to_flatten():
 
 
 # ---- bits
-def test_bytes_go_where_they_save_most_divergence():
-    choices = {
-        "a": bits.Choice(kl=0.5, weights=100, bytes_low=52, bytes_high=100),
-        "b": bits.Choice(kl=0.6, weights=400, bytes_low=208, bytes_high=400),
-        "c": bits.Choice(kl=0.1, weights=100, bytes_low=52, bytes_high=100),
-    }
-    assert bits.within_bytes(choices, 4.9) == {"a": 8, "b": 4, "c": 4}
-    assert bits.within_bytes(choices, 8.0) == {"a": 8, "b": 8, "c": 8}
-    assert bits.within_bytes(choices, 4.0) == {"a": 4, "b": 4, "c": 4}
-    assert bits.within_kl(choices, 0.7) == {"a": 8, "b": 4, "c": 4}
+def variants(weights: int, *rows: tuple[int, float, float, float]) -> list[bits.Variant]:
+    """(bits, sigma, bits per weight, KL)."""
+    return [bits.Variant(n, sigma, weights * size / 8, kl) for n, sigma, size, kl in rows]
+
+
+LAYERS_TO_CHOOSE = {
+    "a": variants(100, (4, 2.5, 4.2, 0.5), (8, 2.5, 8, 0.0)),
+    "b": variants(400, (4, 2.5, 4.2, 0.6), (8, 2.5, 8, 0.0)),
+    "c": variants(100, (4, 3.0, 4.1, 0.2), (4, 2.5, 4.2, 0.1), (8, 2.5, 8, 0.09)),
+}
+
+
+@pytest.mark.parametrize(
+    ("per_weight", "expected"),
+    [
+        (4.0, {"a": (4, 2.5), "b": (4, 2.5), "c": (4, 3.0)}),
+        (4.21, {"a": (4, 2.5), "b": (4, 2.5), "c": (4, 2.5)}),
+        (4.9, {"a": (8, 2.5), "b": (4, 2.5), "c": (4, 2.5)}),
+        (8.0, {"a": (8, 2.5), "b": (8, 2.5), "c": (8, 2.5)}),
+    ],
+)
+def test_bytes_go_where_they_save_most_divergence(per_weight, expected):
+    chosen = bits.within_bytes(LAYERS_TO_CHOOSE, 600 * per_weight / 8)
+    assert {name: (v.bits, v.sigma) for name, v in chosen.items()} == expected
+
+
+def test_a_variant_that_a_mixture_of_others_beats_is_never_chosen():
+    line = variants(
+        8, (4, 3.0, 4, 1.0), (4, 2.5, 5, 0.9), (4, 2.0, 6, 0.2), (8, 2.5, 8, 0.1), (8, 2.6, 9, 0.1)
+    )
+    assert [v.kl for v in bits.hull(line)] == [1.0, 0.2, 0.1]
+
+
+def test_the_frontier_falls_in_divergence_as_it_grows_in_bytes():
+    points = bits.frontier(LAYERS_TO_CHOOSE)
+    assert len(points) == 5
+    assert all(a.bytes < b.bytes and a.kl > b.kl for a, b in itertools.pairwise(points))
+    assert bits.within_kl(LAYERS_TO_CHOOSE, 0.7) == dict(points[2].chosen)
 
 
 # ---- all of it
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("activations", ["static", "token"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_quantized_model_is_valid_and_runs_as_the_reference_does(name: str, tied: bool):
+def test_a_quantized_model_is_valid_and_runs_as_the_reference_does(name: str, activations: str, tied: bool):
     graph = float_graph(tied=tied)
-    recipe = dataclasses.replace(RECIPES[name], windows=4, kv="float32")
+    recipe = dataclasses.replace(RECIPES[name], windows=4, kv="float32", activations=activations)
     result, report = quantize(graph, recipe, random_tokens(2048))
     check_graph(result)
     backend = NumpyBackend(_Artifact(result))
@@ -229,7 +305,8 @@ def test_a_quantized_model_is_valid_and_runs_as_the_reference_does(name: str, ti
     assert execute.logits(result, ids[None])[0] == pytest.approx(backend.forward(ids, 20), rel=0.02, abs=0.05)
     assert len(report.layers) == 4 * LAYERS + 1
     assert report.bytes_total == sum(t.data.nbytes for t in result.constants.values())
-    assert {node.op for node in graph.nodes} & {"FlatLinear"} == set()
+    assert {node.op for node in graph.nodes} & set(LINEARS) == set()
+    assert {n.op for n in result.nodes} & set(LINEARS) == {TOKEN_LINEAR if activations == "token" else LINEAR}
 
 
 @dataclasses.dataclass

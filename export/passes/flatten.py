@@ -3,6 +3,7 @@
 A channel whose largest input is m becomes p = ceil(m / T) columns; column j holds
 clip(x − clip(x, −jT, jT), −T, T), and its weights are repeated. The columns sum to clip(x, −pT, pT), so
 before rounding nothing is lost, and after rounding they are the digits of one integer X, |X| ≤ p · levels.
+By token, T is as large as the token needs: max_c |x[c]| / p[c].
 
 These rules are flatlm's own (only the FlattenQuant paper's abstract was available).
 """
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_PIECES = 127  # so that X, of p · 127 steps, is two int8 digits
+from export.calibrate import Inputs
+from export.execute import Operation, flat_linear, token_linear, token_steps
+
+from .pieces import MAX_PIECES, pieces_by_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class Flattening:
     threshold: float  # T, in units of the (smoothed) input
     levels: int  # 127 for 8 bits, 7 for 4
     pieces: np.ndarray  # int64 [k], columns of each channel
+    by_token: bool = False  # every token has a step of its own, and `threshold` is only what calibration saw
 
     @property
     def inverse_scale(self) -> np.float32:
@@ -76,6 +81,12 @@ def flatten(maxima: np.ndarray, levels: int, wide: float) -> Flattening:
     return Flattening(threshold, levels, pieces)
 
 
+def flatten_by_token(inputs: Inputs, levels: int, wide: float) -> Flattening:
+    """What a layer reads, and the share of groups of columns that may be wide → how to flatten by token."""
+    pieces = pieces_by_token(inputs.sample, wide)
+    return Flattening(float((inputs.maxima / pieces).max(initial=0)), levels, pieces, by_token=True)
+
+
 def box_threshold(maxima: np.ndarray, wide: float) -> float:
     """T = Q3 + β · IQR of the channel maxima [k] (a box plot's fence) with the least β ≥ 0 for which at most
     wide · k channels lie beyond it. 1 where all maxima are 0."""
@@ -94,6 +105,27 @@ def quantize(x: np.ndarray, flattening: Flattening) -> np.ndarray:
     """float32 [..., k] → X, integers held as float32, exactly as the runtime computes them."""
     steps = np.rint(x * flattening.inverse_scale)
     return np.clip(steps, -flattening.limit, flattening.limit, out=steps)
+
+
+def rounded(x: np.ndarray, flattening: Flattening) -> np.ndarray:
+    """float32 [..., k] → what is left of it: X times its step."""
+    if flattening.by_token:
+        steps, step = token_steps(x, flattening.limit, flattening.levels)
+        return np.multiply(steps, step, out=steps)
+    return quantize(x, flattening) * np.float32(flattening.step)
+
+
+def operation(integers: np.ndarray, steps: np.ndarray, bias: np.ndarray, flattening: Flattening) -> Operation:
+    """The layer of integer weights [n, k], held as float32, with these steps [n] and inputs so flattened."""
+    scale = output_scale(steps, flattening)
+    if flattening.by_token:
+        return token_linear(integers, scale, bias, flattening.limit, flattening.levels)
+    return flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
+
+
+def output_scale(steps: np.ndarray, flattening: Flattening) -> np.ndarray:
+    """float32 [n]: the weights' steps [n], times the activations' where there is one for all tokens."""
+    return (steps if flattening.by_token else flattening.step * steps).astype(np.float32)
 
 
 def columns(steps: np.ndarray, flattening: Flattening) -> np.ndarray:

@@ -1,7 +1,10 @@
 """GPTQ: round a weight matrix column by column, spreading each error over the columns still to come.
 
-Minimises ‖(W − Q) · X‖² for inputs X of Hessian H = X · Xᵀ (arXiv 2210.17323): with U the upper Cholesky
-factor of H⁻¹, column j's error divided by U[j, j] is subtracted, times U[j, j+1:], from the rest.
+Minimises ‖(W − Q) · X‖² for inputs X of Hessian H = X · Xᵀ (arXiv 2210.17323). The paper spreads errors by the
+Cholesky factor of H⁻¹; here it is H's own, with the columns in the opposite order. With H = M · D · Mᵀ, M unit
+lower triangular, ‖(W − Q) · M · √D‖² is made small from the last column to the first: when column i has been
+rounded with error e, the targets of all j < i move by e · M[i, j] (Babai's nearest plane; the two are one, arXiv
+2507.18553). Nothing is inverted, and the columns to be rounded first are put last.
 
 The flattened problem needs no Hessian of its own. All columns that a channel was flattened into hold
 the same weights, so their changes are tied and their inputs sum to the (quantized, saturated) channel:
@@ -11,11 +14,26 @@ meet a singular H.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from export.parallel import each
 
 from .grid import Grid
 
-BLOCK = 128
+BLOCK = 256  # columns of a panel of the factor
+LEAF = 8  # columns rounded one by one before their errors go on as a matrix product
+ROWS = 768  # rows of W at a time: they are independent of each other
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """H = M · D · Mᵀ. Only what is below the diagonal of `lower` is M's."""
+
+    lower: np.ndarray  # float32 [k, k]
+    pivots: np.ndarray  # D, float32 [k]
+    inverses: list[np.ndarray]  # of M's diagonal blocks of BLOCK
 
 
 def gptq(
@@ -24,66 +42,100 @@ def gptq(
     grid: Grid,
     damping: float,
     order: bool,
-    drift: np.ndarray | None = None,
+    pull: np.ndarray | None = None,
+    dtype: type = np.float32,
 ) -> np.ndarray:
-    """weight float32 [n, k] and H = Xᵀ · X [k, k] of inputs X [m, k] → integers of the grid, float32 [n, k].
+    """weight float32 [n, k] and H = Xᵀ · X [k, k] of inputs X [m, k] → integers of the grid, `dtype` [n, k].
 
     damping: each element of H's diagonal grows by this share of itself. order: columns of large inputs first.
-    drift: (Y − X)ᵀ · X of the inputs Y that the float model has there. Then ‖Y · Wᵀ − X · Qᵀ‖ is minimised:
-    the weights first become W + W · drift · H⁻¹, the least squares solution, and are rounded from there.
+    pull [n, k]: W · (Y − X)ᵀ · X of the inputs Y that the float model has there. Then ‖Y · Wᵀ − X · Qᵀ‖ is
+    minimised: the weights are rounded from W + pull · H⁻¹, the least squares solution.
     """
-    n, k = weight.shape
     hessian = damped(hessian, damping)
-    turn = np.argsort(-np.diag(hessian), kind="stable") if order else np.arange(k)
-    upper = _inverse_factor(hessian[np.ix_(turn, turn)])
-    work = weight[:, turn]
-    if drift is not None:
-        work = work + ((weight @ drift)[:, turn] @ upper.T) @ upper
-    work = np.ascontiguousarray(work.T / grid.steps.astype(np.float32))  # [k, n], in steps
-    integers = np.empty_like(work)
-    for start in range(0, k, BLOCK):
-        stop = min(start + BLOCK, k)
-        errors = np.empty((stop - start, n), np.float32)
-        for j in range(start, stop):
-            np.clip(np.rint(work[j]), -grid.bound, grid.bound, out=integers[j])
-            error = errors[j - start] = (work[j] - integers[j]) / upper[j, j]
-            work[j + 1 : stop] -= np.multiply.outer(upper[j, j + 1 : stop], error)
-        work[stop:] -= upper[start:stop, stop:].T @ errors
-    result = np.empty_like(integers)
-    result[turn] = integers
-    return np.ascontiguousarray(result.T)
+    first = np.argsort(-np.diag(hessian), kind="stable") if order else np.arange(len(hessian))
+    turn = first[::-1]
+    found = factor(hessian, turn)
+    integers: np.ndarray = np.empty(weight.shape, dtype)
+
+    def part(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        steps = grid.steps[rows].astype(np.float32)
+        work = np.ascontiguousarray(weight[rows].T)[turn] / steps  # [k, rows]
+        target = work.copy()
+        if pull is not None:
+            target += solve(found, np.ascontiguousarray(pull[rows].T)[turn] / steps) / found.pivots[:, None]
+        rounded = np.empty_like(work)
+        rounded[turn] = _round(found.lower, work, target, grid.bound)
+        integers[rows] = rounded.T
+
+    each(part, range(0, len(weight), ROWS))
+    return integers
 
 
 def damped(hessian: np.ndarray, damping: float) -> np.ndarray:
-    """H with (1 + damping) · its diagonal, in float64; channels that are always zero get a one.
+    """H with (1 + damping) · its diagonal, a copy; channels that are always zero get a one.
 
     GPTQ adds a share of the diagonal's mean. That mean may come from two channels of enormous inputs, and
     then nothing is left of the correlations between the others; here the result does not depend on smoothing.
     """
-    hessian = np.array(hessian, np.float64)
+    hessian = np.array(hessian)
     diagonal = np.einsum("ii->i", hessian)
     diagonal *= 1 + damping
     diagonal[diagonal <= 0] = 1.0
     return hessian
 
 
-def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
-    """U upper triangular float32 with Uᵀ · U = H⁻¹.
+def factor(hessian: np.ndarray, turn: np.ndarray) -> Factor:
+    """Of H [k, k] with rows and columns in the order `turn`; in H's precision, or double where that fails."""
+    try:
+        return _factor(hessian[turn][:, turn])
+    except np.linalg.LinAlgError:
+        return _factor(hessian[turn][:, turn].astype(np.float64))
 
-    With P the reversal, P·H·P = L·Lᵀ gives U = (P·L·P)⁻¹: one factorization and no inverse of H itself.
-    """
-    lower = np.linalg.cholesky(hessian[::-1, ::-1])
-    return _inverse(np.ascontiguousarray(lower[::-1, ::-1])).astype(np.float32)
+
+def _factor(work: np.ndarray) -> Factor:
+    """Panel by panel, in place: nearly all of it is matrix products."""
+    k = len(work)
+    pivots, inverses = np.empty(k, work.dtype), []
+    for start in range(0, k, BLOCK):
+        stop = min(start + BLOCK, k)
+        panel = work[start:, start:stop]
+        panel -= work[start:, :start] @ (work[start:stop, :start] * pivots[:start]).T
+        lower = np.linalg.cholesky(panel[: stop - start].astype(np.float64))
+        roots = np.diag(lower)
+        pivots[start:stop] = roots**2
+        unit = lower / roots
+        inverse = np.linalg.inv(unit)
+        panel[: stop - start] = unit
+        panel[stop - start :] = (panel[stop - start :] @ inverse.T.astype(work.dtype)) / pivots[start:stop]
+        inverses.append(inverse.astype(np.float32))
+    return Factor(work.astype(np.float32, copy=False), pivots.astype(np.float32, copy=False), inverses)
 
 
-def _inverse(upper: np.ndarray) -> np.ndarray:
-    """Of an upper triangular matrix, by halves: a sixth of the work of a general inverse."""
-    k = len(upper)
-    if k <= BLOCK:
-        return np.triu(np.linalg.inv(upper))
-    half = k // 2
-    result = np.zeros_like(upper)
-    result[:half, :half] = _inverse(upper[:half, :half])
-    result[half:, half:] = _inverse(upper[half:, half:])
-    result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
-    return result
+def solve(found: Factor, right: np.ndarray) -> np.ndarray:
+    """M⁻¹ · right, in place. right float32 [k, rows]."""
+    for block, start in enumerate(range(0, len(right), BLOCK)):
+        part = right[start : start + BLOCK]
+        part -= found.lower[start : start + BLOCK, :start] @ right[:start]
+        part[:] = found.inverses[block] @ part
+    return right
+
+
+def _round(lower: np.ndarray, work: np.ndarray, target: np.ndarray, bound: int) -> np.ndarray:
+    """work: the weights in steps, target: where they are rounded from, [k, rows]; both are used up."""
+    integers = np.empty_like(work)
+
+    def go(start: int, stop: int) -> None:
+        if stop - start > LEAF:
+            middle = (start + stop) // 2
+            go(middle, stop)
+            target[start:middle] += lower[middle:stop, start:middle].T @ work[middle:stop]
+            go(start, middle)
+            return
+        for j in reversed(range(start, stop)):
+            np.clip(np.rint(target[j], out=integers[j]), -bound, bound, out=integers[j])
+            work[j] -= integers[j]  # the error
+            target[start:j] += np.multiply.outer(lower[j, start:j], work[j])
+
+    go(0, len(work))
+    return integers

@@ -28,26 +28,54 @@ class Grid:
         return Grid(self.bits, self.steps[start:stop], self.bound)
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a grid per tensor needs to know of the tensor: the sizes of its columns."""
+
+    peak: np.ndarray  # largest |w|, [k]
+    square: np.ndarray  # mean of w², [k]
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Sizes:
+        square = np.einsum("nk,nk->k", rows, rows) / len(rows)
+        return cls(np.maximum(rows.max(0), -rows.min(0)), square)
+
+    def scaled(self, s: np.ndarray) -> Sizes:
+        return Sizes(self.peak * s, self.square * s**2)
+
+    def step(self, bits: int, sigma: float) -> float:
+        reach, rms = self.peak.max(keepdims=True), np.sqrt(self.square.mean(keepdims=True, dtype=np.float64))
+        return float(_steps(reach, rms, bits, sigma)[0])
+
+
 def weight_grid(weight: np.ndarray, parts: list[slice], bits: int, per_row: bool, sigma: float) -> Grid:
     """The grid of `weight` [n, k], whose row ranges `parts` are tensors of their own.
 
     per_row: every row its own step, else one step for each part. sigma: for 4 bits, the threshold beyond
     which an element becomes excess, in standard deviations (root mean squares) of the row or tensor.
     """
-    steps = np.empty(len(weight))
-    for part in parts:
-        rows = weight[part]
-        reach = np.abs(rows).max(1)
-        if bits == 4:
-            rms = np.sqrt(np.einsum("nk,nk->n", rows, rows, dtype=np.float64) / rows.shape[1])
-        if not per_row:
-            reach = np.full(len(rows), reach.max())
-            rms = np.full(len(rows), np.sqrt(np.mean(rms**2))) if bits == 4 else None
-        if bits == 4:  # not so fine that the largest total leaves the format
-            steps[part] = np.maximum(np.minimum(sigma * rms, reach) / _HALF[4], reach / layout.MAX_TOTAL)
-        else:
-            steps[part] = reach / _HALF[8]
-    return Grid(bits, np.where(steps > 0, steps, 1.0), layout.MAX_TOTAL if bits == 4 else 127)
+    if not per_row:
+        steps = np.empty(len(weight))
+        for part in parts:
+            steps[part] = Sizes.of(weight[part]).step(bits, sigma)
+        return grid(bits, steps)
+    reach = np.maximum(weight.max(1), -weight.min(1))
+    rms = np.sqrt(np.einsum("nk,nk->n", weight, weight) / np.float64(weight.shape[1]))
+    return grid(bits, _steps(reach, rms, bits, sigma))
+
+
+def grid(bits: int, steps: np.ndarray) -> Grid:
+    return Grid(bits, steps, layout.MAX_TOTAL if bits == 4 else 127)
+
+
+def _steps(reach: np.ndarray, rms: np.ndarray, bits: int, sigma: float) -> np.ndarray:
+    """4 bits: not so fine that the largest total leaves the format. A row of zeros has a step of one."""
+    reach = reach.astype(np.float64)
+    if bits == 8:
+        steps = reach / _HALF[8]
+    else:
+        steps = np.maximum(np.minimum(sigma * rms, reach) / _HALF[4], reach / layout.MAX_TOTAL)
+    return np.where(steps > 0, steps, 1.0)
 
 
 def round_weights(weight: np.ndarray, grid: Grid) -> np.ndarray:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from export.parallel import each
 from export.sources.gguf_tokenizer import Metadata, tokenizer_files
 from export.sources.source import Files, missing_weight
 from runtime.errors import SourceError, UnsupportedError
 
 MAGIC = b"GGUF"
 ARCHITECTURES = ("llama", "qwen2")
-_ROWS = 4096  # rows dequantized at once: the library's intermediate arrays stay small
+_ROWS = 256  # rows dequantized at once: the library's intermediate arrays stay small, all cores busy
 
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -138,8 +139,11 @@ def dequantize(tensor: Any, rows: slice = slice(None)) -> np.ndarray:
             return np.array(convert(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
         data = tensor.data.reshape(shape[0], -1)[rows]
         out = np.empty((len(data), *shape[1:]), np.float32)
-        for at in range(0, len(data), _ROWS):
+
+        def part(at: int) -> None:
             out[at : at + _ROWS] = convert(data[at : at + _ROWS], tensor.tensor_type)
+
+        each(part, range(0, len(data), _ROWS))
         return out
     except NotImplementedError as error:
         kind = tensor.tensor_type.name

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.cli import add_verb
@@ -48,6 +48,14 @@ class BenchOptions:
     rows: tuple[int, ...] = option(
         (), "--rows", low=1, high=512, metavar="N", help="cost of a step of N rows beside one, as 1,2,4,8"
     )
+    together: tuple[int, ...] = option(
+        (),
+        "--batch",
+        low=1,
+        high=512,
+        metavar="N",
+        help="cost of a step of N sequences, a token each, as 2,4,8",
+    )
     steady: float = option(
         0.0, "--steady", low=0.0, high=86400.0, metavar="S", help="write for S seconds: first 10 s, last 10 s"
     )
@@ -81,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.llm import open_chosen
 
     chosen, options = from_args(args, BenchOptions), from_args(args, BackendOptions)
+    options = replace(options, batch=max(chosen.together, default=1))
     draft = from_args(args, DraftOptions).draft
     tests = [
         (kind, tokens, depth)
@@ -113,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
                 row = (manifest.name, size, manifest.parameters, backend.name, threads, f"{name}{tokens}")
                 report.results.append(bench.Result(*row, rates=tuple(rates)))
         if chosen.rows:
-            _rows(report, backend, chosen)
+            _rows(report, backend, chosen, "rows", chosen.rows)
+        if chosen.together:
+            _rows(report, backend, chosen, "sequences", chosen.together)
         if chosen.steady:
             _steady(report, backend, chosen.steady)
         if placed:
@@ -148,14 +159,15 @@ def _place(report: Report, backend: Backend, placed: list[tuple[list[Limits], Re
     report.texts["machine"] = "\n".join(f"{name}: {fact}" for name, fact in thermal.facts().items())
 
 
-def _rows(report: Report, backend: Backend, chosen: BenchOptions) -> None:
+def _rows(report: Report, backend: Backend, chosen: BenchOptions, what: str, sizes: tuple[int, ...]) -> None:
     from runtime import rows
 
+    measure = rows.measure if what == "rows" else rows.measure_together
     for depth in chosen.d:
-        with ProgressLine("rows", "rounds") as progress:
-            costs = rows.measure(backend, chosen.rows, 4 * chosen.r, depth, progress)
-        name = "rows" + (f" @ d{depth}" if depth else "")
-        report.texts[name], report.extra[name] = rows.table(costs), [asdict(cost) for cost in costs]
+        with ProgressLine(what, "rounds") as progress:
+            costs = measure(backend, sizes, 4 * chosen.r, depth, progress)
+        name = what + (f" @ d{depth}" if depth else "")
+        report.texts[name], report.extra[name] = rows.table(costs, what), [asdict(cost) for cost in costs]
 
 
 def _steady(report: Report, backend: Backend, seconds: float) -> None:

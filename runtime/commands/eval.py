@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runtime.evaluation.tasks import Task
     from runtime.llm import LLM
 
-MOST_TOGETHER = 16  # docs/log.md: beyond it a token gets hardly cheaper
+MOST_TOGETHER = 8  # docs/log.md: a token gets no cheaper beyond it
 
 MEASURES = ("gsm8k", "svamp", "aqua", "humaneval", "ppl", "kl")
 

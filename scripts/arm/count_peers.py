@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ ROWS = (1, 128)
 MACS = (
     3e9  # multiply-accumulates that two runs of a product differ by, so that what varies at a start is little
 )
+GGUF = r"I?Q\d_\w+"  # names of GGUF files in a JSON file of counts
 STARTS = {"onnxruntime": 3}  # runs of which the cheapest counts: its start varies by 48 M instructions
 GOAL = 0.85
 
@@ -42,7 +44,7 @@ def main() -> int:
     os.environ |= {"FLATLM_ARM": str(args.tree), "FLATLM_CACHE": str(args.tree / "cache")}
     result: dict[str, Any] = {"models": {}, "products": {}}
     for cpu in args.cpu:
-        result["models"][cpu] = count_models(cpu, args)
+        result["models"][cpu] = count_models(cpu, args) | theirs(args.peers, cpu)
         if args.products:
             result["products"][cpu] = count_products(cpu, args)
     if args.artifact or args.gguf:
@@ -63,11 +65,18 @@ def arguments() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text!r}: write NAME=PATH of something that is there")
         return name, Path(path).resolve()
 
+    def json_file(text: str) -> dict[str, Any]:
+        return json.loads(Path(text).read_text(encoding="utf-8"))
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--artifact", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--gguf", type=named, action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument(
+        "--peers", type=json_file, default={}, metavar="FILE",
+        help="an earlier --json FILE: llama.cpp's and onnxruntime's counts are taken from it",
+    )  # fmt: skip
     parser.add_argument("--cpu", choices=CPUS, action="append", help="default: all of them")
     parser.add_argument("--products", action="store_true", help="count single products too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts, by class of instruction")
@@ -124,19 +133,28 @@ def count_models(cpu: str, args: argparse.Namespace) -> dict[str, dict[str, Coun
     return found
 
 
+def theirs(peers: dict[str, Any], cpu: str) -> dict[str, dict[str, Counts]]:
+    """llama.cpp's counts of an earlier run: of the GGUF files, which are not compared with themselves."""
+    found = peers.get("models", {}).get(cpu, {})
+    return {name: counts for name, counts in found.items() if re.fullmatch(GGUF, name)}
+
+
 def count_products(cpu: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a product: its shape, who computes it, and its instructions by class."""
     rows, model = [], args.tree / "peers" / "product.onnx"
+    known = [row for row in args.peers.get("products", {}).get(cpu, []) if row["by"] == "onnxruntime"]
     write_cpuinfo(cpu, args.tree)
     for n, k in SHAPES:
-        subprocess.run(
-            [sys.executable, HERE / "peer_onnxruntime.py", "write", model, str(n), str(k)], check=True
-        )
+        ours, write = HERE / "peer_flatlm.py", [sys.executable, HERE / "peer_onnxruntime.py", "write"]
+        if not known:
+            subprocess.run([*write, model, str(n), str(k)], check=True)
         for m in ROWS:
             more = int(MACS / (m * n * k)) + 1
-            ours, theirs = HERE / "peer_flatlm.py", HERE / "peer_onnxruntime.py"
             programs = {f"flatlm {kind}": [ours, "product", kind, m, n, k] for kind in ("plain", "edge")}
-            programs["onnxruntime"] = [theirs, "run", model, m]
+            if known:
+                rows += [row for row in known if (row["m"], row["n"], row["k"]) == (m, n, k)]
+            else:
+                programs["onnxruntime"] = [HERE / "peer_onnxruntime.py", "run", model, m]
             for name, program in programs.items():
                 print(f"{cpu}: {m} x {k} by {n} x {k}, {name}", file=sys.stderr)
                 low, high = (
@@ -171,7 +189,8 @@ def write_cpuinfo(cpu: str, tree: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- showing
 def model_table(models: dict[str, dict[str, dict[str, Counts]]], args: argparse.Namespace) -> str:
     """One row a model and processor; flatlm's are compared with each GGUF file's."""
-    ours, peers = dict(args.artifact), [name for name, _ in args.gguf]
+    ours = dict(args.artifact)
+    peers = list(dict.fromkeys(name for found in models.values() for name in found if name not in ours))
     head = ["processor", "model", "generated token", "prompt token"]
     head += [f"÷ {peer}, {what}" for peer in peers for what in ("generated", "prompt")]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]

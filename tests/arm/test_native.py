@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.backends import Segment
+from runtime.backends.native import NativeBackend
 from runtime.backends.numpy import NumpyBackend
 from tests.arm.expected import MODELS, PROMPT, greedy_tokens, native_logits, tokens
 from tests.tiny_graphs import CONTEXT, quantized_graph
@@ -32,6 +34,23 @@ def reference(model):
 def test_native_logits_are_the_references_bit_for_bit(model, reference, cuts, threads):
     logits = native_logits(quantized_graph(*model), tokens(model[0]), cuts, threads)
     np.testing.assert_array_equal(logits.view(np.int32), reference.view(np.int32))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_side_by_side_give_the_references_bits(model, reference, threads):
+    ids, parts = tokens(model[0]), ((5, 1, 1, 17), (1, 1, 13, 9), (9, 8, 1, 1), (0, 2, 1, 1))
+    backend = NativeBackend(SimpleNamespace(graph=quantized_graph(*model)), threads=threads, slots=len(parts))
+    for step in zip(*parts, strict=True):
+        read = list(backend.positions)
+        joined = [(slot, read[slot], size) for slot, size in enumerate(step) if size]
+        rows = backend.forward_many([Segment(slot, ids[at : at + size], size) for slot, at, size in joined])
+        for (_, at, size), logits in zip(joined, rows, strict=True):
+            expected = reference[at : at + size]
+            np.testing.assert_array_equal(logits.view(np.int32), expected.view(np.int32))
+    backend.copy(0, 3, 20)
+    (logits,) = backend.forward_many([Segment(3, ids[20:], 4)])
+    np.testing.assert_array_equal(logits.view(np.int32), reference[20:].view(np.int32))
+    backend.close()
 
 
 @pytest.mark.skipif("FLATLM_EXPECTED" not in os.environ, reason="FLATLM_EXPECTED names no file made on x86")

@@ -1,0 +1,124 @@
+"""The sweep back: what each way to round each layer would cost, and which way it gets for the bytes there are.
+
+Gradients go through the smoothed float model from the head to the embedding, a block at a time; `sensitivity` has
+the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime.graph import Graph, Node
+
+from . import execute, sensitivity
+from .constants import shape_of
+from .gradients import Gradients, backward
+from .passes import smooth
+from .passes.bits import Variant, within_bytes, within_kl
+from .recipe import Recipe
+from .sensitivity import Moved
+from .survey import Survey, in_body, load, transform
+
+
+def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None]) -> None:
+    """Fills `found.variants` from its probes, which are used up; calls `tell` after every block."""
+    groups = execute.blocks(graph)
+    last, probe = load(graph, groups[-1]), found.probes.pop()
+    head, read = last.nodes[-1], set(probe)
+    gradients = sensitivity.start(last, probe)
+    if recipe.head == "auto":
+        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
+        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
+        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
+    tell()
+    for nodes in reversed(groups[:-1]):
+        gradients = {name: gradient for name, gradient in gradients.items() if name in read}
+        probe, local = found.probes.pop(), load(graph, nodes)
+        read = set(probe)
+        transform(local, found)
+        execute.run(execute.prepare(local, nodes), probe)
+        backward(local, nodes, probe, gradients)
+        for node in nodes:
+            if node.op == "Linear":
+                _measure_layer(node, local, probe, gradients, recipe, found)
+            if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and head.name in found.variants:
+                _add_embedding(node, head, local, probe, gradients, recipe, found)
+        tell()
+
+
+def _measure_layer(
+    node: Node, local: Graph, env: execute.Env, gradients: Gradients, recipe: Recipe, found: Survey
+) -> None:
+    x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
+    parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
+    moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
+    inputs, columns = {}, 0
+    for bits, flattening in found.flattenings[node.name].items():
+        inputs[bits] = sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
+        columns = len(flattening.source)
+    _note(node, weight, y, moved, inputs, columns, recipe, found)
+
+
+def _note(
+    node: Node,
+    weight: np.ndarray,
+    y: np.ndarray,
+    moved: list[Moved],
+    inputs: dict[int, float],
+    columns: int,
+    recipe: Recipe,
+    found: Survey,
+) -> None:
+    """columns: after flattening."""
+    left = found.unexplained.get(node.name, 1.0)
+    moved = [Moved(left * one.square, one.excess) for one in moved]
+    tables = 8 * weight.shape[0] + 4 * weight.shape[1] + 12 * columns  # bytes
+    found.variants[node.name] = sensitivity.variants(
+        weight.size, tables, moved, inputs, sensitivity.positions(y), recipe
+    )
+
+
+def _add_embedding(
+    node: Node,
+    head: Node,
+    local: Graph,
+    env: execute.Env,
+    gradients: Gradients,
+    recipe: Recipe,
+    found: Survey,
+) -> None:
+    """A tied table is read twice: its rows also start the model."""
+    y = gradients[node.outputs[0]]
+    table, ids = local.array(node.inputs[1]), env[node.inputs[0]]
+    squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(recipe))
+    found.variants[head.name] = [
+        Variant(v.bits, v.sigma, v.bytes, v.kl + square / (2 * sensitivity.positions(y)))
+        for v, square in zip(found.variants[head.name], squares, strict=True)
+    ]
+
+
+def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
+    """How each layer is rounded; layers that leave no choice are not in it."""
+    if not found.variants:
+        return {}
+    if recipe.max_kl is not None:
+        return within_kl(found.variants, recipe.max_kl)
+    if recipe.size is not None:
+        return within_bytes(found.variants, 1e6 * recipe.size - _fixed_bytes(graph, found))
+    shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
+    return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
+
+
+def _fixed_bytes(graph: Graph, found: Survey) -> int:
+    """Of the constants about which nothing is chosen; matrices in 8 bits with a scale for each row."""
+    total, seen = 0, set[str]()
+    for node in graph.nodes:
+        if node.op == "Norm":
+            total += 4 * int(np.prod(shape_of(graph, node.inputs[1])))
+        if node.op in ("Linear", "Embedding") and node.name not in found.variants:
+            rows, columns = shape_of(graph, node.inputs[1])
+            total += 4 * rows if node.inputs[1] in seen else rows * (columns + 4)
+        seen.update(node.inputs[1:2])
+    return total
