@@ -25,7 +25,7 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
         "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
         "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), "
         "w8a8 (8-bit weights), paper (4-bit weights and activations where KL allows), naive8 (no "
-        "FlattenQuant: for comparison).",
+        "FlattenQuant: for comparison). Killed, the same command goes on where it was.",
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("out", metavar="OUT")
@@ -49,7 +49,7 @@ def run_export(args: argparse.Namespace) -> int:
     stages = Stages()
     text = Path(args.calibrate) if args.calibrate else None
     try:
-        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force)
+        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force, say=say)
     finally:
         stages.close()
     totals = made.manifest.totals
@@ -67,7 +67,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def _leave(number: int, frame: object) -> None:
-    """SIGTERM ends like any other error: the temporary folder is removed on the way out."""
+    """SIGTERM ends like Ctrl-C: what was written of the artifact goes, what was decided stays to go on from."""
     raise SystemExit(128 + number)
 
 

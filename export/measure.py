@@ -6,15 +6,15 @@ the formulas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from runtime.graph import Graph, Node
+from runtime.progress import Progress
 
 from . import execute, sensitivity
 from .constants import shape_of
 from .gradients import Gradients, backward
+from .journal import Journal
 from .passes import smooth
 from .passes.bits import Variant, within_bytes, within_kl
 from .recipe import Recipe
@@ -22,19 +22,18 @@ from .sensitivity import Moved
 from .survey import Survey, in_body, load, transform
 
 
-def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None]) -> None:
-    """Fills `found.variants` from its probes, which are used up; calls `tell` after every block."""
+def measure(graph: Graph, recipe: Recipe, found: Survey, progress: Progress, journal: Journal) -> Survey:
+    """`found`, its probes used up, with variants; `progress` is told (blocks, all blocks)."""
     groups = execute.blocks(graph)
-    last, probe = load(graph, groups[-1]), found.probes.pop()
-    head, read = last.nodes[-1], set(probe)
-    gradients = sensitivity.start(last, probe)
-    if recipe.head == "auto":
-        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
-        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
-        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
-    tell()
-    for nodes in reversed(groups[:-1]):
-        gradients = {name: gradient for name, gradient in gradients.items() if name in read}
+    done, found, gradients = journal.load("measure") or (0, found, {})
+    progress(done, len(groups))
+    if done == 0:
+        gradients = _measure_head(load(graph, groups[-1]), recipe, found)
+        journal.save("measure", (1, found, gradients))
+        progress(1, len(groups))
+    head = graph.nodes[-1]
+    for i in range(max(1, done), len(groups)):
+        nodes = groups[-1 - i]
         probe, local = found.probes.pop(), load(graph, nodes)
         read = set(probe)
         transform(local, found)
@@ -45,7 +44,22 @@ def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None
                 _measure_layer(node, local, probe, gradients, recipe, found)
             if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and head.name in found.variants:
                 _add_embedding(node, head, local, probe, gradients, recipe, found)
-        tell()
+        gradients = {name: gradient for name, gradient in gradients.items() if name in read}
+        journal.save("measure", (i + 1, found, gradients))
+        progress(i + 1, len(groups))
+    return found
+
+
+def _measure_head(last: Graph, recipe: Recipe, found: Survey) -> Gradients:
+    """Starts the sweep: the gradients of what the last block reads."""
+    probe, head = found.probes.pop(), last.nodes[-1]
+    read = set(probe)
+    gradients = sensitivity.start(last, probe)
+    if recipe.head == "auto":
+        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
+        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
+        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
+    return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
 def _measure_layer(
@@ -55,7 +69,8 @@ def _measure_layer(
     parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
     moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
     inputs, columns = {}, 0
-    for bits, flattening in found.flattenings[node.name].items():
+    for bits in (4, 8):
+        flattening = found.flattenings[node.name][bits]
         inputs[bits] = sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
         columns = len(flattening.source)
     _note(node, weight, y, moved, inputs, columns, recipe, found)

@@ -20,9 +20,11 @@ import numpy as np
 from kernels_arm import layout
 from runtime.functions import LINEAR, TOKEN_LINEAR
 from runtime.graph import Graph, Node, Tensor
+from runtime.progress import Progress
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .journal import Journal
 from .measure import choose, measure
 from .parallel import each
 from .passes import keys
@@ -39,7 +41,6 @@ from .sensitivity import Way
 from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
 from .vocabulary import is_tied, round_tied
 
-Progress = Callable[[int, int], None]
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
 
 
@@ -62,35 +63,63 @@ class Rounded:
 
 
 def quantize(
-    graph: Graph, recipe: Recipe, tokens: np.ndarray, progress: Progress | None = None
+    graph: Graph,
+    recipe: Recipe,
+    tokens: np.ndarray,
+    tell: Callable[[str], Progress] = lambda stage: lambda done, total: None,
+    journal: Journal | None = None,
 ) -> tuple[Graph, Report]:
     """A float graph and calibration token ids [N] → docs/format.md's integer graph, and a report.
 
-    `graph` is left as it is; its constants may be lazy. `progress` is told (blocks done, blocks).
+    `graph` is left as it is; its constants may be lazy. `tell` names a stage and returns what is told (blocks
+    done, blocks). `journal`: goes on from what is there, and writes down each block.
     """
+    journal = journal or Journal()
     windows = calibrate.windows(tokens, recipe.windows)
-    groups = execute.blocks(graph)
-    measured = recipe.weight_bits == "auto"
-    told = _Counter(progress, (3 if measured else 2) * len(groups))
-    found = survey(graph, recipe, windows, told)
-    if measured:
-        measure(graph, recipe, found, told)
+    found = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
+    if recipe.weight_bits == "auto":
+        found = measure(graph, recipe, found, tell("weighing what each layer may lose"), journal)
     ways = _ways(graph, choose(found, graph, recipe), recipe)
-    streams = execute.chunks(windows), execute.chunks(windows)
-    result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
-    layers: list[LayerReport] = []
-    for i, nodes in enumerate(groups):
-        local = load(graph, nodes)
-        transform(local, found)
-        later = [node for group in groups[i + 1 :] for node in group]
-        layers += _quantize_block(local, later, ways, found, recipe, streams, result)
-        told()
+    result, layers = _round_all(graph, recipe, windows, found, ways, tell("quantizing"), journal)
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
             if node.name in found.keys:
                 keys.apply(result, node, found.keys[node.name])
         to_int8(result)
     return result, Report(recipe, tuple(layers), **_bytes(result))
+
+
+def _round_all(
+    graph: Graph,
+    recipe: Recipe,
+    windows: np.ndarray,
+    found: Survey,
+    ways: dict[str, Way],
+    progress: Progress,
+    journal: Journal,
+) -> tuple[Graph, list[LayerReport]]:
+    """Block by block: the integer graph, and a line for each linear layer."""
+    groups = execute.blocks(graph)
+    result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
+    streams = execute.chunks(windows), execute.chunks(windows)
+    layers: list[LayerReport] = []
+    done = 0
+    if (state := journal.load("quantize")) is not None:
+        blocks = [journal.load(f"block-{i}") for i in range(state[0])]
+        if None not in blocks:
+            done, result.nodes, layers, streams = state
+            result.constants.update(itertools.chain.from_iterable(block.items() for block in blocks))
+    progress(done, len(groups))
+    for i in range(done, len(groups)):
+        local, before = load(graph, groups[i]), set(result.constants)
+        transform(local, found)
+        later = [node for group in groups[i + 1 :] for node in group]
+        layers += _quantize_block(local, later, ways, found, recipe, streams, result)
+        added = {name: tensor for name, tensor in result.constants.items() if name not in before}
+        journal.save(f"block-{i}", added)
+        journal.save("quantize", (i + 1, result.nodes, layers, streams))
+        progress(i + 1, len(groups))
+    return result, layers
 
 
 def _ways(graph: Graph, chosen: Mapping[str, Variant], recipe: Recipe) -> dict[str, Way]:
@@ -104,18 +133,6 @@ def _ways(graph: Graph, chosen: Mapping[str, Variant], recipe: Recipe) -> dict[s
         if node.op == "Embedding":
             found[node.name] = found[head.name] if is_tied(graph) else (8, recipe.sigma)
     return found
-
-
-class _Counter:
-    """Counts calls up to a total and passes that on."""
-
-    def __init__(self, progress: Progress | None, total: int):
-        self._progress, self._done, self._total = progress, 0, total
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._progress:
-            self._progress(self._done, self._total)
 
 
 def _quantize_block(
@@ -228,10 +245,7 @@ def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.
 def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
     """What the quantized layer reads, of all windows: values [B, T, k] → [m, k]."""
 
-    def part(x: np.ndarray) -> np.ndarray:
-        return rounded_inputs(x.reshape(-1, x.shape[-1]), flattening)
-
-    return np.concatenate(each(part, inputs))
+    return np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
 
 
 def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey) -> LayerReport:

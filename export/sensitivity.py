@@ -85,8 +85,7 @@ def _moved(weight: np.ndarray, of_weight: Sequence[np.ndarray], grid) -> tuple[f
 
 def by_inputs(x: np.ndarray, gradient: np.ndarray, flattening: Flattening) -> float:
     """Σ (ε · (g · W))² over x [B, T, k] and its gradient g · W [S, B, T, k]."""
-    error = rounded(x, flattening) - x
-    moved = gradient * error
+    moved = gradient * (rounded(x, flattening) - x)
     return float(np.vdot(moved, moved))
 
 

@@ -1,9 +1,9 @@
-"""Integer matrix products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n].
+"""Integer products: packed digits [m, k] · packed weights [n, k]ᵀ → float32 [m, n] (many tokens: many.py).
 
 One panel of 16 outputs times one tile of M tokens stays in registers for the whole k: 64 bytes of weights are
 loaded, split into nibbles where they are 4-bit, and multiplied with every token of the tile. The channels
 that were flattened run again over the same bytes with their high digits (`extras`). Sparse excess (excess.py)
-is added in integers: to the sums of a few tokens, or to an unpacked copy of the panel for many.
+is added to the integer sums.
 
     y[i, r] = float(Σ_k X[i, k] · W[r, k]) · scale[r] · step[i] + bias[r]   (+ the residual that was there)
 

@@ -121,5 +121,8 @@ def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, 
     monkeypatch.setattr(exporter, "_compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(source, out, force=True)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".model.export", "model"]
     verify_artifact(out)
+    monkeypatch.undo()
+    export(source, out, force=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

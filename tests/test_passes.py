@@ -349,12 +349,17 @@ def test_the_budget_of_bits_counts_every_byte_of_the_body():
     assert report.bits_per_weight == 8 * body / sum(layer.weights for layer in report.body)
 
 
-def test_progress_is_told_to_the_end():
-    told: list[tuple[int, int]] = []
-    quantize(
-        float_graph(), RECIPES["naive8"], random_tokens(64), lambda done, total: told.append((done, total))
-    )
-    assert told == [(i + 1, len(told)) for i in range(len(told))]
+def test_progress_is_told_to_the_end_of_every_stage():
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def tell(stage):
+        return lambda done, total: told.setdefault(stage, []).append((done, total))
+
+    quantize(float_graph(), RECIPES["edge"], random_tokens(64), tell)
+    assert len(told) == 3
+    for calls in told.values():
+        assert calls[0][0] == 0
+        assert calls[-1] == (LAYERS + 2, LAYERS + 2)
 
 
 def test_a_calibration_text_too_short_is_an_error_that_says_so():
