@@ -230,14 +230,16 @@ def read(text: str) -> str:
 
 
 def load(kept: Path, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """What is there of an earlier run on the same tokens."""
+    """What is there of an earlier run on the same tokens, or on the first of them."""
     if not kept.exists():
         return {}
     with np.load(kept) as file:
         records = {name: file[name] for name in file.files}
-    if not np.array_equal(records.pop("windows"), windows):
+    before = records.pop("windows")
+    if not np.array_equal(before, windows[: len(before)]):
         raise SystemExit(f"{kept} is of other tokens; remove it")
-    return records
+    more = np.full((len(windows) - len(before), WINDOW - 1, 3), np.nan, np.float32)
+    return {name: np.concatenate([found, more]) for name, found in records.items()}
 
 
 def read_window(
