@@ -88,7 +88,8 @@ class Recipe:
         "--sigmas",
         low=1.0,
         high=20.0,
-        help="other sigmas that auto may choose for a layer; may be given often",
+        metavar="X,X,…",
+        help="other sigmas that auto may choose for a layer",
     )
     alphas: tuple[float, ...] = option(
         (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"

@@ -89,6 +89,7 @@ def test_a_journal_of_another_key_is_thrown_away_and_told_so(tmp_path):
 def test_the_key_knows_source_recipe_tokens_and_version():
     recipe, tokens = RECIPES["edge"], np.arange(5)
     other = dataclasses.replace(recipe, **TINY)
-    keys = {key(*x) for x in [("s", recipe, tokens, "1"), ("t", recipe, tokens, "1"), ("s", other, tokens, "1"),
-                              ("s", recipe, tokens[1:], "1"), ("s", recipe, tokens, "2")]}  # fmt: skip
+    cases = [("s", recipe, tokens, "1"), ("t", recipe, tokens, "1"), ("s", other, tokens, "1")]
+    cases += [("s", recipe, tokens[1:], "1"), ("s", recipe, tokens, "2")]
+    keys = {key(*case) for case in cases}
     assert len(keys) == 5
