@@ -8,12 +8,17 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
+from export import frontier
 from export.recipe import RECIPES, Recipe
 from runtime.cli import add_verb
 from runtime.commands.common import add_json, print_json, say
 from runtime.options import add_flags, from_args
 from runtime.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from export.exporter import Exported
 
 
 def add_export(subparsers: argparse._SubParsersAction) -> None:
@@ -24,14 +29,17 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
         run_export,
         "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
         "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), "
-        "w8a8 (8-bit, per tensor), paper (4-bit weights and activations where KL allows), naive8 (no "
-        "FlattenQuant: for comparison).",
+        "w8a8 (8-bit weights), paper (4-bit weights and activations where KL allows), naive8 (no "
+        "FlattenQuant: for comparison). Killed, the same command goes on where it was.",
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("out", metavar="OUT")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="edge", help="what to do (default edge)")
     parser.add_argument(
         "--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships"
+    )
+    parser.add_argument(
+        "--frontier", metavar="FILE", help="draw size against predicted KL into this PNG, and print the table"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     add_json(parser)
@@ -49,7 +57,7 @@ def run_export(args: argparse.Namespace) -> int:
     stages = Stages()
     text = Path(args.calibrate) if args.calibrate else None
     try:
-        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force)
+        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force, say=say)
     finally:
         stages.close()
     totals = made.manifest.totals
@@ -57,6 +65,8 @@ def run_export(args: argparse.Namespace) -> int:
         print_json({"path": str(made.path), "recipe": recipe.name, "totals": dict(totals)})
     else:
         print(made.report.table())
+    if args.frontier:
+        _frontier(made, Path(args.frontier), sys.stderr if args.json else sys.stdout)
     check = totals["check"]
     agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
     say(
@@ -66,8 +76,17 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _frontier(made: Exported, path: Path, stream: TextIO) -> None:
+    found, chosen = made.report.frontier, made.report.chosen
+    if chosen is None:
+        say("--frontier: this recipe leaves no choice of bits")
+        return
+    print(frontier.table(found, made.manifest.parameters, chosen), file=stream)
+    frontier.draw(path, found, chosen, f"{made.manifest.name}, {made.manifest.recipe}")
+
+
 def _leave(number: int, frame: object) -> None:
-    """SIGTERM ends like any other error: the temporary folder is removed on the way out."""
+    """SIGTERM ends like Ctrl-C: what was written of the artifact goes, what was decided stays."""
     raise SystemExit(128 + number)
 
 

@@ -1,18 +1,16 @@
 """From a source to an artifact: read, quantize, write, check, and only then rename into place.
 
-Everything is written into a temporary folder beside the target; a failure or Ctrl-C at any moment leaves
-neither
-a half-written artifact nor a damaged old one.
+Everything is written into a hidden folder beside the target. A failure at any moment leaves neither a half-
+written artifact nor a damaged old one. Whatever kills an export, Ctrl-C or the system, leaves its journal:
+the same command goes on after the last block that was done, and makes the artifact that it would have made.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,14 +19,16 @@ import numpy as np
 from export import calibrate, execute
 from export.archs import build_graph
 from export.bigrams import bigrams
+from export.journal import Journal, key
 from export.passages import passages
 from export.quantize import quantize
 from export.recipe import Recipe
 from export.report import Report
 from export.sources.source import Source
-from runtime.artifact import Manifest, write_manifest
+from export.workplace import ARTIFACT, JOURNAL, workplace
+from runtime.artifact import Manifest, version, write_manifest
 from runtime.drafting.bigrams import BIGRAMS
-from runtime.errors import FlatlmError, ResourceError, UsageError
+from runtime.errors import FlatlmError, UsageError
 from runtime.functions import LINEARS
 from runtime.graph import Graph
 from runtime.onnx_reader import read_onnx
@@ -47,9 +47,17 @@ class Exported:
 
 
 def export(
-    source: Source, out: Path, recipe: Recipe, *, tell: Tell, text: Path | None = None, force: bool = False
+    source: Source,
+    out: Path,
+    recipe: Recipe,
+    *,
+    tell: Tell,
+    text: Path | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Write the artifact folder `out`. `text` replaces the shipped calibration text.
+    """Write the artifact folder `out`. `text` replaces the shipped calibration text; `say` takes words for
+    people.
 
     Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full
     disk.
@@ -57,11 +65,13 @@ def export(
     if out.exists() and not force:
         raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
     float_graph = build_graph(source)
-    with _folder_beside(out) as folder:
+    with workplace(out, say) as place:
+        folder = place / ARTIFACT
         copy_files(source, folder)
         tokenizer, words = load_tokenizer(folder), calibrate.text(text)
         tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
-        graph, report = quantize(float_graph, recipe, tokens, tell("quantizing"))
+        journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, version()), say)
+        graph, report = quantize(float_graph, recipe, tokens, tell, journal)
         from export.onnx_writer import write_onnx
 
         write_onnx(graph, folder, tell("writing"))
@@ -73,26 +83,6 @@ def export(
         )
         _rename_into_place(folder, out)
     return Exported(out, manifest, report)
-
-
-@contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, gone afterwards unless it was renamed."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"the disk of {out.parent} is full; nothing of the export was kept"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_files(source: Source, folder: Path) -> None:

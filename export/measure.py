@@ -1,20 +1,21 @@
-"""The sweep back: what each way to round each layer would cost, and which way it gets for the bytes there are.
+"""The sweep back: what each way to round each layer would cost, and which it gets for the bytes there are.
 
-Gradients go through the smoothed float model from the head to the embedding, a block at a time; `sensitivity` has
-the formulas.
+Gradients go through the smoothed float model from the head to the embedding, a block at a time; `sensitivity`
+has the formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from kernels_arm.layout import padded
 from runtime.graph import Graph, Node
+from runtime.progress import Progress
 
 from . import execute, sensitivity
 from .constants import shape_of
 from .gradients import Gradients, backward
+from .journal import Journal
 from .passes import smooth
 from .passes.bits import Variant, within_bytes, within_kl
 from .recipe import Recipe
@@ -22,19 +23,18 @@ from .sensitivity import Moved
 from .survey import Survey, in_body, load, transform
 
 
-def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None]) -> None:
-    """Fills `found.variants` from its probes, which are used up; calls `tell` after every block."""
+def measure(graph: Graph, recipe: Recipe, found: Survey, progress: Progress, journal: Journal) -> Survey:
+    """`found`, its probes used up, with variants; `progress` is told (blocks, all blocks)."""
     groups = execute.blocks(graph)
-    last, probe = load(graph, groups[-1]), found.probes.pop()
-    head, read = last.nodes[-1], set(probe)
-    gradients = sensitivity.start(last, probe)
-    if recipe.head == "auto":
-        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
-        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
-        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
-    tell()
-    for nodes in reversed(groups[:-1]):
-        gradients = {name: gradient for name, gradient in gradients.items() if name in read}
+    done, found, gradients = journal.load("measure") or (0, found, {})
+    progress(done, len(groups))
+    if done == 0:
+        gradients = _measure_head(load(graph, groups[-1]), recipe, found)
+        journal.save("measure", (1, found, gradients))
+        progress(1, len(groups))
+    head = graph.nodes[-1]
+    for i in range(max(1, done), len(groups)):
+        nodes = groups[-1 - i]
         probe, local = found.probes.pop(), load(graph, nodes)
         read = set(probe)
         transform(local, found)
@@ -45,7 +45,22 @@ def measure(graph: Graph, recipe: Recipe, found: Survey, tell: Callable[[], None
                 _measure_layer(node, local, probe, gradients, recipe, found)
             if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and head.name in found.variants:
                 _add_embedding(node, head, local, probe, gradients, recipe, found)
-        tell()
+        gradients = {name: gradient for name, gradient in gradients.items() if name in read}
+        journal.save("measure", (i + 1, found, gradients))
+        progress(i + 1, len(groups))
+    return found
+
+
+def _measure_head(last: Graph, recipe: Recipe, found: Survey) -> Gradients:
+    """Starts the sweep: the gradients of what the last block reads."""
+    probe, head = found.probes.pop(), last.nodes[-1]
+    read = set(probe)
+    gradients = sensitivity.start(last, probe)
+    if recipe.head == "auto":
+        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
+        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
+        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
+    return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
 def _measure_layer(
@@ -55,7 +70,8 @@ def _measure_layer(
     parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
     moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
     inputs, columns = {}, 0
-    for bits, flattening in found.flattenings[node.name].items():
+    for bits in (4, 8):
+        flattening = found.flattenings[node.name][bits]
         inputs[bits] = sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
         columns = len(flattening.source)
     _note(node, weight, y, moved, inputs, columns, recipe, found)
@@ -76,7 +92,7 @@ def _note(
     moved = [Moved(left * one.square, one.excess) for one in moved]
     tables = 8 * weight.shape[0] + 4 * weight.shape[1] + 12 * columns  # bytes
     found.variants[node.name] = sensitivity.variants(
-        weight.size, tables, moved, inputs, sensitivity.positions(y), recipe
+        weight.shape, tables, moved, inputs, sensitivity.positions(y), recipe
     )
 
 
@@ -106,12 +122,12 @@ def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
     if recipe.max_kl is not None:
         return within_kl(found.variants, recipe.max_kl)
     if recipe.size is not None:
-        return within_bytes(found.variants, 1e6 * recipe.size - _fixed_bytes(graph, found))
+        return within_bytes(found.variants, 1e6 * recipe.size - fixed_bytes(graph, found))
     shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
     return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 
 
-def _fixed_bytes(graph: Graph, found: Survey) -> int:
+def fixed_bytes(graph: Graph, found: Survey) -> int:
     """Of the constants about which nothing is chosen; matrices in 8 bits with a scale for each row."""
     total, seen = 0, set[str]()
     for node in graph.nodes:
@@ -119,6 +135,6 @@ def _fixed_bytes(graph: Graph, found: Survey) -> int:
             total += 4 * int(np.prod(shape_of(graph, node.inputs[1])))
         if node.op in ("Linear", "Embedding") and node.name not in found.variants:
             rows, columns = shape_of(graph, node.inputs[1])
-            total += 4 * rows if node.inputs[1] in seen else rows * (columns + 4)
+            total += 8 * rows + (0 if node.inputs[1] in seen else padded(rows, 16) * padded(columns, 16))
         seen.update(node.inputs[1:2])
     return total

@@ -53,7 +53,7 @@ class Recipe:
         help="largest activation level of 4-bit layers: 127 is A8, 7 is A4",
     )
     activations: str = option(
-        "static",
+        "token",
         "--activations",
         choices=("static", "token"),
         help="the inputs' step: one for the layer, from calibration, or one for each token",
@@ -67,7 +67,7 @@ class Recipe:
         low=0.01,
         high=1e6,
         metavar="MB",
-        help="instead of --bits-per-weight: budget of the whole model in megabytes, embedding and head included",
+        help="instead of --bits-per-weight: budget of the whole model, embedding and head included",
     )
     max_kl: float | None = option(
         None,
@@ -88,17 +88,19 @@ class Recipe:
         "--sigmas",
         low=1.0,
         high=20.0,
-        help="other sigmas that auto may choose for a layer; may be given often",
+        metavar="X,X,…",
+        help="other sigmas that auto may choose for a layer",
     )
     alphas: tuple[float, ...] = option(
         (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"
     )
     wide_channels: float = option(
-        0.05,
+        0.08,
         "--wide-channels",
         low=0.0,
         high=0.5,
-        help="share of input channels that may become several columns, on average",
+        help="share of input channels that may become several columns, on average; with a step per token, of "
+        "groups of 4 channels",
     )
     split_channels: float = option(
         0.02,
@@ -147,12 +149,20 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="edge"),
-        Recipe(name="w8a8", weight_bits="8", weight_scale="tensor", wide_channels=0.12, windows=24),
-        Recipe(name="paper", weight_scale="tensor", low_levels=7, max_kl=0.5),
+        Recipe(name="w8a8", weight_bits="8", wide_channels=0.12),
+        Recipe(
+            name="paper",
+            weight_scale="tensor",
+            low_levels=7,
+            activations="static",
+            wide_channels=0.05,
+            max_kl=0.5,
+        ),
         Recipe(
             name="naive8",
             weight_bits="8",
             weight_scale="tensor",
+            activations="static",
             margin=1.0,
             skip=INGREDIENTS,
         ),

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.graph import Graph, Node
+from runtime.progress import Progress
 
 from . import calibrate, execute, sensitivity
 from .calibrate import Inputs
+from .journal import Journal
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Variant
@@ -41,7 +43,7 @@ class Survey:
     splits: dict[str, Split] = field(default_factory=dict)
     smoothing: dict[str, tuple[float | None, np.ndarray]] = field(default_factory=dict)  # α, s [k]
     orders: dict[str, Split] = field(default_factory=dict)  # after smoothing
-    flattenings: dict[str, dict[int, Flattening]] = field(default_factory=dict)  # after these, by the bits
+    flattenings: dict[str, dict[int, Flattening]] = field(default_factory=dict)  # by the weights' bits
     unexplained: dict[str, float] = field(default_factory=dict)
     variants: dict[str, list[Variant]] = field(default_factory=dict)
     probes: list[execute.Env] = field(default_factory=list)  # a few windows as each block reads them
@@ -98,28 +100,29 @@ def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
     return Graph(list(nodes), {name: graph.constants[name] for name in names})
 
 
-def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, tell: Callable[[], None]) -> Survey:
-    """`windows` [B, T] of calibration tokens; calls `tell` after every block."""
-    found = Survey()
-    measure = recipe.weight_bits == "auto"
+def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, progress: Progress, journal: Journal) -> Survey:
+    """`windows` [B, T] of calibration tokens; `progress` is told (blocks, all blocks)."""
     groups = execute.blocks(graph)
-    if not measure and not recipe.does("smooth") and not recipe.does("split"):
-        for _ in groups:
-            tell()
-        return found
+    if recipe.weight_bits != "auto" and not recipe.does("smooth") and not recipe.does("split"):
+        return Survey()
     envs = execute.chunks(windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS])
     probe = execute.chunks(windows[-PROBE[0] :, : PROBE[1]], PROBE[0])[0]
-    for i, nodes in enumerate(groups[:-1]):
-        local = load(graph, nodes)
+    done, found, envs, probe = journal.load("survey") or (0, Survey(), envs, probe)
+    progress(done, len(groups))
+    for i in range(done, len(groups) - 1):
+        local = load(graph, groups[i])
         later = [node for group in groups[i + 1 :] for node in group]
         found.probes.append(dict(probe))
-        execute.advance(execute.prepare(local, nodes), [probe], later)
+        execute.advance(execute.prepare(local, local.nodes), [probe], later)
         _look(local, envs, later, recipe, found)
-        tell()
-    found.probes.append(probe)
-    if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
-        found.head_hessian = head_hessian(graph, groups[-1], envs)
-    tell()
+        journal.save("survey", (i + 1, found, envs, probe))
+        progress(i + 1, len(groups))
+    if done < len(groups):
+        found.probes.append(probe)
+        if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
+            found.head_hessian = head_hessian(graph, groups[-1], envs)
+        journal.save("survey", (len(groups), found, [], {}))
+    progress(len(groups), len(groups))
     return found
 
 
@@ -137,8 +140,9 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], recipe: Reci
     if recipe.weight_bits != "auto":
         return
     for node in sensitivity.linears(local.nodes):
-        both = {bits: flatten_inputs(seen[node.name], node, local, bits, recipe) for bits in (4, 8)}
-        found.flattenings[node.name] = both
+        found.flattenings[node.name] = {
+            bits: flatten_inputs(seen[node.name], node, local, bits, recipe) for bits in (4, 8)
+        }
     for name, x in values.items() if recipe.does("gptq") else ():
         s = found.smoothing[name][1] if name in found.smoothing else np.ones(x.shape[1], np.float32)
         s = s if len(s) == x.shape[1] else np.ones(x.shape[1], np.float32)  # of a layer that was split

@@ -138,7 +138,7 @@ def write_manifest(folder: Path | str, progress: Progress | None = None, **field
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
     hashes = _hash_files(folder, names, progress)
     files = {name: FileEntry(hashes[name], (folder / name).stat().st_size) for name in names}
-    manifest = Manifest(**{"flatlm": _version(), **fields}, files=files)
+    manifest = Manifest(**{"flatlm": version(), **fields}, files=files)
     temporary = folder / (MANIFEST + ".part")
     temporary.write_text(manifest.to_json(), encoding="utf-8")
     os.replace(temporary, folder / MANIFEST)
@@ -187,7 +187,7 @@ def _file_entry(name: str, entry: Any) -> FileEntry:
     raise FormatError(f"files: the entry of {name!r} needs sha256 and size")
 
 
-def _version() -> str:
+def version() -> str:
     try:
         return importlib.metadata.version("flatlm")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout

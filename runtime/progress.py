@@ -28,21 +28,28 @@ class ProgressLine:
         self._terminal = self._stream.isatty()
         self._started = time.monotonic()
         self._next = self._started + delay
+        self._first: tuple[int, float] | None = None  # what was done at the first call, and when
+        self._since = (0, self._started)
         self._width = 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        first, self._first = self._first, self._first or (done, now)
+        self._since = first or (0, self._started)
         if done >= total:  # what is written next starts on a clean line
             self.close()
         if done >= total or now < self._next:
             return
         self._next = now + (TERMINAL_SECONDS if self._terminal else LOG_SECONDS)
-        self._draw(self._text(done, total, now - self._started))
+        self._draw(self._text(done, total, now))
 
-    def _text(self, done: int, total: int, seconds: float) -> str:
+    def _text(self, done: int, total: int, now: float) -> str:
+        seconds = now - self._started
         unit = f" {self._unit}" if self._unit else ""
         share = f" {100 * done / total:3.0f} %" if total else ""
-        left = f", {_clock(seconds * (total - done) / done)} left" if 0 < done < total else ""
+        before, began = self._since  # what was there already, of an export that goes on, tells nothing
+        rate = (now - began) / (done - before) if done > before else 0.0
+        left = f", {_clock(rate * (total - done))} left" if before < done < total else ""
         return f"{self._label}:{share} {done}/{total}{unit}, {_clock(seconds)}{left}"
 
     def _draw(self, text: str) -> None:

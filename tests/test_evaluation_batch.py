@@ -112,6 +112,7 @@ def test_less_memory_is_fewer_answers_side_by_side(model, questions, tmp_path, m
     assert main(arguments(model, questions, tmp_path / "run.jsonl", *GREEDY, "--batch", "2")) == 0
 
 
+@pytest.mark.parametrize("model", ["float32"], indirect=True)
 def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(model, questions, tmp_path):
     whole, path, chance = tmp_path / "whole.jsonl", tmp_path / "run.jsonl", random.Random(0)
     assert main(arguments(model, questions, whole, *SAMPLED, "--batch", "4")) == 0

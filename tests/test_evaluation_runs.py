@@ -164,7 +164,8 @@ def test_a_summary_counts_and_says_what_it_cost():
         "by the authors' parser 25.0 % (1/4, 95 % interval 4.6 … 69.9)",
         "the parsers differ on 1, no answer read in 2",
         "an answer: prompt 100.0 tokens (40.0 reused), read in 500.0 ms; wrote 11.0 tokens in 2.00 s",
-        "all 4 answers: 10.0 s, prompt 120.0 t/s, answer 5.0 t/s, 1 cut off at -n or the context",
+        "all 4 answers: 10.0 s (1440 an hour), prompt 120.0 t/s, answer 5.0 t/s, 1 cut off at -n or the "
+        "context",
     ]
 
 

@@ -25,6 +25,7 @@ def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result["cost"] = cost
     result["prefill_rate"] = _rate(cost["prompt_tokens"] - cost["reused_tokens"], cost["prefill_seconds"])
     result["decode_rate"] = _rate(cost["generated_tokens"] - len(written), cost["decode_seconds"])
+    result["answers_per_hour"] = _rate(3600 * len(written), cost["prefill_seconds"] + cost["decode_seconds"])
     return result
 
 
@@ -47,9 +48,9 @@ def lines(figures: dict[str, Any]) -> list[str]:
         f"{each['decode_seconds']:.2f} s"
     )
     result.append(
-        f"all {answers} answers: {cost['prefill_seconds'] + cost['decode_seconds']:.1f} s, prompt "
-        f"{figures['prefill_rate']:.1f} t/s, answer {figures['decode_rate']:.1f} t/s, "
-        f"{figures['cut_off']} cut off at -n or the context"
+        f"all {answers} answers: {cost['prefill_seconds'] + cost['decode_seconds']:.1f} s "
+        f"({figures['answers_per_hour']:.0f} an hour), prompt {figures['prefill_rate']:.1f} t/s, answer "
+        f"{figures['decode_rate']:.1f} t/s, {figures['cut_off']} cut off at -n or the context"
     )
     return result
 
