@@ -8,12 +8,17 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
+from export import frontier
 from export.recipe import RECIPES, Recipe
 from runtime.cli import add_verb
 from runtime.commands.common import add_json, print_json, say
 from runtime.options import add_flags, from_args
 from runtime.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from export.exporter import Exported
 
 
 def add_export(subparsers: argparse._SubParsersAction) -> None:
@@ -32,6 +37,9 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="edge", help="what to do (default edge)")
     parser.add_argument(
         "--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships"
+    )
+    parser.add_argument(
+        "--frontier", metavar="FILE", help="draw size against predicted KL into this PNG, and print the table"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     add_json(parser)
@@ -57,6 +65,8 @@ def run_export(args: argparse.Namespace) -> int:
         print_json({"path": str(made.path), "recipe": recipe.name, "totals": dict(totals)})
     else:
         print(made.report.table())
+    if args.frontier:
+        _frontier(made, Path(args.frontier), sys.stderr if args.json else sys.stdout)
     check = totals["check"]
     agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
     say(
@@ -66,8 +76,17 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _frontier(made: Exported, path: Path, stream: TextIO) -> None:
+    found, chosen = made.report.frontier, made.report.chosen
+    if chosen is None:
+        say("--frontier: this recipe leaves no choice of bits")
+        return
+    print(frontier.table(found, made.manifest.parameters, chosen), file=stream)
+    frontier.draw(path, found, chosen, f"{made.manifest.name}, {made.manifest.recipe}")
+
+
 def _leave(number: int, frame: object) -> None:
-    """SIGTERM ends like Ctrl-C: what was written of the artifact goes, what was decided stays to go on from."""
+    """SIGTERM ends like Ctrl-C: what was written of the artifact goes, what was decided stays."""
     raise SystemExit(128 + number)
 
 

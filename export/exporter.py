@@ -1,8 +1,8 @@
 """From a source to an artifact: read, quantize, write, check, and only then rename into place.
 
-Everything is written into a hidden folder beside the target. A failure at any moment leaves neither a half-written
-artifact nor a damaged old one. Whatever kills an export, Ctrl-C or the system, leaves its journal: the same command
-goes on after the last block that was done, and makes the artifact that it would have made.
+Everything is written into a hidden folder beside the target. A failure at any moment leaves neither a half-
+written artifact nor a damaged old one. Whatever kills an export, Ctrl-C or the system, leaves its journal:
+the same command goes on after the last block that was done, and makes the artifact that it would have made.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def export(
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Write the artifact folder `out`. `text` replaces the shipped calibration text; `say` takes words for people.
+    """Write the artifact folder `out`. `text` replaces the shipped calibration text; `say` takes words for
+    people.
 
     Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full
     disk.

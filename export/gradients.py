@@ -1,11 +1,12 @@
-"""Gradients of the model's own log likelihood, block by block from the end: what each layer's errors will cost.
+"""Gradients of the model's own log likelihood, block by block from the end: what an error anywhere costs.
 
-Tokens are drawn from the float model's own distribution. With g the gradient of their log likelihood, an error δ
-anywhere in the model causes a KL divergence of ½ · E[(g · δ)²], to second order (the Fisher information): one
-sweep back tells for every layer what every way to round it would cost, without running the model again.
+Tokens are drawn from the float model's own distribution. With g the gradient of their log likelihood, an
+error δ anywhere in the model causes a KL divergence of ½ · E[(g · δ)²], to second order (the Fisher
+information): one sweep back tells for every layer what every way to round it would cost, without running the
+model again.
 
-Legend: S draws, B windows, T tokens, k inputs, n outputs, h heads, g key/value heads, d head size, V vocabulary.
-Values are [B, T, ·], gradients [S, B, T, ·].
+Legend: S draws, B windows, T tokens, k inputs, n outputs, h heads, g key/value heads, d head size, V
+vocabulary. Values are [B, T, ·], gradients [S, B, T, ·].
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Gradients = dict[str, np.ndarray]  # by the name of the value
 def draw(scores: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
     """Log probabilities [B, T, V] → ∂ log p(drawn token) / ∂ logits, [S, B, T, V].
 
-    The first position is left out: it sees only itself, and its logits hang on the attention sink's activations.
+    The first position is left out: it sees only itself, and its logits hang on the attention sink's
+    activations.
     """
     rng = np.random.default_rng(seed)
     p = np.exp(scores)

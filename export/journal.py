@@ -1,8 +1,9 @@
 """What is needed to go on with an export that was killed: written after every block, beside the target.
 
-A hidden folder holds the state of each sweep as it was after its last block, and the constants of the blocks that
-are done. It belongs to a key, a digest of source, recipe, calibration tokens and flatlm's own code: with another
-key it is thrown away. A file appears under its name only when it is whole, and its checksums are read with it.
+A hidden folder holds the state of each sweep as it was after its last block, and the constants of the blocks
+that are done. It belongs to a key, a digest of source, recipe, calibration tokens and flatlm's own code: with
+another key it is thrown away. A file appears under its name only when it is whole, and its checksums are read
+with it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The sweep back: what each way to round each layer would cost, and which way it gets for the bytes there are.
+"""The sweep back: what each way to round each layer would cost, and which it gets for the bytes there are.
 
-Gradients go through the smoothed float model from the head to the embedding, a block at a time; `sensitivity` has
-the formulas.
+Gradients go through the smoothed float model from the head to the embedding, a block at a time; `sensitivity`
+has the formulas.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from kernels_arm.layout import padded
 from runtime.graph import Graph, Node
 from runtime.progress import Progress
 
@@ -91,7 +92,7 @@ def _note(
     moved = [Moved(left * one.square, one.excess) for one in moved]
     tables = 8 * weight.shape[0] + 4 * weight.shape[1] + 12 * columns  # bytes
     found.variants[node.name] = sensitivity.variants(
-        weight.size, tables, moved, inputs, sensitivity.positions(y), recipe
+        weight.shape, tables, moved, inputs, sensitivity.positions(y), recipe
     )
 
 
@@ -121,12 +122,12 @@ def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
     if recipe.max_kl is not None:
         return within_kl(found.variants, recipe.max_kl)
     if recipe.size is not None:
-        return within_bytes(found.variants, 1e6 * recipe.size - _fixed_bytes(graph, found))
+        return within_bytes(found.variants, 1e6 * recipe.size - fixed_bytes(graph, found))
     shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
     return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 
 
-def _fixed_bytes(graph: Graph, found: Survey) -> int:
+def fixed_bytes(graph: Graph, found: Survey) -> int:
     """Of the constants about which nothing is chosen; matrices in 8 bits with a scale for each row."""
     total, seen = 0, set[str]()
     for node in graph.nodes:
@@ -134,6 +135,6 @@ def _fixed_bytes(graph: Graph, found: Survey) -> int:
             total += 4 * int(np.prod(shape_of(graph, node.inputs[1])))
         if node.op in ("Linear", "Embedding") and node.name not in found.variants:
             rows, columns = shape_of(graph, node.inputs[1])
-            total += 4 * rows if node.inputs[1] in seen else rows * (columns + 4)
+            total += 8 * rows + (0 if node.inputs[1] in seen else padded(rows, 16) * padded(columns, 16))
         seen.update(node.inputs[1:2])
     return total

@@ -11,30 +11,30 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout
-from runtime.functions import LINEAR, TOKEN_LINEAR
-from runtime.graph import Graph, Node, Tensor
+from runtime.graph import Graph, Node
 from runtime.progress import Progress
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .emit import Rounded, copy, emit_embedding, emit_linear, table_of
+from .frontier import sizes
 from .journal import Journal
-from .measure import choose, measure
+from .measure import choose, fixed_bytes, measure
 from .parallel import each
 from .passes import keys
-from .passes.bits import Variant
+from .passes.bits import Variant, frontier, point_of
 from .passes.cache import to_int8
-from .passes.flatten import Flattening, output_scale
+from .passes.flatten import Flattening
 from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
-from .products import integer_linear
 from .recipe import Recipe
 from .report import LayerReport, Report
 from .sensitivity import Way
@@ -42,24 +42,6 @@ from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bi
 from .vocabulary import is_tied, round_tied
 
 Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
-
-
-@dataclass(frozen=True, slots=True)
-class Rounded:
-    """A linear layer as integers."""
-
-    integers: np.ndarray  # float32 [n, k]
-    grid: Grid
-    flattening: Flattening
-    bias: np.ndarray  # float32 [n]
-
-    @property
-    def scale(self) -> np.ndarray:
-        return output_scale(self.grid.steps, self.flattening)
-
-    def operation(self) -> tuple[execute.Operation, bool]:
-        """The layer, and whether a call of it keeps all cores busy."""
-        return integer_linear(self.integers, self.grid.steps, self.bias, self.flattening)
 
 
 def quantize(
@@ -79,14 +61,20 @@ def quantize(
     found = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
         found = measure(graph, recipe, found, tell("weighing what each layer may lose"), journal)
-    ways = _ways(graph, choose(found, graph, recipe), recipe)
+    chosen = choose(found, graph, recipe)
+    ways = _ways(graph, chosen, recipe)
     result, layers = _round_all(graph, recipe, windows, found, ways, tell("quantizing"), journal)
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
             if node.name in found.keys:
                 keys.apply(result, node, found.keys[node.name])
         to_int8(result)
-    return result, Report(recipe, tuple(layers), **_bytes(result))
+    report = Report(recipe, tuple(layers), *_bytes(result))
+    if not chosen:
+        return result, report
+    fixed = fixed_bytes(graph, found)
+    line, (point,) = sizes(frontier(found.variants), fixed), sizes([point_of(chosen)], fixed)
+    return result, dataclasses.replace(report, frontier=line, chosen=point)
 
 
 def _round_all(
@@ -155,16 +143,19 @@ def _quantize_block(
         floats = execute.prepare(local, nodes[start:stop])
         steps, alone = list(floats), False
         if first.op == "Embedding":
-            emit_embedding(local, first, ways[first.name], found, recipe, result)
+            _round_embedding(local, first, ways[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
+            if nodes[stop:] or later:  # the head's outputs are large, and read by nobody
+                each(functools.partial(execute.run, floats[:1]), streams[0])
+                floats = floats[1:]
             rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
             steps[0] = execute.Step(first, operation)
         else:
             rest = nodes[start:stop]
-        _copy(local, rest, result)
+        copy(local, rest, result)
         needed = [*nodes[stop:], *later]
         if not needed:
             _thin(streams, first)
@@ -220,20 +211,35 @@ def _quantize_linear(
     floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
     flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
     grid = layer_grid(weight, node, local, way, recipe)
-    if table := _table(result, node):  # tied: rounded already
+    if table := table_of(result, node):  # tied: rounded already
         return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
     if not in_body(node) and way[0] == 8:
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
+    outputs = [env[node.outputs[0]] for env in streams[0] if node.outputs[0] in env]
     seen = calibrate.moments(
-        _quantized(inputs, flattening), floats, weight, recipe.does("feedback"), centred=recipe.does("bias")
+        _quantized(inputs, flattening),
+        floats,
+        outputs,
+        weight,
+        recipe.does("feedback"),
+        centred=recipe.does("bias"),
     )
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
         bias = (bias + weight @ seen.mean_float - kept).astype(np.float32)
     return Rounded(integers, grid, flattening, bias)
+
+
+def _round_embedding(
+    local: Graph, node: Node, way: Way, found: Survey, recipe: Recipe, result: Graph
+) -> None:
+    table = local.array(node.inputs[1])
+    grid = layer_grid(table, node, local, way, recipe)
+    hessian = found.head_hessian if grid.bits == 4 else None
+    emit_embedding(node, round_tied(table, grid, hessian, recipe), grid, result)
 
 
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
@@ -267,87 +273,8 @@ def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey)
     )
 
 
-# ---- integer nodes of docs/format.md
-def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
-    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
-    weight, table = node.inputs[1], _table(graph, node)
-    flattening = rounded.flattening
-    if table is None:
-        graph.constants[weight] = packed(rounded.integers, rounded.grid.bits)
-        graph.constants.update(_excess(node.name, rounded.integers, rounded.grid.bits))
-    excess = table.inputs[-2:] if table else _names(node.name)
-    arrays = {
-        "scale": rounded.scale,
-        "bias": rounded.bias,
-        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
-        "limit": flattening.limit,
-        "source": flattening.source,
-        "low": flattening.low,
-    }
-    constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
-    graph.constants.update(constants)
-    attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
-    inputs = (node.inputs[0], weight, *constants, *excess)
-    function = TOKEN_LINEAR if flattening.by_token else LINEAR
-    graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
-
-
-def _table(graph: Graph, head: Node) -> Node | None:
-    """The embedding whose matrix, integers and all, `head` shares."""
-    tables = (node for node in graph.nodes if node.op == "FlatEmbedding")
-    return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
-
-
-def emit_embedding(local: Graph, node: Node, way: Way, found: Survey, recipe: Recipe, graph: Graph) -> None:
-    (ids, weight), bits = node.inputs, way[0]
-    table = local.array(weight)
-    grid = layer_grid(table, node, local, way, recipe)
-    integers = round_tied(table, grid, found.head_hessian if bits == 4 else None, recipe)
-    graph.constants[weight] = packed(integers, bits)
-    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
-        node.name, integers, bits
-    )
-    graph.constants.update(constants)
-    attrs = _matrix(integers, bits)
-    graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
-
-
-def packed(integers: np.ndarray, bits: int) -> Tensor:
-    """Integers [n, k] → the tensor in the kernels' order."""
-    data = layout.pack(integers, bits)
-    rows, columns = integers.shape
-    shape = layout.packed_shape(rows, columns, bits)
-    return (
-        Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
-    )
-
-
-def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:
-    delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
-    if bits == 4:
-        delta, value = layout.encode_excess(integers.astype(np.int16))
-    return dict(zip(_names(name), (Tensor.of(delta), Tensor.of(value)), strict=True))
-
-
-def _names(layer: str) -> tuple[str, str]:
-    return f"{layer}.excess_delta", f"{layer}.excess_value"
-
-
-def _matrix(integers: np.ndarray, bits: int) -> dict[str, int]:
-    rows, columns = integers.shape
-    return {"rows": rows, "columns": columns, "offset": layout.offset_of(bits)}
-
-
-def _copy(local: Graph, nodes: list[Node], graph: Graph) -> None:
-    graph.nodes += nodes
-    for name in (name for node in nodes for name in node.inputs if name in local.constants):
-        graph.constants[name] = local.constants[name]
-
-
-def _bytes(graph: Graph) -> dict[str, int]:
+def _bytes(graph: Graph) -> tuple[int, int]:
     """Bytes of the constants in all and of those between embedding and head."""
-    body = total = 0
-    for name, tensor in graph.constants.items():
-        total += tensor.data.nbytes
-        body += tensor.data.nbytes if name.startswith("layers.") else 0
-    return {"bytes_total": total, "bytes_body": body}
+    total = sum(tensor.data.nbytes for tensor in graph.constants.values())
+    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if name.startswith("layers."))
+    return total, sum(body)

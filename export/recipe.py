@@ -67,7 +67,7 @@ class Recipe:
         low=0.01,
         high=1e6,
         metavar="MB",
-        help="instead of --bits-per-weight: budget of the whole model in megabytes, embedding and head included",
+        help="instead of --bits-per-weight: budget of the whole model, embedding and head included",
     )
     max_kl: float | None = option(
         None,
@@ -88,7 +88,8 @@ class Recipe:
         "--sigmas",
         low=1.0,
         high=20.0,
-        help="other sigmas that auto may choose for a layer; may be given often",
+        metavar="X,X,…",
+        help="other sigmas that auto may choose for a layer",
     )
     alphas: tuple[float, ...] = option(
         (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), low=0.0, high=1.0, help="smoothing strengths to try per layer"

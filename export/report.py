@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .frontier import Size
 from .recipe import Recipe
 
 PAPER_SHARE = (
@@ -28,7 +29,7 @@ class LayerReport:
     double_groups: int  # groups of 4 columns that flatlm's own kernels run twice
     excess: float  # share of weights beyond the 4-bit plane
     error: float  # ‖y − y of the float model‖² / ‖y of the float model‖², on the calibration windows
-    kl: float | None  # nats, of this layer alone at 4 bits, rounded to nearest; None: not measured
+    kl: float | None  # nats, predicted for this layer alone as it is; None where there was no choice
 
     @property
     def weights(self) -> int:
@@ -43,6 +44,8 @@ class Report:
     layers: tuple[LayerReport, ...]
     bytes_total: int  # all constants, before file headers
     bytes_body: int  # those of the layers between embedding and head
+    frontier: tuple[Size, ...] = ()  # what could have been chosen, where there was a choice
+    chosen: Size | None = None  # what was: predicted bytes and KL
 
     @property
     def body(self) -> list[LayerReport]:

@@ -1,10 +1,11 @@
 """What every way to round a layer would cost at the end: bytes, and KL divergence predicted from gradients.
 
-The error of a layer's output has two parts. That of the weights, E [n, k], is independent between rows: row r moves
-the log likelihood by E[r] · G[r], G = gᵀ · X, so the KL is ½ Σ_r (E[r] · G[r])². GPTQ makes it smaller than rounding
-to nearest, by about the share of the inputs' variance that is left when each channel is predicted from those
-still to be rounded (`unexplained`). That of the inputs, ε, is independent between their elements, which see the
-gradient g · W: ½ Σ (ε · (g · W))². Both are divided by the number of predicted positions.
+The error of a layer's output has two parts. That of the weights, E [n, k], is independent between rows: row r
+moves the log likelihood by E[r] · G[r], G = gᵀ · X, so the KL is ½ Σ_r (E[r] · G[r])². GPTQ makes it smaller
+than rounding to nearest, by about the share of the inputs' variance that is left when each channel is
+predicted from those still to be rounded (`unexplained`). That of the inputs, ε, is independent between their
+elements, which see the gradient g · W: ½ Σ (ε · (g · W))². Both are divided by the number of predicted
+positions.
 
 Legend: n outputs, k inputs, S draws, B windows, T tokens, V vocabulary.
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels_arm import layout
+from kernels_arm.layout import padded
 from runtime.graph import Graph, Node
 
 from . import execute
@@ -92,8 +95,8 @@ def by_inputs(x: np.ndarray, gradient: np.ndarray, flattening: Flattening) -> fl
 def unexplained(x: np.ndarray, s: np.ndarray, damping: float) -> float:
     """Of inputs x [m, k] divided by s [k]: the share of their variance that GPTQ cannot pass on.
 
-    D of `gptq.Factor` beside H's diagonal: what rounding all channels with one step leaves, and what it costs.
-    Of very many channels an evenly spread part is taken, which overstates the share a little.
+    D of `gptq.Factor` beside H's diagonal: what rounding all channels with one step leaves, and what it
+    costs. Of very many channels an evenly spread part is taken, which overstates the share a little.
     """
     some = slice(None, None, -(-x.shape[1] // CHANNELS))
     x = x[:, some] / s[some]
@@ -104,18 +107,20 @@ def unexplained(x: np.ndarray, s: np.ndarray, damping: float) -> float:
 
 
 def variants(
-    size: int,
+    shape: tuple[int, int],
     tables: int,
     moved: Sequence[Moved],
     inputs: Mapping[int, float],
     positions: int,
     recipe: Recipe,
 ) -> list[Variant]:
-    """size: weights; tables: bytes beside them; moved: of each of `ways`, `unexplained` taken into account;
+    """shape: n, k; tables: bytes beside the weights; moved: of each of `ways`, `unexplained` taken into
+    account;
     inputs: `by_inputs` by the weights' bits; positions: predicted ones times draws."""
-    found = []
+    (n, k), found = shape, []
+    plane = padded(n, layout.ROWS) * padded(k, layout.COLUMNS)
     for (bits, sigma), one in zip(ways(recipe), moved, strict=True):
-        own = size * (1.0 if bits == 8 else 0.5 + EXCESS_BYTES * one.excess)
+        own = plane if bits == 8 else plane / 2 + EXCESS_BYTES * one.excess * n * k
         found.append(Variant(bits, sigma, tables + own, (one.square + inputs[bits]) / (2 * positions)))
     return found
 

@@ -15,7 +15,8 @@ ARTIFACT, JOURNAL = "artifact", "journal"
 
 @contextmanager
 def workplace(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """On the same disk as `out`, with an empty folder `artifact`; `journal` is whatever an export before left.
+    """On the same disk as `out`, with an empty folder `artifact`; `journal` is whatever an export before
+    left.
 
     All of it goes at the end and after an error. Where an export is interrupted, its journal stays.
     """

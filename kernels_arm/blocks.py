@@ -4,7 +4,7 @@ A tile is M vectors of 16 sums, one a token. Between blocks it may stand in anot
 `from_block` change it once for a whole product:
 
     plain      as it is
-    chained    two vectors a token, or the latency of the dot product would set the pace of few tokens
+    chained    several vectors a token, or the latency of the dot product would set the pace of few tokens
     pairs      SMULL, int8: the sums over even and odd pairs of columns apart, as SADALP makes them
     two by two SMMLA: 2 tokens × 2 rows a register
 
@@ -30,7 +30,8 @@ _BYTES16, _SHORTS8, _INTS4 = (ir.VectorType(t, n) for t, n in ((_BYTE, 16), (_SH
 # Tokens of the compiled tiles, the last is the full one. A token's 16 sums take 4 of NEON's 32 registers;
 # SMULL needs most of the others for its products, SMMLA for its zipped operands.
 _TILES = {"neon": (1, 2), "dotprod": (1, 2, 4, 6), "i8mm": (1, 2, 4)}
-_X86_TILES = (1, 2, 4, 8, 16)
+_X86, _X86_TILES = ("avx512vnni", "avx2"), (1, 2, 4, 8, 16)
+AHEAD = 2048  # bytes of weights between what is multiplied and what is prefetched, on x86
 _ATTENTION_ROWS = {
     "avx512vnni": 8
 }  # a row has 8 float64 sums: 1 register of 32, elsewhere 4 of 32 or 2 of 16
@@ -90,13 +91,17 @@ class Form:
     leave: Callable
 
 
-def _add_zeros(builder, rows):
-    return [*rows, *([simd._constant(ints16.llvm, 0)] * len(rows))]
+def _chained(chains: int) -> Form:
+    def add_zeros(builder, rows):
+        return [*rows, *([simd._constant(ints16.llvm, 0)] * ((chains - 1) * len(rows)))]
 
+    def fold(builder, rows):
+        for _ in range(chains.bit_length() - 1):
+            half = len(rows) // 2
+            rows = [builder.add(a, b) for a, b in zip(rows[:half], rows[half:], strict=True)]
+        return rows
 
-def _fold(builder, rows):
-    half = len(rows) // 2
-    return [builder.add(a, b) for a, b in zip(rows[:half], rows[half:], strict=True)]
+    return Form(chains, add_zeros, fold)
 
 
 def _to_pairs(builder, rows):
@@ -137,7 +142,7 @@ def _from_two_by_two(builder, rows):
 
 
 _PLAIN = Form(1, lambda builder, rows: rows, lambda builder, rows: rows)
-_CHAINED = Form(2, _add_zeros, _fold)
+_TWO_CHAINS, _FOUR_CHAINS = _chained(2), _chained(4)
 _PAIRS = Form(2, _to_pairs, _from_pairs)
 _TWO_BY_TWO = Form(1, _to_two_by_two, _from_two_by_two)
 
@@ -148,7 +153,9 @@ def _form(tokens: int, bits: int) -> Form:
         return _PAIRS if bits == 8 and tokens == 1 else _PLAIN
     if name == "i8mm" and tokens > 1:
         return _TWO_BY_TWO
-    return _CHAINED if tokens <= 2 else _PLAIN
+    if tokens == 1 and name in _X86:
+        return _FOUR_CHAINS
+    return _TWO_CHAINS if tokens <= 2 else _PLAIN
 
 
 # ---------------------------------------------------------------------------------------------- blocks
@@ -245,6 +252,9 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
     """x86: step by step, a word repeated over the whole register."""
     one, chains, rows = simd._DOT[simd.tier().name], len(rows) // tokens, list(rows)
     bytes64 = simd.bytes64.llvm
+    if 1 < tokens <= 8:  # between two lines stand so many products that the core does not look far ahead
+        for line in range(0, 32 * bits, 64):
+            _fetch(builder, builder.add(weights, ir.Constant(_LONG, AHEAD + line)))
     for step in range(4):
         w = _load(builder, bytes64, weights, 64 * (step if bits == 8 else step // 2))
         if bits == 8:
@@ -259,6 +269,12 @@ def _add_steps(builder, rows, weights, x, tokens: int, bits: int):
             at = step % chains * tokens + token
             rows[at] = one(builder, rows[at], w, digits, bits)
     return rows
+
+
+def _fetch(builder, address):
+    flags = [ir.Constant(_INT, flag) for flag in (0, 3, 1)]  # to read, into all caches, data
+    at = simd._address(builder, address, _BYTE)
+    simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *flags])
 
 
 _ADD = {"dotprod": _add_sdot, "i8mm": _add_smmla, "neon": _add_smull}
@@ -343,10 +359,13 @@ def add_group(typing, tile, weights, index, x, bits, odd):
 
 @intrinsic(prefer_literal=True)
 def add_four_groups(typing, tile, weights, index, x, bits, odd):
-    """The same for four groups of one token, on the tiers where `straight` is true."""
+    """The same for four groups of one token, on the tiers where `by_fours` is true."""
 
     def emit(context, builder, signature, args):
         rows, width = cgutils.unpack_tuple(builder, args[0], tile.count), bits.literal_value
+        if simd.tier().name in _X86:
+            row = _add_four_apart(builder, rows[0], args, width, bool(odd.literal_value))
+            return context.make_tuple(builder, tile, [row])
         for i, word in enumerate(_lanes(builder, _load(builder, _INTS4, args[3], 0), 4)):
             index = builder.add(args[2], ir.Constant(_LONG, 4 * i))
             at = _group_at(builder, args[1], index, width)
@@ -356,9 +375,27 @@ def add_four_groups(typing, tile, weights, index, x, bits, odd):
     return tile(tile, types.int64, types.int64, types.int64, bits, odd), emit
 
 
+def _add_four_apart(builder, row, args, bits: int, odd: bool):
+    """Sums of their own for each: or one dot product would wait for the last."""
+    none, sums = simd._constant(ints16.llvm, 0), []
+    for i in range(4):
+        at = _group_at(builder, args[1], builder.add(args[2], ir.Constant(_LONG, 4 * i)), bits)
+        x = builder.add(args[3], ir.Constant(_LONG, 4 * i))
+        sums += _add_group(builder, [none], at, x, bits, odd)
+    pairs = [builder.add(*sums[:2]), builder.add(*sums[2:])]
+    return builder.add(row, builder.add(*pairs))
+
+
+@intrinsic(prefer_literal=True)
+def by_fours(typing, tokens):
+    """Whether groups are added four at a time."""
+    wanted = tokens.literal_value == 1 and simd.tier().name in ("dotprod", "i8mm", *_X86)
+    return types.boolean(tokens), lambda c, b, s, a: ir.Constant(ir.IntType(1), int(wanted))
+
+
 @intrinsic(prefer_literal=True)
 def straight(typing, tokens):
-    """Whether four blocks, and four groups, are to be one piece of straight-line code.
+    """Whether four blocks are to be one piece of straight-line code.
 
     One token does little between two ends of a loop: 0.148 instead of 0.156 instructions per MAC of nibbles.
     """
@@ -418,6 +455,18 @@ def from_block(typing, tile, tokens, bits):
         return context.make_tuple(builder, result, form.leave(builder, list(rows)))
 
     return result(tile, tokens, bits), emit
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for 64 bytes, on x86. On ARM cores this was not measured and is nothing."""
+
+    def emit(context, builder, signature, args):
+        if simd.tier().name in _X86:
+            _fetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .blocks import prefetch
 from .jit import inlined, kernel
 from .ops import (
     J_BASES,
@@ -31,36 +32,65 @@ from .ops import (
     LOOKUP,
 )
 from .simd import (
+    add_tile,
     get_i8,
     get_i32,
     get_i64,
     get_u8,
     get_u16,
-    load_ints,
+    plus_128_times,
     set_i8,
     set_i32,
     set_u16,
-    splat_int,
-    store_ints,
+    zero_ints,
 )
-from .tables import look_up, window
+from .tables import base_of, from_lookups, look_up, to_lookups, tokens_at_once, window
 
 
 # ----------------------------------------------------------------------------------------------- adding
+def _adder(tokens: int):
+    @inlined
+    def add(op, panel, row, stride, out):
+        """A panel's excess for `tokens` rows of digits, added to `out`, int32 [tokens, 16]."""
+        starts, bases = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_BASES)
+        lookups = get_i64(op + 8 * L_LOOKUPS)
+        first, middle, last = get_i32(starts), get_i32(starts + 4), get_i32(starts + 8)
+        low, high = to_lookups(zero_ints(tokens)), to_lookups(zero_ints(tokens))
+        for at in range(first, middle):
+            low = look_up(low, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
+        for at in range(middle, last):
+            high = look_up(high, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
+        add_tile(out, 64, plus_128_times(from_lookups(low), from_lookups(high)))
+
+    return add
+
+
+_add_1, _add_2, _add_4, _add_8 = _adder(1), _adder(2), _adder(4), _adder(8)
+
+
 @kernel
 def add_excess(op, panel, row, stride, count, out):
-    """Add the panel's excess to `out`, int32 [count, 16]; `row` is the first token's row of digits."""
-    starts, bases = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_BASES)
-    lookups = get_i64(op + 8 * L_LOOKUPS)
-    first, middle, last = get_i32(starts), get_i32(starts + 4), get_i32(starts + 8)
-    for i in range(count):
-        low, high = load_ints(out + 64 * i), splat_int(np.int32(0))
-        for at in range(first, middle):
-            low = look_up(low, row + np.int64(get_u16(bases + 2 * at)), lookups + LOOKUP * at)
-        for at in range(middle, last):
-            high = look_up(high, row + np.int64(get_u16(bases + 2 * at)), lookups + LOOKUP * at)
-        store_ints(out + 64 * i, low + high * splat_int(np.int32(128)))
-        row += stride
+    """Add the panel's excess to `out`, int32 [count ≤ 8, 16]; `row` is the first token's row of digits.
+
+    Where tokens share a lookup, up to three beyond `count` may be read and written.
+    """
+    if tokens_at_once(8) and count > 4:
+        _add_8(op, panel, row, stride, out)
+    elif tokens_at_once(4) and count > 2:
+        _add_4(op, panel, row, stride, out)
+    elif tokens_at_once(2) and count > 1:
+        _add_2(op, panel, row, stride, out)
+    else:
+        for i in range(count):
+            _add_1(op, panel, row + stride * i, stride, out + 64 * i)
+
+
+@kernel
+def fetch_excess(op, panel):
+    """Prefetch a panel's lookups: too many products stand before them for the core to see them come."""
+    starts, lookups = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_LOOKUPS)
+    for at in range(LOOKUP * get_i32(starts), LOOKUP * get_i32(starts + 8), 64):
+        prefetch(lookups + at)
 
 
 @kernel
@@ -156,6 +186,7 @@ def gather_panel(job, found):
                 base = min(base, np.int64(get_i32(lists + 8 * (r * columns + i))))
         if base == 1 << 30:
             return found
+        base = base_of(base)
         if lookups:
             set_u16(bases + 2 * found, base)
         for r in range(16):

@@ -22,10 +22,12 @@ from .ops import (
     L_LAST,
     LINEAR,
     Q_LAST,
+    Q_PADDED,
     QUANTIZE,
     RECORD,
     ROTATE,
     ROTATE8,
+    SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -41,7 +43,7 @@ from .ops import (
     T_WORDS,
     T_YIELD,
 )  # fmt: skip
-from .pointwise import run_embed, run_quantize, run_rotate, tile_size
+from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .simd import (
     atomic_add,
     atomic_load,
@@ -60,6 +62,7 @@ SPINS = 2000  # pauses before the first yield: about 50 µs, more than any op of
 IDLE_YIELDS = 4000  # yields without a new step before a thread parks: a few ms
 CHUNK_BYTES = 48 * 1024  # a chunk of a product should cost a few µs: more than its two atomic operations
 CHUNKS_A_THREAD = 6
+SHARED_ELEMENTS = 1024  # quantizing fewer costs less than a microsecond: not worth a second thread
 
 
 @inlined
@@ -80,8 +83,7 @@ def op_items(op, step):
     if code == ATTEND8:
         return attend8_items(op, step)
     if code == QUANTIZE:
-        tokens = op_tokens(op, step)
-        return (tokens + tile_size(tokens) - 1) // tile_size(tokens)
+        return quantize_items(op_tokens(op, step))
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -96,6 +98,8 @@ def op_chunks(op, step, items, threads):
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
+    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= SPARSE_TOKENS:
+        wanted = threads if get_i64(op + 8 * Q_PADDED) * op_tokens(op, step) >= SHARED_ELEMENTS else 1
     else:
         wanted = items
     return max(min(min(wanted, items), CHUNKS_A_THREAD * threads), 1)

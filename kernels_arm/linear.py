@@ -13,18 +13,21 @@ step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 from __future__ import annotations
 
 from .blocks import (
+    AHEAD,
     add_block,
     add_blocks,
     add_four_groups,
     add_group,
+    by_fours,
     from_block,
     full_tile,
     has_tile,
+    prefetch,
     straight,
     tile_of,
     to_block,
 )
-from .excess import add_excess
+from .excess import add_excess, fetch_excess
 from .jit import inlined, kernel
 from .many import run_many
 from .ops import (
@@ -49,7 +52,9 @@ from .ops import (
     SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
+    SUM_SLICES,
 )  # fmt: skip
+from .pointwise import row_bytes
 from .simd import (
     get_f32,
     get_i32,
@@ -72,7 +77,7 @@ def _range(tokens: int, bits: int, odd: int):
 
     @inlined
     def add_range(high, weights, groups, first, last, digits):
-        fours = (last - first) // 4 if straight(tokens) else 0
+        fours = (last - first) // 4 if by_fours(tokens) else 0
         for e in range(first, first + 4 * fours, 4):
             high = add_four_groups(high, weights, groups + 4 * e, digits + 4 * tokens * e, bits, odd)
         for e in range(first + 4 * fours, last):
@@ -94,6 +99,9 @@ def _product(tokens: int, bits: int):
         for block in range(4 * fours, padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
+        if tokens == 1:
+            for line in range(0, AHEAD, 64):  # the next panel's first: memory shall not rest meanwhile
+                prefetch(weights + 2 * bits * padded + line)
         # last: memory gives a panel fast only from end to end
         high, digits = zero_ints(tokens), x + padded * tokens
         if bits == 4:
@@ -149,10 +157,13 @@ def finish_tile(op, panel, offset, first, count, acc):
     bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums, steps = get_i64(op + 8 * L_SUMS) + 4 * first, get_i64(op + 8 * L_STEPS) + 4 * first
+    sums = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first
+    steps = get_i64(op + 8 * L_STEPS) + 4 * first
     for i in range(count):
-        shift = splat_int(get_i32(sums + 4 * i) * offset)
-        y = to_floats(load_ints(acc + 64 * i) - shift) * scale
+        total = get_i32(sums + 4 * SUM_SLICES * i)
+        for part in range(1, SUM_SLICES):
+            total += get_i32(sums + 4 * (SUM_SLICES * i + part))
+        y = to_floats(load_ints(acc + 64 * i) - splat_int(total * offset)) * scale
         y = y * splat_float(get_f32(steps + 4 * i)) + bias
         if add:
             y = load_floats(out + stride * i) + y
@@ -181,9 +192,11 @@ def run_few(op, tokens, first, last, scratch):
     extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
     evens = get_i64(op + 8 * L_EVENS)
     sparse, row_size = get_i64(op + 8 * L_STARTS) != 0, padded + 4 * extras
-    rows = x if tokens == 1 else get_i64(op + 8 * L_ROWS)
+    rows, stride = x if tokens == 1 else get_i64(op + 8 * L_ROWS), row_bytes(row_size)
     for panel in range(first, last):
         weights = panels_at + panel * padded * 2 * bits
+        if sparse:
+            fetch_excess(op, panel)
         for token in range(0, tokens, full_tile()):
             count = min(full_tile(), tokens - token)
             tile, digits = tile_of(count), x + token * row_size
@@ -192,7 +205,7 @@ def run_few(op, tokens, first, last, scratch):
             else:
                 product_int4(tile, weights, padded, digits, extras, evens, groups, scratch)
             if sparse:
-                add_excess(op, panel, rows + token * row_size, row_size, count, scratch)
+                add_excess(op, panel, rows + token * stride, stride, count, scratch)
             finish_tile(op, panel, int8_offset() if bits == 8 else 8, token, count, scratch)
 
 

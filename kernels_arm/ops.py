@@ -29,9 +29,10 @@ Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE = range(11, 19)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
 # that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
-# digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras], the digits of a few tokens row by row
-# for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32 [padded], levels / limit,
-# where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these steps, or ones
+# digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
+# tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32
+# [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these
+# steps, or ones; Q_SUMS: int32 [tokens], of up to SPARSE_TOKENS tokens [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
@@ -79,6 +80,7 @@ T_PARKED = 32  # one word per thread, 8 apart: it sleeps until its Python thread
 MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
+SUM_SLICES = 4  # a few tokens' rows are quantized in so many slices, each with a sum of its own
 SPARSE_TOKENS = 8  # most tokens whose weights are multiplied as they stand; for more a panel is made ready
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format

@@ -20,6 +20,7 @@ from .ops import (
     Q_COLUMNS,
     Q_EXTRAS,
     Q_FLOATS,
+    Q_GROUPS,
     Q_IN,
     Q_IN_STRIDE,
     Q_KIND,
@@ -49,6 +50,7 @@ from .ops import (
     STEP_LOGITS,
     STEP_ROWS,
     STEP_TOKENS,
+    SUM_SLICES,
     SWIGLU,
 )  # fmt: skip
 from .panels import full_ready, ready_of, ready_place, store_ready
@@ -149,23 +151,23 @@ def embed_excess(op, row, scale, y):
 
 # ------------------------------------------------------------------------------------- rows before linear
 @inlined
-def norm_row(op, x, padded, y):
-    """y = x · (1 / sqrt(mean(x²) + ε)) · weight. Lanes beyond the row's end hold zeros."""
+def norm_row(op, x, padded, first, last, y):
+    """y = x · (1 / sqrt(mean(x²) + ε)) · weight, columns first … last. Beyond the row's end stand zeros."""
     floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
     squares = no_doubles()
     for at in range(0, 4 * padded, 32):
         squares = add_squares(squares, load_doubles(x + at))
     mean = sum_doubles(squares) / np.float64(get_f32(floats + 8))
     inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
-    for at in range(0, 4 * padded, 64):
+    for at in range(4 * first, 4 * last, 64):
         store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
 
 
 @inlined
-def swiglu_row(op, x, padded, y):
+def swiglu_row(op, x, first, last, y):
     """y = silu(gate) · up, gate and up being the halves of x. Lanes beyond the end hold anything finite."""
     up, one, zero = x + 4 * get_i64(op + 8 * Q_COLUMNS), splat_float(ONE), splat_float(ZERO)
-    for at in range(0, 4 * padded, 64):
+    for at in range(4 * first, 4 * last, 64):
         gate = load_floats(x + at)
         store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(up + at))
 
@@ -181,15 +183,16 @@ def reach_of(op, x):
 
 
 @kernel
-def quantize_row(op, x, inverse_step, integers, i, tile, digits, row, many):
+def quantize_row(op, x, inverse_step, integers, first, last, i, tile, digits, row, many):
     """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
+
+    Columns first … last.
 
     The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
     """
-    padded, limits = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_LIMITS)
-    inverse = splat_float(inverse_step)
+    limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
     total, zero = splat_int(np.int32(0)), splat_float(ZERO)
-    for k in range(0, padded, 16):
+    for k in range(first, last, 16):
         limit = load_floats(limits + 4 * k)
         # limits are whole numbers: clipped first or rounded first is the same
         value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
@@ -213,18 +216,20 @@ def word_place(column, i, tile):
 
 
 @inlined
-def split_few(op, integers, i, tile, digits):
+def split_few(op, integers, first, last, i, tile, digits):
     """The flattened channels' two digits, X = 128 · high + low: high ones by groups of 4 columns."""
     wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for e in range(get_i64(op + 8 * Q_EXTRAS)):
-        set_i32(high_at + (e * tile + i) * 4, np.int32(0))
+        if first <= 4 * get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e) < last:
+            set_i32(high_at + (e * tile + i) * 4, np.int32(0))
     for w in range(count):
         column, place = np.int64(get_i32(wide + 4 * w)), np.int64(get_i32(wide + 4 * (count + w)))
-        value = get_i32(integers + 4 * column)
-        high = (value + 64) >> 7
-        set_i8(digits + word_place(column, i, tile), value - 128 * high)
-        set_i8(high_at + word_place(place, i, tile), high)
+        if first <= column < last:
+            value = get_i32(integers + 4 * column)
+            high = (value + 64) >> 7
+            set_i8(digits + word_place(column, i, tile), value - 128 * high)
+            set_i8(high_at + word_place(place, i, tile), high)
 
 
 @inlined
@@ -243,55 +248,91 @@ def split_many(op, integers, i, tile, digits):
 
 
 @inlined
-def tile_size(tokens):
-    """Tokens of a full tile in a step of so many."""
-    return full_ready() if tokens > SPARSE_TOKENS else full_tile()
+def row_bytes(size):
+    """From one token's row of digits to the next one's: rows begin on cache lines."""
+    return (size + 63) // 64 * 64
+
+
+@kernel
+def quantize_items(tokens):
+    """Of a few tokens: slices of all rows. Of many: tiles, whose tokens lie in the same cache lines."""
+    return SUM_SLICES if tokens <= SPARSE_TOKENS else (tokens + full_ready() - 1) // full_ready()
+
+
+@kernel
+def prepare_row(op, x, token, first, last, scratch):
+    """Norm or activation of columns first … last: returns where they stand, and 1 / the step.
+
+    A step of the token's own needs the whole row, whatever the slice.
+    """
+    padded, kind = get_i64(op + 8 * Q_PADDED), get_i64(op + 8 * Q_KIND)
+    shares, step_size = get_i64(op + 8 * Q_SHARES), ONE
+    if shares:
+        first, last = 0, padded
+    if kind == NORM:
+        norm_row(op, x, padded, first, last, scratch)
+        x = scratch
+    elif kind == SWIGLU:
+        swiglu_row(op, x, first, last, scratch)
+        x = scratch
+    inverse = get_f32(get_i64(op + 8 * Q_FLOATS))
+    if shares:
+        reach, levels = reach_of(op, x), inverse
+        step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
+    set_f32(get_i64(op + 8 * Q_STEPS) + 4 * token, step_size)
+    return x, inverse
+
+
+@kernel
+def row_of(op, step, token):
+    """Address of a token's row of floats."""
+    number = token
+    if get_i64(op + 8 * Q_LAST):
+        number = get_i64(get_i64(step + 8 * STEP_ROWS) + 8 * token)
+    return get_i64(op + 8 * Q_IN) + get_i64(op + 8 * Q_IN_STRIDE) * number
+
+
+@kernel
+def quantize_slice(op, step, tokens, part, scratch):
+    """A quarter of the columns of all rows of a few tokens."""
+    padded = get_i64(op + 8 * Q_PADDED)
+    each = (padded + 64 * SUM_SLICES - 1) // (64 * SUM_SLICES) * 64  # a slice's digits share no cache line
+    first, last = min(part * each, padded), min((part + 1) * each, padded)
+    size, few = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_ROWS) if tokens > 1 else 0
+    for token in range(tokens):
+        i = token % full_tile()
+        tile, digits = tile_of(tokens - token + i), get_i64(op + 8 * Q_OUT) + (token - i) * size
+        x, inverse = prepare_row(op, row_of(op, step, token), token, first, last, scratch)
+        row = few + token * row_bytes(size) if few else 0
+        total = quantize_row(op, x, inverse, scratch, first, last, i, tile, digits, row, False)
+        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (SUM_SLICES * token + part), total)
+        split_few(op, scratch, first, last, i, tile, digits)
+        if row:
+            split_few(op, scratch, first, last, 0, 1, row)
+
+
+@kernel
+def quantize_tile(op, step, start, count, scratch):
+    """`count` tokens from number `start` on, of many."""
+    padded, wides = get_i64(op + 8 * Q_PADDED), (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
+    tile, digits = ready_of(count), get_i64(op + 8 * Q_OUT) + start * (padded + wides)
+    for i in range(count):
+        x, inverse = prepare_row(op, row_of(op, step, start + i), start + i, 0, padded, scratch)
+        total = quantize_row(op, x, inverse, scratch, 0, padded, i, tile, digits, 0, True)
+        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
+        split_many(op, scratch, i, tile, digits)
 
 
 @kernel
 def run_quantize(op, step, first, last, scratch):
-    """Tiles first … last: apply norm or activation, then quantize. `scratch` holds one row of floats.
-
-    A tile is one piece of work, since its tokens lie word by word in the same cache lines.
-    """
-    wants_all = get_i64(op + 8 * Q_LAST) == 0
-    tokens, wanted = get_i64(step + 8 * STEP_TOKENS), get_i64(step + 8 * STEP_LOGITS)
-    rows, stride, numbers = (
-        get_i64(op + 8 * Q_IN),
-        get_i64(op + 8 * Q_IN_STRIDE),
-        get_i64(step + 8 * STEP_ROWS),
-    )
-    tokens = tokens if wants_all else wanted
-    kind, padded, many = get_i64(op + 8 * Q_KIND), get_i64(op + 8 * Q_PADDED), tokens > SPARSE_TOKENS
-    wides = (get_i64(op + 8 * Q_WIDES) + 15) // 16 * 16
-    size = padded + (wides if many else 4 * get_i64(op + 8 * Q_EXTRAS))
-    few = get_i64(op + 8 * Q_ROWS) if tokens > 1 and not many else 0
-    for number in range(first, last):
-        start = number * tile_size(tokens)
-        count = min(tile_size(tokens), tokens - start)
-        tile, digits = ready_of(count) if many else tile_of(count), get_i64(op + 8 * Q_OUT) + start * size
-        for i in range(count):
-            x = rows + stride * (start + i if wants_all else get_i64(numbers + 8 * (start + i)))
-            if kind == NORM:
-                norm_row(op, x, padded, scratch)
-                x = scratch
-            elif kind == SWIGLU:
-                swiglu_row(op, x, padded, scratch)
-                x = scratch
-            row = few + (start + i) * size if few else 0
-            step_size, inverse = ONE, get_f32(get_i64(op + 8 * Q_FLOATS))
-            if get_i64(op + 8 * Q_SHARES):
-                reach, levels = reach_of(op, x), inverse
-                step_size, inverse = np.float32(reach / levels), np.float32(levels / reach)
-            set_f32(get_i64(op + 8 * Q_STEPS) + 4 * (start + i), step_size)
-            total = quantize_row(op, x, inverse, scratch, i, tile, digits, row, many)
-            set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (start + i), total)
-            if many:
-                split_many(op, scratch, i, tile, digits)
-            else:
-                split_few(op, scratch, i, tile, digits)
-                if row:
-                    split_few(op, scratch, 0, 1, row)
+    """Items first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
+    tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * Q_LAST) else STEP_TOKENS))
+    for item in range(first, last):
+        if tokens <= SPARSE_TOKENS:
+            quantize_slice(op, step, tokens, item, scratch)
+        else:
+            start = item * full_ready()
+            quantize_tile(op, step, start, min(full_ready(), tokens - start), scratch)
 
 
 # --------------------------------------------------------------------------------------- rotary embedding

@@ -540,6 +540,21 @@ def store_tile(typing, address, stride, tile):
     return types.void(types.int64, types.int64, tile), emit
 
 
+@intrinsic
+def add_tile(typing, address, stride, tile):
+    """Add row i of the tile to the 16 ints at address + i · stride (bytes)."""
+
+    def emit(context, builder, signature, args):
+        for i, row in enumerate(cgutils.unpack_tuple(builder, args[2], tile.count)):
+            at = builder.add(args[0], builder.mul(args[1], ir.Constant(_LONG, i)))
+            before = builder.load(at := _address(builder, at, row.type))
+            before.align = 4
+            builder.store(builder.add(before, row), at).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, tile), emit
+
+
 # -------------------------------------------------------------------------------------- the dot product
 def _quarter(builder, vector, i: int):
     """Bytes or ints i-th quarter of a 512-bit vector."""

@@ -7,7 +7,7 @@ NEON's TBL and TBX pick from four registers, x86's VPERMI2B from two; AVX2 has o
 from __future__ import annotations
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from . import simd
@@ -24,27 +24,83 @@ def window(typing):
     return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, _WINDOW.get(simd.tier().name, 128))
 
 
-@intrinsic
-def look_up(typing, acc, row, picks):
-    """acc[r] + Σ_j row[picks[4r + j]] · values[4r + j], j < 4, r < 16.
+@intrinsic(prefer_literal=True)
+def tokens_at_once(typing, tokens):
+    """Whether tiles of so many tokens (a constant) share a lookup's picks and values: on x86 up to 8 do."""
+    known = (1, 2, 4, 8) if simd.tier().name == "avx512vnni" else (1,)
+    found = ir.Constant(ir.IntType(1), int(tokens.literal_value in known))
+    return types.boolean(tokens), lambda c, b, s, a: found
 
-    `row` is the address of int8 digits, `picks` of 64 bytes below `window()`; 64 int8 values follow them.
-    """
-    tier = simd.tier().name
-    pick = {"avx512vnni": _pick_vbmi, "avx2": _pick_avx2}.get(tier, _pick_neon)
+
+@intrinsic
+def base_of(typing, place):
+    """Where the window begins that holds a place of a row: on cache lines where loads are that long."""
+    aligned = -64 if simd.tier().name == "avx512vnni" else -1
+    return types.int64(types.int64), lambda c, builder, s, a: builder.and_(a[0], ir.Constant(_LONG, aligned))
+
+
+@intrinsic
+def to_lookups(typing, tile):
+    """A tile in the form to which lookups are added. VNNI has a vector more: what offsets add."""
+    more = int(simd.tier().name == "avx512vnni")
+    result = types.UniTuple(ints16, tile.count + more)
 
     def emit(context, builder, signature, args):
-        acc, row, picks = args
-        digits = pick(builder, row, _load(builder, _BYTES64, picks, 0))
-        values = _load(builder, _BYTES64, picks, 64)
-        if tier == "avx512vnni":  # its first factor is unsigned: the sign of a digit moves to the value
-            negative = builder.icmp_signed("<", digits, simd._constant(_BYTES64, 0))
-            values = builder.select(negative, builder.neg(values), values)
-            digits = simd._call(builder, "llvm.abs.v64i8", _BYTES64, [digits, ir.Constant(ir.IntType(1), 0)])
-            values, digits = digits, values
-        return simd._DOT[tier](builder, acc, values, digits, 8)
+        rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
+        return context.make_tuple(builder, result, rows + [simd._constant(ints16.llvm, 0)] * more)
 
-    return ints16(ints16, types.int64, types.int64), emit
+    return result(tile), emit
+
+
+@intrinsic
+def from_lookups(typing, tile):
+    """Back to one vector a token."""
+    more = int(simd.tier().name == "avx512vnni")
+    result = types.UniTuple(ints16, tile.count - more)
+
+    def emit(context, builder, signature, args):
+        rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
+        if more:
+            rows = [builder.sub(row, rows[-1]) for row in rows[:-1]]
+        return context.make_tuple(builder, result, rows)
+
+    return result(tile), emit
+
+
+@intrinsic
+def look_up(typing, tile, row, stride, picks):
+    """tile[i][r] += Σ_j row_i[picks[4r + j]] · values[4r + j], j < 4, r < 16 (`to_lookups`).
+
+    `row` is the address of int8 digits in token 0's row, the next token's are `stride` bytes on; `picks` that
+    of 64 bytes below `window()`, which 64 int8 values follow.
+    """
+    tier = simd.tier().name
+
+    def emit(context, builder, signature, args):
+        rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
+        _, row, stride, picks = args
+        chosen, values = _load(builder, _BYTES64, picks, 0), _load(builder, _BYTES64, picks, 64)
+        if tier == "avx512vnni":
+            rows = _look_up_vnni(builder, rows, row, stride, chosen, values)
+        else:
+            pick = _pick_avx2 if tier == "avx2" else _pick_neon
+            for i in range(len(rows)):
+                at = builder.add(row, builder.mul(stride, ir.Constant(_LONG, i)))
+                rows[i] = simd._DOT[tier](builder, rows[i], values, pick(builder, at, chosen), 8)
+        return context.make_tuple(builder, tile, rows)
+
+    return tile(tile, types.int64, types.int64, types.int64), emit
+
+
+def _look_up_vnni(builder, rows, row, stride, picks, values):
+    """Its first factor is unsigned: digits are offset by 128, and the last row sums what that adds."""
+    offset = simd._constant(_BYTES64, -128)
+    for i in range(len(rows) - 1):
+        at = builder.add(row, builder.mul(stride, ir.Constant(_LONG, i)))
+        digits = builder.xor(_pick_vbmi(builder, at, picks), offset)
+        rows[i] = simd._DOT["avx512vnni"](builder, rows[i], digits, values, 8)
+    rows[-1] = simd._DOT["avx512vnni"](builder, rows[-1], offset, values, 8)
+    return rows
 
 
 def _load(builder, llvm, address, offset: int):

@@ -11,7 +11,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +64,12 @@ def measure(
     repetitions: int,
     progress: Progress | None = None,
     depth: int = 0,
+    between: Callable[[], object] = lambda: None,
 ) -> list[float]:
     """Tokens per second of `repetitions` runs of `kind` ("pp" or "tg") over `tokens` tokens.
 
-    `depth` tokens stand in the context before. Raises ContextError where all do not fit it.
+    `depth` tokens stand in the context before. `between` is called before, between and after the runs. Raises
+    ContextError where all do not fit it.
     """
     if depth + tokens > backend.context:
         raise ContextError(
@@ -82,8 +84,10 @@ def measure(
     ids = ids[:tokens]
     _run(backend, ids[: tokens if kind == "pp" else 4], step, depth)
     rates = []
+    between()
     for i in range(repetitions):
         rates.append(tokens / _run(backend, ids, step, depth))
+        between()
         if progress is not None:
             progress(i + 1, repetitions)
     backend.truncate(0)

@@ -233,8 +233,9 @@ def _from_text(declared: Field[Any], kind: Any, given: Any) -> Any:
     kind = _base(kind)
     if kind == tuple[str, ...]:
         return tuple(given)
-    if kind == tuple[int, ...]:
-        return tuple(_number(declared, int, part) for part in str(given).split(","))
+    if kind in (tuple[int, ...], tuple[float, ...]):
+        element = typing.get_args(kind)[0]
+        return tuple(_number(declared, element, part) for part in str(given).split(","))
     return _number(declared, kind, given) if kind in (int, float) else given
 
 

@@ -144,10 +144,10 @@ class _Lowering:
                 width = padded(int(node.attrs["columns"]), layout.COLUMNS)
                 limit = self.graph.array(named(node)["limit"])
                 largest = max(largest, width + layout.high_digits(limit))
-        rows = padded(self.batch, 16)
-        beyond = lookups.BEYOND
-        digits, few = (self._zeros((n * largest + beyond,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
-        sums, steps = self._zeros((rows,), np.int32), self._zeros((rows,))
+        rows, row = padded(self.batch, 16), padded(largest, 64)
+        digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.SPARSE_TOKENS))
+        sums = self._zeros((max(rows, ops.SPARSE_TOKENS * ops.SUM_SLICES),), np.int32)
+        steps = self._zeros((rows,))
         return digits.ctypes.data, sums.ctypes.data, steps.ctypes.data, few.ctypes.data
 
     def _wide_groups(self, node: Node) -> np.ndarray:

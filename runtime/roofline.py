@@ -1,5 +1,8 @@
 """Speeds beside what the machine can do at most: bytes read per second, and integer operations per second.
 
+The probes run before and after every repetition, since a machine may change between two
+(kernels_arm/probes.py): a share is the median over the repetitions at whose ends they agreed.
+
 Writing a token reads every weight once, so its bound is memory; reading a prompt multiplies every weight with
 every token, so its bound is the dot product. One multiply-accumulate counts as two operations. K/V bytes are
 left out: the shares are of the weights alone, lower bounds at depth.
@@ -8,6 +11,8 @@ left out: the shares are of the weights alone, lower bounds at depth.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,8 @@ class Roofline:
     operations: int
     rate: float  # operations/s
     rate_share: float
+    probe: probes.Limits  # the mean of those of the repetitions that count
+    repetitions: tuple[int, int]  # that count, of all
 
 
 def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
@@ -46,34 +53,47 @@ def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
     return size, count
 
 
-def place(backend: NativeBackend, limits: probes.Limits, result: Result, tokens: int) -> Roofline:
-    """A result of the native backend under its roof. `tokens` of one step: 1, or a prompt's."""
+def place(backend: NativeBackend, limits: list[probes.Limits], result: Result, tokens: int) -> Roofline:
+    """A result of the native backend under its roof. `tokens` of one step: 1, or a prompt's.
+
+    limits: a probe before each repetition and one after the last.
+    """
     size, count = work(backend.plan.ops, tokens)
     operations = 2 * count // tokens
-    read, rate = (size * result.mean if tokens == 1 else 0.0), operations * result.mean
-    shares = read / limits.read, rate / (2 * limits.multiplications)
-    return Roofline(result.test, size // tokens, read, shares[0], operations, rate, shares[1])
+    ends = list(pairwise(limits))
+    kept = [i for i, pair in enumerate(ends) if probes.agreed(*pair)] or list(range(len(ends)))
+    roofs = [probes.mean(ends[i]) for i in kept]
+    rates = [result.rates[i] for i in kept]
+    reads = [size * rate if tokens == 1 else 0.0 for rate in rates]
+    return Roofline(
+        result.test, size // tokens, median(reads), median(map(lambda a, roof: a / roof.read, reads, roofs)),
+        operations, operations * median(rates),
+        median(map(lambda rate, roof: operations * rate / (2 * roof.multiplications), rates, roofs)),
+        probes.mean(roofs), (len(kept), len(ends)),
+    )  # fmt: skip
 
 
-def table(lines: list[Roofline], limits: probes.Limits) -> str:
-    """A Markdown table; its first line is the probes' own."""
-    head = ["test", "MB/token", "GB/s", "of the probe", "MOP/token", "GOP/s", "of the peak"]
-    probe = ["probe", "", f"{limits.read / 1e9:.1f}", "", "", f"{2 * limits.multiplications / 1e9:.0f}", ""]
+def table(lines: list[Roofline]) -> str:
+    """A Markdown table. `of`: repetitions at whose two ends the probes agreed."""
+    head = ["test", "of", "MB/token", "GB/s", "probe", "share", "MOP/token", "GOP/s", "probe", "share"]
     rows = [
         [
             line.test,
+            f"{line.repetitions[0]}/{line.repetitions[1]}",
             f"{line.bytes / 1e6:.2f}",
             f"{line.read / 1e9:.1f}" if line.read else "",
+            f"{line.probe.read / 1e9:.1f}",
             f"{100 * line.read_share:.0f} %" if line.read else "",
             f"{line.operations / 1e6:.0f}",
             f"{line.rate / 1e9:.0f}",
+            f"{2 * line.probe.multiplications / 1e9:.0f}",
             f"{100 * line.rate_share:.0f} %",
         ]
         for line in lines
     ]
-    return markdown(head, [probe, *rows], left=1)
+    return markdown(head, rows, left=1)
 
 
-def as_json(line: Roofline, limits: probes.Limits) -> dict[str, Any]:
-    """The line with the probes it was placed under, and what the system shows now."""
-    return {**asdict(line), "probe": asdict(limits), "machine": thermal.facts()}
+def as_json(line: Roofline) -> dict[str, Any]:
+    """The line, and what the system shows now."""
+    return {**asdict(line), "machine": thermal.facts()}

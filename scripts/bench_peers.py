@@ -1,12 +1,13 @@
-"""flatlm beside llama.cpp, in turns within one run, so that what else the machine does falls on both.
+"""flatlm beside llama.cpp and onnxruntime, in turns within one run: what else the machine does falls on all.
 
     python scripts/bench_peers.py --artifact edge=models/smollm2-135m-edge --gguf Q4_0=smollm2-Q4_0.gguf \\
         -p 512 -n 128 -r 7 -t 2 --json peers.json --png peers.png
 
-A round measures every model once, in an order that turns from round to round. pp: one forward pass over p
-random ids. tg: n forward passes over one id each, from an empty context; nothing is sampled. Both sides go
-through the code of `flatlm bench` and `flatlm eval`. A ratio is taken within a round; its median and extremes
-over the rounds are reported. stdout has the tables in Markdown. Needs flatlm[export,bench].
+pp: one forward pass over p random ids. tg: n forward passes over one id each, from an empty context;
+nothing is sampled. The models take turns of one prompt or 16 tokens, with a probe of the machine around
+every turn: a ratio is that of two turns during which the machine was the same (peer_rounds.py); median
+and quartiles over all of them are reported, and medians by the machine's state. stdout has the tables in
+Markdown. Needs flatlm[export,bench].
 
 The machine must be idle: with other work on its cores llama.cpp's threads, which meet at barriers, lose far
 more than flatlm's do (ratios of 4 to 9 were seen that mean nothing). A warning says so, the load is recorded.
@@ -20,24 +21,27 @@ import os
 import platform
 import statistics
 import sys
-import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_peer import LlamaPeer
+import peer_rounds
+from peer_rounds import compare, run_rounds
 
+from kernels_arm import library
 from kernels_arm.cpu import choose
+from kernels_arm.probes import Probe
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
-from runtime.bench import markdown, measure
+from runtime.bench import markdown
 from runtime.evaluation.perplexity import perplexity
 from runtime.progress import ProgressLine
 from runtime.tokenizer import load_tokenizer
 
-PAUSE = 0.05  # s between measurements: both libraries' threads spin some ms after their last work
 WINDOW = 512
+COLOURS = {"flatlm": "tab:green", "llama.cpp": "tab:gray", "onnxruntime": "tab:blue"}
 IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
 
 
@@ -48,20 +52,30 @@ def main() -> None:
         print(f"the machine is busy (load {load:.1f}): the ratios will mean little", file=sys.stderr)
     with ExitStack() as stack:
         ours = {name: stack.enter_context(Ours(path, args)) for name, path in args.artifact}
-        peers = {name: stack.enter_context(Peer(path, args)) for name, path in args.gguf}
+        peers = {name: stack.enter_context(Peer(llama(path, args), "llama.cpp")) for name, path in args.gguf}
+        peers |= {
+            name: stack.enter_context(Peer(onnx(path, args), "onnxruntime")) for name, path in args.onnx
+        }
         sides: dict[str, Any] = ours | peers
         tests = {f"pp{args.p}": ("pp", args.p), f"tg{args.n}": ("tg", args.n)}
-        rates = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r)
+        turns = run_rounds(sides, {k: v for k, v in tests.items() if v[1]}, args.r, probe_of(args.t))
+        rates, top = peer_rounds.rates(turns), peer_rounds.highest(turns)
         pairs = [(mine, other) for mine in ours for other in peers]
         result = {
-            "machine": machine(args.t) | {"load_before": load},
+            "machine": machine(args) | {"load_before": load},
             "models": {name: side.facts for name, side in sides.items()},
             "rates": rates,
-            "ratios": {f"{mine}/{other}": compare(rates[mine], rates[other]) for mine, other in pairs},
+            "probe": asdict(top),
+            "ratios": {
+                f"{mine}/{other}": {
+                    test: compare(turns[mine][test], turns[other][test], top) for test in turns[mine]
+                }
+                for mine, other in pairs
+            },
         }
         print(speed_table(result))
         if pairs:
-            print("\n" + ratio_table(result))
+            print("\n" + ratio_table(result) + "\n\n" + state_table(result))
         if args.perplexity:
             result["perplexity"] = perplexities(sides, args)
             print("\n" + perplexity_table(result))
@@ -85,6 +99,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--artifact", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--gguf", type=named, action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument(
+        "--onnx",
+        type=named,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="of make_matmulnbits.py",
+    )
     parser.add_argument("-p", type=int, default=512, help="prompt tokens; 0: no (default 512)")
     parser.add_argument("-n", type=int, default=128, help="tokens to write; 0: no (default 128)")
     parser.add_argument("-r", type=int, default=7, help="rounds (default 7)")
@@ -96,9 +118,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the speeds")
     args = parser.parse_args()
-    names = [name for name, _ in args.artifact + args.gguf]
+    names = [name for name, _ in args.artifact + args.gguf + args.onnx]
     if not names or len(set(names)) != len(names):
-        parser.error("give at least one --artifact or --gguf, each with a name of its own")
+        parser.error("give at least one --artifact, --gguf or --onnx, each with a name of its own")
     return args
 
 
@@ -128,13 +150,24 @@ class Ours:
         self.backend.close()
 
 
-class Peer:
-    """A GGUF file on llama.cpp."""
+def llama(path: Path, args: argparse.Namespace) -> Any:
+    from llama_peer import LlamaPeer
 
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
-        self.backend = LlamaPeer(path, threads=args.t, context=context(args))
-        self.encode = self.backend.encode
-        self.facts = {"engine": "llama.cpp", "bytes": self.backend.bytes}
+    return LlamaPeer(path, threads=args.t, context=context(args))
+
+
+def onnx(path: Path, args: argparse.Namespace) -> Any:
+    from onnx_peer import OnnxPeer
+
+    return OnnxPeer(path, threads=args.t, context=context(args))
+
+
+class Peer:
+    """A file on another engine."""
+
+    def __init__(self, backend: Any, engine: str) -> None:
+        self.backend, self.encode = backend, backend.encode
+        self.facts = {"engine": engine, "bytes": backend.bytes}
 
     def __enter__(self) -> Peer:
         return self
@@ -143,27 +176,11 @@ class Peer:
         self.backend.close()
 
 
-def run_rounds(
-    sides: dict[str, Any], tests: dict[str, tuple[str, int]], rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second: {model: {test: one per round}}."""
-    rates: dict[str, dict[str, list[float]]] = {name: {test: [] for test in tests} for name in sides}
-    order, total = list(sides), rounds * len(tests)
-    with ProgressLine("measuring", "rounds") as progress:
-        for i in range(rounds):
-            for j, (test, (kind, tokens)) in enumerate(tests.items()):
-                for name in order:
-                    time.sleep(PAUSE)
-                    rates[name][test] += measure(sides[name].backend, kind, tokens, 1)  # warms up first
-                progress(i * len(tests) + j + 1, total)
-            order = order[1:] + order[:1] if len(order) > 2 else order[::-1]
-    return rates
-
-
-def compare(mine: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """{test: median, min, max of the rounds' ratios}."""
-    ratios = {test: [a / b for a, b in zip(mine[test], other[test], strict=True)] for test in mine}
-    return {t: {"median": statistics.median(r), "min": min(r), "max": max(r)} for t, r in ratios.items()}
+def probe_of(threads: int) -> Probe:
+    tier = choose().tier
+    if tier is None:
+        raise SystemExit("no kernels for this processor: nothing to probe it with")
+    return Probe(library.load(tier), threads)
 
 
 def perplexities(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -184,18 +201,24 @@ def perplexities(sides: dict[str, Any], args: argparse.Namespace) -> dict[str, d
     return results
 
 
-def machine(threads: int) -> dict[str, Any]:
-    import llama_cpp
-
+def machine(args: argparse.Namespace) -> dict[str, Any]:
     tier = choose().tier
-    return {
+    facts = {
         "platform": platform.platform(),
         "processor": processor(),
-        "threads": threads,
+        "threads": args.t,
         "flatlm_kernels": tier.name if tier else None,
-        "llama_cpp_python": llama_cpp.__version__,
-        "llama_cpp": llama_cpp.llama_print_system_info().decode().strip(" |"),
     }
+    if args.gguf:
+        import llama_cpp
+
+        facts["llama_cpp_python"] = llama_cpp.__version__
+        facts["llama_cpp"] = llama_cpp.llama_print_system_info().decode().strip(" |")
+    if args.onnx:
+        import onnxruntime
+
+        facts["onnxruntime"] = onnxruntime.__version__
+    return facts
 
 
 def processor() -> str:
@@ -223,10 +246,23 @@ def speed_table(result: dict[str, Any]) -> str:
 def ratio_table(result: dict[str, Any]) -> str:
     tests = list(next(iter(result["ratios"].values())))
     rows = [
-        [pair, *(f"{found[t]['median']:.3f} ({found[t]['min']:.3f}..{found[t]['max']:.3f})" for t in tests)]
+        [pair, *(f"{found[t]['median']:.3f} ({found[t]['low']:.3f}..{found[t]['high']:.3f})" for t in tests)]
         for pair, found in result["ratios"].items()
     ]
-    return markdown(["ratio", *tests], rows, left=1)
+    return markdown(["ratio (quartiles)", *tests], rows, left=1)
+
+
+def state_table(result: dict[str, Any]) -> str:
+    """The ratios by the machine's state, with the rates and the probe of it."""
+    rows = [
+        [pair, test, state, f"{found['median']:.3f}", f"{found['mine']:.1f}", f"{found['other']:.1f}",
+         f"{found['like']}", f"{found['probe']['read'] / 1e9:.0f}",
+         f"{2 * found['probe']['multiplications'] / 1e9:.0f}"]
+        for pair, tests in result["ratios"].items() for test, of in tests.items()
+        for state, found in of["states"].items()
+    ]  # fmt: skip
+    head = ["ratio", "test", "the machine", "median", "t/s", "other's", "turns", "GB/s", "GOP/s"]
+    return markdown(head, rows, left=3)
 
 
 def perplexity_table(result: dict[str, Any]) -> str:
@@ -249,7 +285,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(tests), figsize=(4.5 * len(tests), 3.5), squeeze=False)
     for panel, test in zip(panels[0], tests, strict=True):
         for i, (name, found) in enumerate(rates.items()):
-            colour = "tab:green" if result["models"][name]["engine"] == "flatlm" else "tab:gray"
+            colour = COLOURS[result["models"][name]["engine"]]
             panel.bar(i, statistics.median(found[test]), color=colour, alpha=0.7)
             panel.plot([i] * len(found[test]), found[test], "k.", markersize=4)
         panel.set_xticks(range(len(rates)), list(rates), rotation=20)

@@ -126,3 +126,26 @@ def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, 
     monkeypatch.undo()
     export(source, out, force=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_frontier_is_a_table_and_a_picture(source, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "frontier.png"
+    arguments = [
+        "--size",
+        "0.13",
+        "--sigmas",
+        "2.2,3",
+        "--calibration-windows",
+        "2",
+        "--frontier",
+        str(picture),
+    ]
+    assert main(["export", str(source), str(tmp_path / "model"), *arguments]) == 0
+    rows = capsys.readouterr().out.split("(predicted; bits of the file per weight)")[1].strip().splitlines()
+    assert len(rows) > 5
+    assert sum(row.endswith("chosen") for row in rows) == 1
+    sizes, divergences = zip(*((float(row.split()[0]), float(row.split()[2])) for row in rows), strict=True)
+    assert list(sizes) == sorted(sizes)
+    assert list(divergences) == sorted(divergences, reverse=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -135,3 +136,13 @@ def test_termux_and_macos_are_told_from_linux(platform, environment, name, monke
     monkeypatch.setattr(library.sys, "platform", platform)
     monkeypatch.setattr(library.os, "environ", environment)
     assert library.platform_name() == name
+
+
+def test_the_sources_of_the_hash_are_all_that_is_compiled():
+    """What a source imports from its own folder is a source: an edit of it must rename the library."""
+    for name in library.SOURCES:
+        text = (library.HERE / f"{name}.py").read_text(encoding="utf-8")
+        imported = re.findall(r"^from [.](\w+) import", text, re.MULTILINE)
+        for names in re.findall(r"^from [.] import (.+)$", text, re.MULTILINE):
+            imported += names.split(", ")
+        assert set(imported) <= set(library.SOURCES), name

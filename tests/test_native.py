@@ -136,10 +136,22 @@ def test_probes_find_what_no_product_exceeds(artifact):
     limits = probes.measure(backend.kernels, 2, size=2**20)
     assert min(limits.read, limits.multiplications) > 1e8
     result = Result("tiny", 1, 1, "native", 2, "tg4", (10.0,))
-    line = roofline.place(backend, limits, result, 1)
+    line = roofline.place(backend, [limits, limits], result, 1)
     size, count = roofline.work(backend.plan.ops, 1)
     assert (line.bytes, line.read, line.operations) == (size, 10.0 * size, 2 * count)
-    assert "tg4" in roofline.table([line], limits)
+    assert "tg4" in roofline.table([line])
+    backend.close()
+
+
+def test_a_share_is_of_the_repetitions_during_which_the_machine_was_the_same(artifact):
+    backend = NativeBackend(artifact, threads=2)
+    fast, slow = Limits(2, 60e9, 400e9), Limits(2, 30e9, 400e9)
+    result = Result("tiny", 1, 1, "native", 2, "tg4", (10.0, 20.0, 30.0))
+    line = roofline.place(backend, [fast, slow, slow, slow], result, 1)
+    size = roofline.work(backend.plan.ops, 1)[0]
+    assert line.repetitions == (2, 3)
+    assert (line.probe, line.read) == (slow, 25.0 * size)
+    assert line.read_share == 25.0 * size / 30e9
     backend.close()
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from export import calibrate, execute
+from export.emit import packed
 from export.passes import bits, keys, smooth, split
 from export.passes.flatten import MAX_PIECES, columns, flatten, flatten_by_token, rounded
 from export.passes.flatten import quantize as to_steps
 from export.passes.grid import excess_share, round_weights, weight_grid
-from export.quantize import packed, quantize
+from export.quantize import quantize
 from export.recipe import INGREDIENTS, RECIPES
 from kernels_arm import layout
 from runtime.backends.numpy import NumpyBackend
@@ -417,3 +418,17 @@ def test_a_float_cache_stays_as_it_was():
         float_graph(), dataclasses.replace(RECIPES["naive8"], kv="float32"), np.arange(40) % VOCABULARY
     )
     assert {node.op for node in graph.nodes} & set(ATTENTIONS) == {ATTENTION}
+
+
+def test_the_whole_model_fits_the_size_that_was_asked_for_with_its_head_among_the_choices():
+    graph, tokens = float_graph(tied=False), random_tokens(2048)
+    found = []
+    for size in (0.018, 0.02, 0.022, 0.03):
+        recipe = dataclasses.replace(RECIPES["edge"], windows=4, size=size, sigmas=(3.0, 2.0))
+        _, report = quantize(graph, recipe, tokens)
+        assert report.chosen[0] <= 1e6 * size
+        assert report.bytes_total == pytest.approx(report.chosen[0], rel=0.05)
+        assert report.frontier[0][0] <= report.chosen[0] <= report.frontier[-1][0]
+        found.append((report.bytes_total, -report.chosen[1], report.layers[-1].bits))
+    assert found == sorted(found)
+    assert {bits for _, _, bits in found} == {4, 8}

@@ -65,12 +65,9 @@ def test_killed_again_and_again_it_makes_the_same_artifact(source, tmp_path, nam
 
 def test_a_journal_gives_back_what_was_saved_and_nothing_that_is_damaged(tmp_path):
     journal = Journal.open(tmp_path / "journal", "k", pytest.fail)
-    state = (
-        3,
-        {"a": [Variant(4, 2.5, 0.1, 1e-300)], 4: None},
-        {"x": np.arange(6.0).reshape(2, 3)},
-        np.float32(0.1),
-    )
+    array = np.arange(6.0).reshape(2, 3)
+    array = np.arange(6.0).reshape(2, 3)
+    state = (3, {"a": [Variant(4, 2.5, 0.1, 1e-300)], 4: None}, {"x": array}, np.float32(0.1))
     journal.save("state", state)
     loaded = Journal.open(tmp_path / "journal", "k", pytest.fail).load("state")
     assert loaded[:2] == state[:2]
@@ -92,6 +89,7 @@ def test_a_journal_of_another_key_is_thrown_away_and_told_so(tmp_path):
 def test_the_key_knows_source_recipe_tokens_and_version():
     recipe, tokens = RECIPES["edge"], np.arange(5)
     other = dataclasses.replace(recipe, **TINY)
-    keys = {key(*x) for x in [("s", recipe, tokens, "1"), ("t", recipe, tokens, "1"), ("s", other, tokens, "1"),
-                              ("s", recipe, tokens[1:], "1"), ("s", recipe, tokens, "2")]}  # fmt: skip
+    cases = [("s", recipe, tokens, "1"), ("t", recipe, tokens, "1"), ("s", other, tokens, "1")]
+    cases += [("s", recipe, tokens[1:], "1"), ("s", recipe, tokens, "2")]
+    keys = {key(*case) for case in cases}
     assert len(keys) == 5

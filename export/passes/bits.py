@@ -1,9 +1,9 @@
 """Which layers get which bits: by the KL divergence that each way to round a layer is expected to cause.
 
-Every layer has several variants, each with its bytes and its divergence. Divergences of layers add up to a good
-approximation, so the best use of bytes is the steepest descent along the lower convex hulls of all layers: from
-the smallest variant of each, always the step that takes off most divergence per byte. The points passed on the
-way are the frontier, of which a budget picks one.
+Every layer has several variants, each with its bytes and its divergence. Divergences of layers add up to a
+good approximation, so the best use of bytes is the steepest descent along the lower convex hulls of all
+layers: from the smallest variant of each, always the step that takes off most divergence per byte. The points
+passed on the way are the frontier, of which a budget picks one.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def _slope(a: Variant, b: Variant) -> float:
 def frontier(layers: Mapping[str, Sequence[Variant]]) -> list[Point]:
     """From the smallest model to the best one."""
     chosen, steps = _descent(layers)
-    points = [_point(chosen)]
+    points = [point_of(chosen)]
     for name, _, after in steps:
         chosen = chosen | {name: after}
-        points.append(_point(chosen))
+        points.append(point_of(chosen))
     return points
 
 
@@ -69,7 +69,7 @@ def _descent(
     return {name: line[0] for name, line in hulls.items()}, steps
 
 
-def _point(chosen: Mapping[str, Variant]) -> Point:
+def point_of(chosen: Mapping[str, Variant]) -> Point:
     return Point(sum(v.bytes for v in chosen.values()), sum(v.kl for v in chosen.values()), chosen)
 
 

@@ -1,10 +1,10 @@
 """GPTQ: round a weight matrix column by column, spreading each error over the columns still to come.
 
-Minimises ‖(W − Q) · X‖² for inputs X of Hessian H = X · Xᵀ (arXiv 2210.17323). The paper spreads errors by the
-Cholesky factor of H⁻¹; here it is H's own, with the columns in the opposite order. With H = M · D · Mᵀ, M unit
-lower triangular, ‖(W − Q) · M · √D‖² is made small from the last column to the first: when column i has been
-rounded with error e, the targets of all j < i move by e · M[i, j] (Babai's nearest plane; the two are one, arXiv
-2507.18553). Nothing is inverted, and the columns to be rounded first are put last.
+Minimises ‖(W − Q) · X‖² for inputs X of Hessian H = X · Xᵀ (arXiv 2210.17323). The paper spreads errors by
+the Cholesky factor of H⁻¹; here it is H's own, with the columns in the opposite order. With H = M · D · Mᵀ, M
+unit lower triangular, ‖(W − Q) · M · √D‖² is made small from the last column to the first: when column i has
+been rounded with error e, the targets of all j < i move by e · M[i, j] (Babai's nearest plane; the two are
+one, arXiv 2507.18553). Nothing is inverted, and the columns to be rounded first are put last.
 
 The flattened problem needs no Hessian of its own. All columns that a channel was flattened into hold
 the same weights, so their changes are tied and their inputs sum to the (quantized, saturated) channel:

@@ -24,7 +24,7 @@ from runtime.options import (
 from runtime.progress import Progress, ProgressLine
 
 if TYPE_CHECKING:
-    from kernels_arm.probes import Limits
+    from kernels_arm.probes import Limits, Probe
     from runtime.artifact import Artifact
     from runtime.backends import Backend
     from runtime.bench import Report, Result
@@ -84,7 +84,6 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per test."""
-    from kernels_arm import probes
     from runtime import bench
     from runtime.artifact import open_artifact
     from runtime.llm import open_chosen
@@ -102,17 +101,20 @@ def run(args: argparse.Namespace) -> int:
     manifest = artifact.manifest
     size = sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.onnx"))
     report = bench.Report()
-    placed: list[tuple[Result, int]] = []
+    placed: list[tuple[list[Limits], Result, int]] = []
     with closing(open_chosen(artifact, options)) as backend:
         threads = getattr(backend, "threads", options.threads)
-        limits = _limits(backend)
+        probe = _probe(backend)
         for kind, tokens, depth in tests:
             name = bench.name_of(kind, tokens, depth)
+            limits: list[Limits] = []
+            between = (lambda found=limits: found.append(probe())) if probe else (lambda: None)
             with ProgressLine(name, "runs") as progress:
-                rates = bench.measure(backend, kind, tokens, chosen.r, progress, depth)
+                rates = bench.measure(backend, kind, tokens, chosen.r, progress, depth, between)
             row = (manifest.name, size, manifest.parameters, backend.name, threads, name)
             report.results.append(result := bench.Result(*row, rates=tuple(rates)))
-            placed.append((result, min(tokens, bench.BATCH) if kind == "pp" else 1))
+            if probe:
+                placed.append((limits, result, min(tokens, bench.BATCH) if kind == "pp" else 1))
         for name, speculator in _drafted(draft, artifact, backend, options):
             for tokens in filter(None, chosen.n):
                 with ProgressLine(f"{name}{tokens}", "runs") as progress:
@@ -125,40 +127,35 @@ def run(args: argparse.Namespace) -> int:
             _rows(report, backend, chosen, "sequences", chosen.together)
         if chosen.steady:
             _steady(report, backend, chosen.steady)
-        if placed and limits is not None and (again := _limits(backend)) is not None:
-            limits = probes.higher(limits, again)
-            _place(report, backend, limits, placed)
+        if placed:
+            _place(report, backend, placed)
         if args.per_op:
-            _per_op(report, backend, limits, tests + [("rows", m, d) for d in chosen.d for m in chosen.rows])
+            _per_op(report, backend, tests + [("rows", m, d) for d in chosen.d for m in chosen.rows])
     print(bench.table(report, chosen.output))
     return 0
 
 
-def _limits(backend: Backend) -> Limits | None:
-    """What the probes find on the threads of the native backend; None for another."""
+def _probe(backend: Backend) -> Probe | None:
+    """What probes the machine with the threads of the native backend; None for another."""
+    from kernels_arm.probes import Probe
     from runtime.backends.native import NativeBackend
 
-    if not isinstance(backend, NativeBackend):
-        return None
-    from kernels_arm import probes
-
-    with ProgressLine("probing the machine", "passes"):
-        return probes.measure(backend.kernels, backend.threads)
+    return Probe(backend.kernels, backend.threads) if isinstance(backend, NativeBackend) else None
 
 
-def _place(report: Report, backend: Backend, limits: Limits, placed: list[tuple[Result, int]]) -> None:
-    """The results under their roof: as JSON, and as a table. `placed` has the tokens of a step of each."""
+def _place(report: Report, backend: Backend, placed: list[tuple[list[Limits], Result, int]]) -> None:
+    """The results under their roofs: as JSON, and as a table. `placed` has the tokens of a step of each."""
     from runtime import roofline, thermal
 
     lines = [
-        roofline.place(backend, limits, *one)  # type: ignore[arg-type]  # native: it has limits
+        roofline.place(backend, *one)  # type: ignore[arg-type]  # native: it has limits
         for one in placed
     ]
     for line in lines:
-        report.more[line.test] = {"roofline": roofline.as_json(line, limits)}
-    report.texts["roofline"] = roofline.table(lines, limits)
-    if any(line.read_share > 1 or line.rate_share > 1 for line in lines):
-        say("a speed above the probe's: something else ran while the machine was probed; measure again")
+        report.more[line.test] = {"roofline": roofline.as_json(line)}
+    report.texts["roofline"] = roofline.table(lines)
+    if any(line.repetitions[0] < line.repetitions[1] for line in lines):
+        say("the machine changed during some repetitions: the table of shares says how many count")
     report.texts["machine"] = "\n".join(f"{name}: {fact}" for name, fact in thermal.facts().items())
 
 
@@ -181,18 +178,20 @@ def _steady(report: Report, backend: Backend, seconds: float) -> None:
     report.texts["steady"], report.extra["steady"] = sustained.describe(found), asdict(found)
 
 
-def _per_op(
-    report: Report, backend: Backend, limits: Limits | None, tests: list[tuple[str, int, int]]
-) -> None:
+def _per_op(report: Report, backend: Backend, tests: list[tuple[str, int, int]]) -> None:
     """On stderr, a table for every test; in the JSON, too."""
+    from kernels_arm import probes
     from runtime import bench, per_op
     from runtime.backends.native import NativeBackend
 
-    if not isinstance(backend, NativeBackend) or limits is None:
+    if not isinstance(backend, NativeBackend):
         raise UsageError(f"--per-op looks into the native backend, not into {backend.name}")
     for kind, tokens, depth in tests:
         count = 1 if kind == "tg" else min(tokens, bench.BATCH)
+        probe = probes.Probe(backend.kernels, backend.threads)
+        before = probe()
         times = per_op.measure(backend, count, depth, logits=count if kind == "rows" else 1)
+        limits = probes.mean([before, probe()])
         name = bench.name_of(kind, tokens, depth)
         say(f"{name}, one step of {count} tokens:\n{per_op.table(times, limits)}")
         report.more.setdefault(name, {})["per_op"] = [asdict(time) for time in times]

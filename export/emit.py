@@ -1,0 +1,111 @@
+"""Integer nodes of docs/format.md: what a linear layer or an embedding becomes, with its constants.
+
+Legend: n outputs, k inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels_arm import layout
+from runtime.functions import LINEAR, TOKEN_LINEAR
+from runtime.graph import Graph, Node, Tensor
+
+from . import execute
+from .passes.flatten import Flattening, output_scale
+from .passes.grid import Grid
+from .products import integer_linear
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A linear layer as integers."""
+
+    integers: np.ndarray  # float32 [n, k]
+    grid: Grid
+    flattening: Flattening
+    bias: np.ndarray  # float32 [n]
+
+    @property
+    def scale(self) -> np.ndarray:
+        return output_scale(self.grid.steps, self.flattening)
+
+    def operation(self) -> tuple[execute.Operation, bool]:
+        """The layer, and whether a call of it keeps all cores busy."""
+        return integer_linear(self.integers, self.grid.steps, self.bias, self.flattening)
+
+
+def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
+    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
+    weight, table = node.inputs[1], table_of(graph, node)
+    flattening = rounded.flattening
+    if table is None:
+        graph.constants[weight] = packed(rounded.integers, rounded.grid.bits)
+        graph.constants.update(_excess(node.name, rounded.integers, rounded.grid.bits))
+    excess = table.inputs[-2:] if table else _names(node.name)
+    arrays = {
+        "scale": rounded.scale,
+        "bias": rounded.bias,
+        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
+        "limit": flattening.limit,
+        "source": flattening.source,
+        "low": flattening.low,
+    }
+    constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
+    graph.constants.update(constants)
+    attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
+    inputs = (node.inputs[0], weight, *constants, *excess)
+    function = TOKEN_LINEAR if flattening.by_token else LINEAR
+    graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
+
+
+def table_of(graph: Graph, head: Node) -> Node | None:
+    """The embedding whose matrix, integers and all, `head` shares."""
+    tables = (node for node in graph.nodes if node.op == "FlatEmbedding")
+    return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
+
+
+def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -> None:
+    """Appends the FlatEmbedding that `node` becomes, with its constants."""
+    (ids, weight), bits = node.inputs, grid.bits
+    graph.constants[weight] = packed(integers, bits)
+    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
+        node.name, integers, bits
+    )
+    graph.constants.update(constants)
+    attrs = _matrix(integers, bits)
+    graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
+
+
+def packed(integers: np.ndarray, bits: int) -> Tensor:
+    """Integers [n, k] → the tensor in the kernels' order."""
+    data = layout.pack(integers, bits)
+    rows, columns = integers.shape
+    shape = layout.packed_shape(rows, columns, bits)
+    return (
+        Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
+    )
+
+
+def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:
+    delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
+    if bits == 4:
+        delta, value = layout.encode_excess(integers.astype(np.int16))
+    return dict(zip(_names(name), (Tensor.of(delta), Tensor.of(value)), strict=True))
+
+
+def _names(layer: str) -> tuple[str, str]:
+    return f"{layer}.excess_delta", f"{layer}.excess_value"
+
+
+def _matrix(integers: np.ndarray, bits: int) -> dict[str, int]:
+    rows, columns = integers.shape
+    return {"rows": rows, "columns": columns, "offset": layout.offset_of(bits)}
+
+
+def copy(local: Graph, nodes: list[Node], graph: Graph) -> None:
+    graph.nodes += nodes
+    for name in (name for node in nodes for name in node.inputs if name in local.constants):
+        graph.constants[name] = local.constants[name]

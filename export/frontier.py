@@ -1,0 +1,54 @@
+"""Size against divergence: what an export could have chosen, as a table and a picture."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import BackendError
+
+from .passes.bits import Point
+
+ROWS = 16  # of the table
+Size = tuple[float, float]  # bytes of the whole model, predicted KL (nats)
+
+
+def sizes(points: Sequence[Point], fixed: float) -> tuple[Size, ...]:
+    """fixed: bytes about which nothing is chosen."""
+    return tuple((fixed + point.bytes, point.kl) for point in points)
+
+
+def table(frontier: Sequence[Size], weights: int, chosen: Size) -> str:
+    """Points evenly spread over the sizes, and in its place the one that was chosen."""
+    low, high = frontier[0][0], frontier[-1][0]
+    rows = []
+    for i in range(ROWS):
+        wanted = low + (high - low) * i / (ROWS - 1)
+        rows.append(min(frontier, key=lambda size: abs(size[0] - wanted)))
+    lines = [f"{'MB':>9}{'bits':>7}{'KL':>10}  (predicted; bits of the file per weight)"]
+    for size in sorted({*rows, chosen}):
+        mark = "  chosen" if size == chosen else ""
+        lines.append(f"{size[0] / 1e6:>9.1f}{8 * size[0] / weights:>7.2f}{size[1]:>10.4f}{mark}")
+    return "\n".join(lines)
+
+
+def draw(path: Path, frontier: Sequence[Size], chosen: Size, title: str) -> None:
+    """Write a PNG. BackendError where matplotlib is missing."""
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise BackendError("--frontier needs matplotlib: pip install flatlm[bench]") from None
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot([size / 1e6 for size, _ in frontier], [kl for _, kl in frontier], ".-", markersize=3)
+    axes.plot(chosen[0] / 1e6, chosen[1], "o", color="tab:orange", label="chosen")
+    axes.set_yscale("log")
+    axes.set_xlabel("MB, the whole model")
+    axes.set_ylabel("KL to the float model, predicted (nats)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
