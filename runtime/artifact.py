@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,6 +187,8 @@ def _file_entry(name: str, entry: Any) -> FileEntry:
 
 
 def version() -> str:
+    import importlib.metadata  # 10 ms that reading does not need
+
     try:
         return importlib.metadata.version("flatlm")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout

@@ -22,8 +22,7 @@ import numpy as np
 from runtime import engine, many, prompt, prompt_styles
 from runtime.answer import AnswerText, Completion, Prompt, Timings
 from runtime.batch import Batch
-from runtime.drafting.spec import build_speculator, parse_draft
-from runtime.drafting.speculator import Speculator
+from runtime.beside import beside
 from runtime.drafting.verify import Rule, invariant, rejection
 from runtime.errors import BackendError, ContextError
 from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
@@ -34,6 +33,7 @@ from runtime.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.backends import Backend
+    from runtime.drafting.speculator import Speculator
 
 
 DEFAULT_CONTEXT = (
@@ -63,20 +63,24 @@ class LLM:
         names = [{item.name for item in fields(cls)} for cls in (BackendOptions, DraftOptions)]
         chosen = from_json(options, BackendOptions, ignore=names[1])
         drafting = from_json(options, DraftOptions, ignore=names[0])
-        spec = parse_draft(drafting.draft)
+        spec = None
+        if drafting.draft != "off":
+            from runtime.drafting.spec import build_speculator, parse_draft
+
+            spec = parse_draft(drafting.draft)
+        read_tokenizer = beside(lambda: load_tokenizer(path))  # most of it is not Python: a core of its own
         artifact = open_artifact(path)
-        folder = Path(artifact.path)
-        tokenizer, template = load_tokenizer(folder), prompt.load_template(folder)
-        backend = open_chosen(artifact, chosen)
-        speculator = None
-        if spec is not None:
-            try:
+        template = prompt.load_template(Path(artifact.path))
+        backend, speculator = open_chosen(artifact, chosen), None
+        try:
+            tokenizer = read_tokenizer()
+            if spec is not None:
                 speculator = build_speculator(
                     spec, artifact, tokenizer, lambda drafter: open_beside(backend, drafter, chosen)
                 )
-            except BaseException:
-                backend.close()
-                raise
+        except BaseException:
+            backend.close()
+            raise
         self._set(backend, tokenizer, template, speculator, drafting.draft_rule)
 
     @classmethod
