@@ -293,11 +293,11 @@ def row_of(op, step, token):
 
 
 @kernel
-def quantize_slice(op, step, tokens, part, scratch):
-    """A quarter of the columns of all rows of a few tokens."""
+def quantize_slices(op, step, tokens, part, end, scratch):
+    """Quarters part … end of the columns of a few tokens, in one go: the sum of all counts as part's."""
     padded = get_i64(op + 8 * Q_PADDED)
     each = (padded + 64 * SUM_SLICES - 1) // (64 * SUM_SLICES) * 64  # a slice's digits share no cache line
-    first, last = min(part * each, padded), min((part + 1) * each, padded)
+    first, last = min(part * each, padded), min(end * each, padded)
     size, few = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_ROWS) if tokens > 1 else 0
     for token in range(tokens):
         i = token % full_tile()
@@ -305,7 +305,9 @@ def quantize_slice(op, step, tokens, part, scratch):
         x, inverse = prepare_row(op, row_of(op, step, token), token, first, last, scratch)
         row = few + token * row_bytes(size) if few else 0
         total = quantize_row(op, x, inverse, scratch, first, last, i, tile, digits, row, False)
-        set_i32(get_i64(op + 8 * Q_SUMS) + 4 * (SUM_SLICES * token + part), total)
+        for other in range(part, end):
+            slot = get_i64(op + 8 * Q_SUMS) + 4 * (SUM_SLICES * token + other)
+            set_i32(slot, total if other == part else np.int32(0))
         split_few(op, scratch, first, last, i, tile, digits)
         if row:
             split_few(op, scratch, first, last, 0, 1, row)
@@ -327,11 +329,10 @@ def quantize_tile(op, step, start, count, scratch):
 def run_quantize(op, step, first, last, scratch):
     """Items first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
     tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * Q_LAST) else STEP_TOKENS))
-    for item in range(first, last):
-        if tokens <= SPARSE_TOKENS:
-            quantize_slice(op, step, tokens, item, scratch)
-        else:
-            start = item * full_ready()
+    if tokens <= SPARSE_TOKENS:
+        quantize_slices(op, step, tokens, first, last, scratch)
+    else:
+        for start in range(first * full_ready(), min(last * full_ready(), tokens), full_ready()):
             quantize_tile(op, step, start, min(full_ready(), tokens - start), scratch)
 
 
