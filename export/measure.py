@@ -128,13 +128,14 @@ def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
 
 
 def fixed_bytes(graph: Graph, found: Survey) -> int:
-    """Of the constants about which nothing is chosen; matrices in 8 bits with a scale for each row."""
-    total, seen = 0, set[str]()
-    for node in graph.nodes:
-        if node.op == "Norm":
-            total += 4 * int(np.prod(shape_of(graph, node.inputs[1])))
-        if node.op in ("Linear", "Embedding") and node.name not in found.variants:
-            rows, columns = shape_of(graph, node.inputs[1])
-            total += 8 * rows + (0 if node.inputs[1] in seen else padded(rows, 16) * padded(columns, 16))
-        seen.update(node.inputs[1:2])
+    """Of the constants without a choice, matrices in 8 bits. A tied embedding has only its scale."""
+    matrices = [node for node in graph.nodes if node.op in ("Linear", "Embedding")]
+    counted = {node.inputs[1] for node in matrices if node.name in found.variants}
+    total = sum(4 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
+    for node in (node for node in matrices if node.name not in found.variants):
+        rows, columns = shape_of(graph, node.inputs[1])
+        total += 8 * rows
+        if node.inputs[1] not in counted:
+            total += padded(rows, 16) * padded(columns, 16)
+        counted.add(node.inputs[1])
     return total
