@@ -87,9 +87,15 @@ class Moments:
 
 
 def moments(
-    quantized: np.ndarray, floats: Sequence[np.ndarray], weight: np.ndarray, pull: bool, centred: bool
+    quantized: np.ndarray,
+    floats: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray] | None,
+    weight: np.ndarray,
+    pull: bool,
+    centred: bool,
 ) -> Moments:
     """quantized [m, k], which is used up; floats: values [B, T, k], together as many rows; weight [n, k].
+    outputs: floats · weightᵀ [B, T, n], plus anything that is the same for all; or None.
 
     centred: as fits a layer whose bias takes the mean error.
     """
@@ -99,21 +105,42 @@ def moments(
     if centred:
         quantized -= mean.astype(np.float32)
     hessian = quantized.T @ quantized  # one call: BLAS sees that it is symmetric, and does half
-    pulled = _pull(quantized, rows, mean_float * centred, weight) if pull else None
+    pulled = None
+    if pull:
+        n, k = weight.shape
+        if outputs and centred and 2 * len(quantized) * n < k * (len(quantized) + n):
+            pulled = _pull_by_outputs(quantized, [y.reshape(-1, n) for y in outputs], weight)
+        else:
+            pulled = _pull_by_inputs(quantized, rows, mean_float * centred, weight)
     return Moments(hessian, pulled, mean, mean_float)
 
 
-def _pull(
+def _pull_by_outputs(quantized: np.ndarray, outputs: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """(W · (X − Xq)ᵀ) · Xq [n, k], for few outputs, as of `down`: W · Xᵀ is there already.
+
+    What all outputs have in common falls out, since the columns of centred Xq sum to zero.
+    """
+    result, at = np.zeros(weight.shape, np.float32), 0
+    common = np.mean([y.mean(0, dtype=np.float64) for y in outputs], 0).astype(np.float32)
+    for y in outputs:
+        own = quantized[at : at + len(y)]
+        drift = own @ weight.T
+        np.subtract(y - common, drift, out=drift)
+        result += drift.T @ own
+        at += len(y)
+    return result
+
+
+def _pull_by_inputs(
     quantized: np.ndarray, rows: list[np.ndarray], mean_float: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-    """W · (X − Xq)ᵀ · Xq [n, k], multiplied in the cheaper order: `down` has few outputs, `gate_up` many."""
-    (n, k), m = weight.shape, len(quantized)
-    outputs_first = 2 * m * n < k * (m + n)
-    result, at = np.zeros((n, k) if outputs_first else (k, k), np.float32), 0
+    """W · ((X − Xq)ᵀ · Xq) [n, k], for many outputs, as of `gate_up`."""
+    k, at = weight.shape[1], 0
+    result = np.zeros((k, k), np.float32)
     for x in rows:
         own = quantized[at : at + len(x)]
         drift = x - mean_float.astype(np.float32)
         drift -= own
-        result += (drift @ weight.T).T @ own if outputs_first else drift.T @ own
+        result += drift.T @ own
         at += len(x)
-    return result if outputs_first else weight @ result
+    return weight @ result

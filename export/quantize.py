@@ -12,6 +12,7 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -145,6 +146,9 @@ def _quantize_block(
             _round_embedding(local, first, ways[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
+            if nodes[stop:] or later:  # the head's outputs are large, and read by nobody
+                each(functools.partial(execute.run, floats[:1]), streams[0])
+                floats = floats[1:]
             rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
@@ -213,8 +217,14 @@ def _quantize_linear(
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
+    outputs = [env[node.outputs[0]] for env in streams[0] if node.outputs[0] in env]
     seen = calibrate.moments(
-        _quantized(inputs, flattening), floats, weight, recipe.does("feedback"), centred=recipe.does("bias")
+        _quantized(inputs, flattening),
+        floats,
+        outputs,
+        weight,
+        recipe.does("feedback"),
+        centred=recipe.does("bias"),
     )
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
