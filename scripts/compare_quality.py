@@ -149,7 +149,8 @@ def steps(values: np.ndarray, kind: str) -> np.ndarray:
 
 def exported(source: Path, folder: Path, recipe: str) -> Path:
     if not folder.exists():
-        command = [sys.executable, "-m", "runtime.cli", "export", source, folder, "--recipe", recipe]
+        call = "import sys; from runtime.cli import main; sys.exit(main())"  # its memory ends with it
+        command = [sys.executable, "-c", call, "export", source, folder, "--recipe", recipe]
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return folder
 
