@@ -73,7 +73,7 @@ class Journal:
         if self._folder is None or not (self._folder / f"{name}.npz").is_file():
             return None
         try:
-            with np.load(self._folder / f"{name}.npz") as stored:
+            with (self._folder / f"{name}.npz").open("rb") as file, np.load(file) as stored:
                 arrays = [stored[f"arr_{i}"] for i in range(len(stored.files))]
             return _decode(json.loads(arrays[0].tobytes()), arrays[1:])
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile):

@@ -66,7 +66,6 @@ def test_killed_again_and_again_it_makes_the_same_artifact(source, tmp_path, nam
 def test_a_journal_gives_back_what_was_saved_and_nothing_that_is_damaged(tmp_path):
     journal = Journal.open(tmp_path / "journal", "k", pytest.fail)
     array = np.arange(6.0).reshape(2, 3)
-    array = np.arange(6.0).reshape(2, 3)
     state = (3, {"a": [Variant(4, 2.5, 0.1, 1e-300)], 4: None}, {"x": array}, np.float32(0.1))
     journal.save("state", state)
     loaded = Journal.open(tmp_path / "journal", "k", pytest.fail).load("state")
