@@ -24,7 +24,7 @@ from runtime.answer import AnswerText, Completion, Prompt, Timings
 from runtime.batch import Batch
 from runtime.beside import beside
 from runtime.drafting.verify import Rule, invariant, rejection
-from runtime.errors import BackendError, ContextError
+from runtime.errors import BackendError, ContextError, UsageError
 from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
 from runtime.progress import Progress
 from runtime.sampler import Sampler, make_sampler
@@ -172,10 +172,22 @@ class LLM:
         """(number of the prompt, its answer) as answers end, `batch` of them written side by side.
 
         Each is the answer it would be alone; nothing is drafted. Prompts are taken as there is room for them.
+        Raises UsageError where another answer was begun meanwhile, which ends these.
         """
         answers = many.answer_many(self.batch, self.tokenizer, prompts, self.backend.slots)
         self._begin(answers)
-        return answers
+        return self._all_of(answers)
+
+    def _all_of(
+        self, answers: Generator[tuple[int, Completion], None, None]
+    ) -> Generator[tuple[int, Completion], None, None]:
+        """`answers`, if nobody ends them: a loop over some of them would look like one over all."""
+        yield from answers
+        if self._current is not answers:
+            raise UsageError(
+                "another answer was begun while those of answer_many were being read, and ended them: "
+                "read them all first, or open the model a second time"
+            )
 
     def _begin(self, answers: Stream | Generator[tuple[int, Completion], None, None]) -> None:
         if self._current is not None:

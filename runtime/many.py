@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.answer import AnswerText, Completion, Prompt, Timings
 from runtime.batch import Batch, Writer
+from runtime.errors import FlatlmError
 from runtime.sampler import make_sampler
 
 if TYPE_CHECKING:
@@ -40,13 +41,17 @@ def answer_many(
 ) -> Generator[tuple[int, Completion], None, None]:
     """(number of the prompt, its answer) as answers end, `together` of them written side by side.
 
-    Prompts are taken as there is room for them. Raises what `Batch.add` raises; all answers end then.
+    Prompts are taken as there is room for them. Raises what `Batch.add` raises of a prompt, after the answers
+    that were being written have ended.
     """
-    coming, answers = enumerate(prompts), dict[Writer, _Open]()
+    coming, answers, refused = enumerate(prompts), dict[Writer, _Open](), list[FlatlmError]()
     try:
         while True:
-            yield from _begin(batch, tokenizer, coming, answers, together)
+            if not refused:
+                yield from _begin(batch, tokenizer, coming, answers, refused, together)
             if not answers:
+                if refused:
+                    raise refused[0]
                 return
             for writer, number in batch.step():
                 answer = answers[writer]
@@ -66,9 +71,11 @@ def _begin(
     tokenizer: Tokenizer,
     coming: Iterator[tuple[int, Prompt]],
     answers: dict[Writer, _Open],
+    refused: list[FlatlmError],
     together: int,
 ) -> Iterator[tuple[int, Completion]]:
-    """Let prompts join while there is room; those that want no token are answered at once."""
+    """Let prompts join while there is room; those that want no token are answered at once, and one that is
+    refused is the last."""
     while len(answers) < together:
         index, prompt = next(coming, (-1, None))
         if prompt is None:
@@ -78,7 +85,12 @@ def _begin(
         answer = _Open(index, prompt, AnswerText(tokenizer, prompt))
         writer = Writer(prompt.ids, make_sampler(options), options.n, stop_ids)
         if options.n == 0:
+            writer.ids = list(prompt.ids)
             yield index, answer.completion(writer)
-        else:
+            continue
+        try:
             batch.add(writer)
-            answers[writer] = answer
+        except FlatlmError as error:
+            refused.append(error)
+            return
+        answers[writer] = answer

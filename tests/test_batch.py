@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from runtime import engine
+from runtime.answer import Prompt
 from runtime.backends import Segment
 from runtime.backends.native import NativeBackend, steps
 from runtime.backends.numpy import NumpyBackend
 from runtime.batch import Batch, Writer
 from runtime.errors import ContextError, ResourceError, UsageError
+from runtime.llm import LLM
 from runtime.options import SamplingOptions
 from runtime.sampler import make_sampler
+from runtime.tokenizer import load_tokenizer
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
-from tests.tiny_text import FakeBackend
+from tests.tiny_text import FakeBackend, byte_level, write_folder
 
 SLOTS = 5
 
@@ -324,3 +327,44 @@ def test_a_prompt_that_cannot_be_read_is_refused_when_it_comes():
     with pytest.raises(UsageError, match="empty"):
         batch.add(Writer([], greedy()))
     assert batch.count == 0
+
+
+# ---- many prompts, one LLM
+
+
+@pytest.fixture
+def llm(tmp_path):
+    write_folder(tmp_path, byte_level())
+    return LLM.of(FakeBackend(slots=2), load_tokenizer(tmp_path))
+
+
+def asked(ids, n=3):
+    return Prompt(ids, SamplingOptions(n=n))
+
+
+def test_another_answer_in_the_middle_of_many_is_an_error_and_not_an_early_end(llm):
+    answers = llm.answer_many([asked([3, 4 + i]) for i in range(6)])
+    next(answers)
+    llm.stream_prompt(asked([9, 9])).run()
+    with pytest.raises(UsageError, match="another answer was begun"):
+        next(answers)
+
+
+def test_many_answers_may_be_left_early(llm):
+    for _ in llm.answer_many([asked([3, 4 + i]) for i in range(6)]):
+        break
+    again = dict(llm.answer_many([asked([3, 4 + i]) for i in range(6)]))
+    assert sorted(again) == list(range(6))
+
+
+def test_a_prompt_that_is_too_long_lets_the_answers_before_it_end(llm):
+    prompts = [asked([3, 4], 9), asked([3] * (llm.backend.context + 1)), asked([5, 6])]
+    answers = llm.answer_many(prompts)
+    assert next(answers)[0] == 0
+    with pytest.raises(ContextError):
+        next(answers)
+
+
+def test_who_wants_no_token_has_generated_none(llm):
+    ((_, answer),) = llm.answer_many([asked([3, 4, 5], 0)])
+    assert answer.timings.generated_tokens == 0

@@ -70,7 +70,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     description = (
         "Measure tokens per second: pp reads a prompt, tg writes. Several sizes: -p 128,512. "
         "With --draft, text is written greedily too: plainly (text), and drafted. The native backend's "
-        "speeds stand beside what the machine can read and multiply at most, as probed before."
+        "speeds stand beside what the machine can read and multiply at most, as probed around every run."
     )
     parser = add_verb(subparsers, "bench", run, description)
     add_model(parser)

@@ -1,7 +1,8 @@
 """The file of a run: its settings in the first line, then one item a line, as JSON.
 
 A line is written, flushed and synced before the next item is asked, so a kill at any moment loses at most the
-item in progress. What it leaves of a last line is cut off when the run goes on.
+items in progress, as many as are answered side by side. What it leaves of a last line is cut off when the run
+goes on.
 """
 
 from __future__ import annotations
