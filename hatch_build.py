@@ -29,7 +29,7 @@ class KernelsHook(BuildHookInterface):
         flags, folder = CHOICES[wanted], Path(self.root, "kernels_arm", "native")
         if flags is None:
             return
-        self.app.display_waiting("Compiling the kernels, about a minute …")
+        self.app.display_waiting("Compiling the kernels, two to three minutes …")
         for old in folder.glob("flatlm-*"):
             old.unlink()
         script = str(Path(self.root, "scripts", "build_kernels.py"))

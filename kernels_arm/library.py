@@ -42,7 +42,7 @@ SOURCES = (
     "simd",
     "tables",
 )
-COMPILING = "about 10 s, once"
+COMPILING = "about half a minute, once"
 
 
 class KernelsUnavailable(RuntimeError):
