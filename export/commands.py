@@ -14,6 +14,7 @@ from export import frontier
 from export.recipe import RECIPES, Recipe
 from runtime.cli import add_verb
 from runtime.commands.common import add_json, print_json, say
+from runtime.errors import UsageError
 from runtime.options import add_flags, from_args
 from runtime.progress import ProgressLine
 
@@ -53,6 +54,9 @@ def run_export(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _leave)
     recipe = _recipe(args)
+    picture = Path(args.frontier).resolve() if args.frontier else None  # OUT may be where we are
+    if picture:
+        frontier.check(picture)
     source = open_source(args.source, sys.stderr)
     stages = Stages()
     text = Path(args.calibrate) if args.calibrate else None
@@ -65,8 +69,8 @@ def run_export(args: argparse.Namespace) -> int:
         print_json({"path": str(made.path), "recipe": recipe.name, "totals": dict(totals)})
     else:
         print(made.report.table())
-    if args.frontier:
-        _frontier(made, Path(args.frontier), sys.stderr if args.json else sys.stdout)
+    if picture:
+        _frontier(made, picture, sys.stderr if args.json else sys.stdout)
     check = totals["check"]
     agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
     say(
@@ -99,7 +103,23 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         for field in dataclasses.fields(Recipe)
         if getattr(args, field.name, None) is not None and field.name != "name"
     }
-    return dataclasses.replace(base, **changed)
+    budgets = [name for name in ("size", "bits_per_weight", "max_kl") if name in changed]
+    if len(budgets) > 1:
+        raise UsageError(f"{' and '.join(map(_flag, budgets))} each say how far to go: give one")
+    if budgets and base.max_kl is not None:
+        changed.setdefault("max_kl", None)
+    recipe = dataclasses.replace(base, **changed)
+    for name in ("size", "sigmas"):
+        if name in changed and recipe.weight_bits != "auto":
+            raise UsageError(
+                f"{_flag(name)}: there is nothing to choose, all layers have the same bits here "
+                f"(recipe {recipe.name}, {recipe.weight_bits} bits)"
+            )
+    return recipe
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 class Stages:

@@ -1,8 +1,9 @@
 """From a source to an artifact: read, quantize, write, check, and only then rename into place.
 
 Everything is written into a hidden folder beside the target. A failure at any moment leaves neither a half-
-written artifact nor a damaged old one. Whatever kills an export, Ctrl-C or the system, leaves its journal:
-the same command goes on after the last block that was done, and makes the artifact that it would have made.
+written artifact nor a damaged old one. Whatever ends an export, an error, Ctrl-C or the system, leaves its
+journal: the same command goes on after the last block that was done, and makes the artifact that it would
+have made.
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ def export(
     Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full
     disk.
     """
+    out = out.resolve()  # `.` has no name of its own, and beside a link is not beside the folder
     if out.exists() and not force:
         raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
+    words = calibrate.text(text)
     float_graph = build_graph(source)
     with workplace(out, say) as place:
         folder = place / ARTIFACT
         copy_files(source, folder)
-        tokenizer, words = load_tokenizer(folder), calibrate.text(text)
+        tokenizer = load_tokenizer(folder)
         tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
         journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, version()), say)
         graph, report = quantize(float_graph, recipe, tokens, tell, journal)
@@ -101,7 +104,7 @@ def _compare(
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):
         raise FlatlmError(
-            "the exported model gives no finite logits; nothing was kept. Try --recipe w8a8, and report this"
+            "the exported model gives no finite logits: no artifact made. Try --recipe w8a8, and report this"
         )
     return {"tokens": int(window.size), "kl_to_float": scores.kl, "top1_agreement": scores.top1}
 
@@ -142,11 +145,10 @@ def _rename_into_place(folder: Path, out: Path) -> None:
         os.replace(folder, out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    os.replace(out, old / out.name)
     try:
+        os.replace(out, old / out.name)
         os.replace(folder, out)
-    except OSError:
-        os.replace(old / out.name, out)
-        raise
     finally:
+        if not out.exists():  # failed, or interrupted between the two
+            os.replace(old / out.name, out)
         shutil.rmtree(old, ignore_errors=True)

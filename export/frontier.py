@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from runtime.errors import BackendError
+from runtime.errors import BackendError, UsageError
 
 from .passes.bits import Point
 
@@ -33,13 +34,25 @@ def table(frontier: Sequence[Size], weights: int, chosen: Size) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, frontier: Sequence[Size], chosen: Size, title: str) -> None:
-    """Write a PNG. BackendError where matplotlib is missing."""
+def check(path: Path) -> None:
+    """Before the work: BackendError where matplotlib is missing, UsageError where `path` cannot be made."""
+    _matplotlib()
+    if not path.parent.is_dir():
+        raise UsageError(f"--frontier {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"--frontier {path}: this is a folder; name the file to make")
+
+
+def _matplotlib() -> Any:
     try:
-        matplotlib = importlib.import_module("matplotlib")
+        return importlib.import_module("matplotlib")
     except ImportError:
         raise BackendError("--frontier needs matplotlib: pip install flatlm[bench]") from None
-    matplotlib.use("Agg")
+
+
+def draw(path: Path, frontier: Sequence[Size], chosen: Size, title: str) -> None:
+    """Write a PNG."""
+    _matplotlib().use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([size / 1e6 for size, _ in frontier], [kl for _, kl in frontier], ".-", markersize=3)

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,17 @@ from export.recipe import Recipe
 from kernels_arm.library import source_hash
 
 _PACKAGES = ("export.", "runtime.")  # whose dataclasses may stand in a state
+_DAMAGE = (  # what reading a file raises that is not what was saved
+    OSError,
+    EOFError,
+    ImportError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def key(source: str, recipe: Recipe, tokens: np.ndarray, version: str) -> str:
@@ -48,12 +60,14 @@ class Journal:
     @classmethod
     def open(cls, folder: Path, key: str, say: Callable[[str], None]) -> Journal:
         """The journal in `folder`, emptied (and told so) if it is of another key."""
-        folder.mkdir(exist_ok=True)
         stored = folder / "key"
-        if any(folder.iterdir()) and not (stored.is_file() and stored.read_text() == key):
+        if folder.exists() and not folder.is_dir():
+            say(f"{folder} is not a folder: starting anew")
+            folder.unlink()
+        elif folder.exists() and any(folder.iterdir()) and not _holds(stored, key.encode()):
             say(f"{folder} is of another export or version: starting anew")
             shutil.rmtree(folder)
-            folder.mkdir()
+        folder.mkdir(exist_ok=True)
         journal = cls(folder)
         journal._write("key", key.encode())
         return journal
@@ -76,7 +90,7 @@ class Journal:
             with (self._folder / f"{name}.npz").open("rb") as file, np.load(file) as stored:
                 arrays = [stored[f"arr_{i}"] for i in range(len(stored.files))]
             return _decode(json.loads(arrays[0].tobytes()), arrays[1:])
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, zipfile.BadZipFile):
+        except _DAMAGE:
             return None
 
     @property
@@ -89,6 +103,10 @@ class Journal:
         part = self._folder / f"{name}.part"
         part.write_bytes(content)
         os.replace(part, self._folder / name)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _encode(value: Any, arrays: list[np.ndarray]) -> Any:

@@ -6,9 +6,12 @@ has the formulas.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kernels_arm.layout import padded
+from runtime.errors import UsageError
 from runtime.graph import Graph, Node
 from runtime.progress import Progress
 
@@ -17,7 +20,7 @@ from .constants import shape_of
 from .gradients import Gradients, backward
 from .journal import Journal
 from .passes import smooth
-from .passes.bits import Variant, within_bytes, within_kl
+from .passes.bits import Variant, point_of, within_bytes, within_kl
 from .recipe import Recipe
 from .sensitivity import Moved
 from .survey import Survey, in_body, load, transform
@@ -116,13 +119,21 @@ def _add_embedding(
 
 
 def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
-    """How each layer is rounded; layers that leave no choice are not in it."""
+    """How each layer is rounded; layers that leave no choice are not in it.
+
+    UsageError where the smallest choice is larger than `recipe.size`.
+    """
     if not found.variants:
         return {}
     if recipe.max_kl is not None:
         return within_kl(found.variants, recipe.max_kl)
     if recipe.size is not None:
-        return within_bytes(found.variants, 1e6 * recipe.size - fixed_bytes(graph, found))
+        fixed = fixed_bytes(graph, found)
+        chosen = within_bytes(found.variants, 1e6 * recipe.size - fixed)
+        smallest = fixed + point_of(chosen).bytes
+        if smallest > 1e6 * recipe.size and recipe.head != "4":  # that is counted with 8 bits
+            raise UsageError(f"--size {recipe.size:g}: the smallest is {math.ceil(smallest / 1e4) / 100} MB")
+        return chosen
     shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
     return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 

@@ -67,7 +67,8 @@ class Recipe:
         low=0.01,
         high=1e6,
         metavar="MB",
-        help="instead of --bits-per-weight: budget of the whole model, embedding and head included",
+        help="instead of --bits-per-weight: budget of the weights of the whole model, embedding and head "
+        "included; tokenizer and graph are not counted",
     )
     max_kl: float | None = option(
         None,

@@ -11,6 +11,11 @@ from pathlib import Path
 from runtime.errors import ResourceError, UsageError
 
 ARTIFACT, JOURNAL = "artifact", "journal"
+_FULL = {  # what a disk says that takes no more
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full for this user",
+    errno.EFBIG: "takes no file this large",
+}
 
 
 @contextmanager
@@ -18,7 +23,7 @@ def workplace(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """On the same disk as `out`, with an empty folder `artifact`; `journal` is whatever an export before
     left.
 
-    All of it goes at the end and after an error. Where an export is interrupted, its journal stays.
+    All of it goes at the end. After an error or an interrupt the journal stays, if a state was saved.
     """
     place = out.parent / f".{out.name}.export"
     try:
@@ -30,18 +35,27 @@ def workplace(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
         try:
             (place / ARTIFACT).mkdir()
             yield place
-        except Exception as error:
-            shutil.rmtree(place, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceError(
-                    f"the disk of {out.parent} is full; nothing of the export was kept"
-                ) from error
-            raise
-        except BaseException:
-            shutil.rmtree(place / ARTIFACT, ignore_errors=True)
-            say(f"interrupted; the same command goes on from here (what is done is kept in {place})")
+        except BaseException as error:
+            kept = _clear(place)
+            if kept:
+                stopped = "stopped by an error" if isinstance(error, Exception) else "interrupted"
+                say(f"{stopped}; the same command goes on from here (what is done is kept in {place})")
+            if isinstance(error, OSError) and error.errno in _FULL:
+                rest = "make room" if kept else "nothing of the export was kept"
+                raise ResourceError(f"the disk of {out.parent} {_FULL[error.errno]}; {rest}") from error
             raise
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _clear(place: Path) -> bool:
+    """Removes what no later export can use, and says whether anything is left."""
+    shutil.rmtree(place / ARTIFACT, ignore_errors=True)
+    if any((place / JOURNAL).glob("*.npz")):
+        for part in (place / JOURNAL).glob("*.part"):
+            part.unlink(missing_ok=True)
+        return True
+    shutil.rmtree(place, ignore_errors=True)
+    return False
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import io
@@ -12,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from export import commands
 from runtime import cli
 from runtime.artifact import FileEntry, Manifest
-from runtime.errors import BackendError
+from runtime.errors import BackendError, UsageError
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
 
 MANIFEST = Manifest(
@@ -426,3 +428,50 @@ def test_doctor_names_the_caches_that_linux_shows(tmp_path):
         (folder / name).write_text(text + "\n")
     assert caches(tmp_path) == "L1 Data 32K (cores 0-1)"
     assert caches(tmp_path / "index0") == ""
+
+
+# ---- export: what cannot be meant is said before any work
+
+
+def export_recipe(*arguments):
+    parser = argparse.ArgumentParser()
+    commands.add_export(parser.add_subparsers())
+    return commands._recipe(parser.parse_args(["export", "src", "out", *arguments]))
+
+
+@pytest.mark.parametrize("flag", ["--size", "--bits-per-weight"])
+def test_a_budget_replaces_the_recipes_limit_of_divergence(flag):
+    assert export_recipe("--recipe", "paper").max_kl == 0.5
+    assert export_recipe("--recipe", "paper", flag, "5").max_kl is None
+    assert export_recipe("--recipe", "paper", "--max-kl", "0.3").max_kl == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "5", "--max-kl", "1"], "--size and --max-kl each"),
+        (["--size", "5", "--bits-per-weight", "5"], "--size and --bits-per-weight each"),
+        (["--recipe", "w8a8", "--size", "5"], "--size: .* the same bits"),
+        (["--weight-bits", "4", "--sigmas", "2,3"], "--sigmas: .* the same bits"),
+    ],
+)
+def test_flags_of_export_that_contradict_each_other_are_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        export_recipe(*arguments)
+
+
+def test_a_frontier_that_cannot_be_drawn_is_said_before_the_source_is_read(capsys, tmp_path, monkeypatch):
+    def run(path):
+        return run_main(capsys, "export", "nowhere", str(tmp_path / "out"), "--frontier", str(path))
+
+    monkeypatch.setitem(sys.modules, "matplotlib", SimpleNamespace())
+    missing = tmp_path / "missing"
+    assert run(missing / "x.png") == (
+        2,
+        "",
+        f"flatlm: --frontier {missing / 'x.png'}: there is no folder {missing}\n",
+    )
+    assert run(tmp_path)[2].endswith("this is a folder; name the file to make\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = run(tmp_path / "x.png")
+    assert (status, err) == (1, "flatlm: --frontier needs matplotlib: pip install flatlm[bench]\n")

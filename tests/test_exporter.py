@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,14 +104,94 @@ def test_an_existing_folder_is_kept_unless_forced(source, exported):
     assert [entry.name for entry in exported.path.parent.iterdir()] == [exported.path.name]
 
 
-def test_a_full_disk_leaves_nothing_behind(source, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def raising(error):
+    def raises(*args, **kwargs):
+        raise error
 
-    monkeypatch.setattr(exporter, "write_manifest", full)
+    return raises
+
+
+def test_a_full_disk_leaves_nothing_behind_where_nothing_was_decided(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "copy_files", raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(ResourceError, match=f"disk of {tmp_path} is full; nothing"):
-        export(source, tmp_path / "model")
+        export(source, tmp_path / "model", say=pytest.fail)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ResourceError, "is full; make room"),
+        (OSError(errno.EFBIG, "File too large"), ResourceError, "takes no file this large; make room"),
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+    ],
+)
+def test_after_an_error_the_same_command_goes_on(source, tmp_path, monkeypatch, error, raised, message):
+    monkeypatch.setattr(exporter, "write_manifest", raising(error))
+    told: list[str] = []
+    with pytest.raises(raised, match=message):
+        export(source, tmp_path / "model", say=told.append)
+    place = tmp_path / ".model.export"
+    assert told == [
+        f"stopped by an error; the same command goes on from here (what is done is kept in {place})"
+    ]
+    assert not (place / "artifact").exists()
+    kept = sorted(path.name for path in (place / "journal").iterdir())
+    with pytest.raises(raised):  # and a second time
+        export(source, tmp_path / "model")
+    assert sorted(path.name for path in (place / "journal").iterdir()) == kept
+    monkeypatch.undo()
+    monkeypatch.setattr("export.survey.transform", raising(AssertionError("a block was done again")))
+    monkeypatch.setattr("export.quantize.transform", raising(AssertionError("a block was done again")))
+    export(source, tmp_path / "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_calibration_text_that_is_not_there_touches_nothing(source, tmp_path):
+    (tmp_path / ".model.export" / "artifact").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"typo\.txt"):
+        export(source, tmp_path / "model", text=tmp_path / "typo.txt")
+    assert (tmp_path / ".model.export" / "artifact").is_dir()
+
+
+def test_the_folder_we_are_in_can_be_replaced(source, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    made = export(source, Path("."), "w8a8", force=True)
+    verify_artifact(tmp_path / "model")
+    assert made.path == tmp_path / "model"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_interrupt_while_folders_are_swapped_leaves_the_old_one(tmp_path, monkeypatch, calls):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    replace, left = os.replace, [calls]
+
+    def interrupted(a, b):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        replace(a, b)
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        exporter._rename_into_place(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "which").read_text() == "old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_a_size_below_the_smallest_choice_is_refused_before_anything_is_rounded(
+    source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("export.quantize._round_all", raising(AssertionError("too late")))
+    with pytest.raises(UsageError, match=r"--size 0.02: the smallest is 0\.\d+ MB") as refused:
+        export(source, tmp_path / "model", changes={"size": 0.02})
+    monkeypatch.undo()
+    smallest = float(str(refused.value).split()[-2])
+    export(source, tmp_path / "model", changes={"size": smallest})
 
 
 def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, tmp_path, monkeypatch):

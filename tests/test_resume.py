@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import struct
 import subprocess
 import sys
 
@@ -83,6 +84,38 @@ def test_a_journal_of_another_key_is_thrown_away_and_told_so(tmp_path):
     told = []
     assert Journal.open(tmp_path / "journal", "new", told.append).load("state") is None
     assert "another export" in told[0]
+
+
+@pytest.mark.parametrize("damage", ["empty", "no such module", "compressed"])
+def test_what_cannot_be_read_is_damage(tmp_path, damage):
+    journal, stored = Journal.open(tmp_path / "journal", "k", pytest.fail), tmp_path / "journal" / "state.npz"
+    if damage == "empty":
+        stored.write_bytes(b"")
+    elif damage == "no such module":
+        tree = b'["class", "export.nowhere", "Gone", ["dict", []]]'
+        np.savez(stored, np.frombuffer(tree, np.uint8))
+    else:
+        np.savez_compressed(stored, np.zeros(1000))
+        content = bytearray(stored.read_bytes())
+        start = 30 + sum(struct.unpack("<HH", content[26:30]))  # of the stream, after the local header
+        content[start] = 0xFF  # a block type that does not exist
+        stored.write_bytes(content)
+    assert journal.load("state") is None
+
+
+@pytest.mark.parametrize("what", ["a file", "a key that is not text"])
+def test_a_journal_that_is_none_is_thrown_away_and_told_so(tmp_path, what):
+    folder = tmp_path / "journal"
+    if what == "a file":
+        folder.write_text("journal")
+    else:
+        folder.mkdir()
+        (folder / "key").write_bytes(b"\xff\xfe")
+    told = []
+    journal = Journal.open(folder, "k", told.append)
+    journal.save("state", 1)
+    assert journal.load("state") == 1
+    assert "starting anew" in told[0]
 
 
 def test_the_key_knows_source_recipe_tokens_and_version():
