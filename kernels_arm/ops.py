@@ -98,6 +98,12 @@ def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) ->
     return count
 
 
+def product_scratch(columns: int, wides: int) -> int:
+    """Bytes a thread needs to quantize a row and to multiply a panel of `columns`, padded: a tile's sums, the
+    ready panel, and its `wides` flattened columns side by side."""
+    return 1024 + 16 * (columns + (wides + 15) // 16 * 16)
+
+
 def attention_scratch(size: int, context: int) -> int:
     """Bytes a thread needs to attend: queries, sums, one output tile, weights and scores of 8 rows."""
     return ATTEND_ROWS * (8 * size + 64 + 12 * context) + 64

@@ -79,7 +79,7 @@ class _Lowering:
         self.uses = _last_uses(graph)
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
-        self.row_scratch = self.panel_scratch = 0
+        self.product_scratch = 0
         layers = [n for n in graph.nodes if n.op in ATTENTIONS]
         if len({n.op for n in layers}) != 1:
             raise FormatError("the layers' K/V caches are of different types")
@@ -101,9 +101,7 @@ class _Lowering:
                 self._release(name)
         logits = self.buffers["logits"]
         of_attention = ops.attention8_scratch if self.few else ops.attention_scratch
-        scratch = max(
-            1024 + self.panel_scratch, self.row_scratch, of_attention(self.size, self.cache.context)
-        )
+        scratch = max(self.product_scratch, of_attention(self.size, self.cache.context))
         table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
         table[:] = self.records
         return Plan(table, self.names, state, ids, pieces, rows, logits.array, scratch, self.cache, self.keep)
@@ -215,8 +213,7 @@ class _Lowering:
             L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual), L_EVENS=int(sum(groups % 2 == 0)),
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
-        ready = columns + padded(wide.shape[1], layout.COLUMNS)
-        self.panel_scratch = max(self.panel_scratch, layout.ROWS * ready)
+        self.product_scratch = max(self.product_scratch, ops.product_scratch(columns, wide.shape[1]))
 
     def _quantize(self, node: Node, x: str, columns: int, shared: dict[str, int]) -> None:
         maker = self.makers[x]
@@ -231,7 +228,6 @@ class _Lowering:
             factor, shares = self.graph.array(roles["inverse_scale"]).reshape(-1)[0], 0
         floats = [factor, maker.attrs.get("epsilon", 0.0), true_columns]
         weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
-        self.row_scratch = max(self.row_scratch, 4 * columns)
         self._add(
             node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
             Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),
