@@ -109,7 +109,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if budgets and base.max_kl is not None:
         changed.setdefault("max_kl", None)
     recipe = dataclasses.replace(base, **changed)
-    for name in ("size", "sigmas"):
+    for name in (*budgets, "sigmas"):
         if name in changed and recipe.weight_bits != "auto":
             raise UsageError(
                 f"{_flag(name)}: there is nothing to choose, all layers have the same bits here "

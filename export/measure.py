@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from kernels_arm.layout import padded
 from runtime.errors import UsageError
 from runtime.graph import Graph, Node
 from runtime.progress import Progress
@@ -128,25 +127,30 @@ def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
     if recipe.max_kl is not None:
         return within_kl(found.variants, recipe.max_kl)
     if recipe.size is not None:
-        fixed = fixed_bytes(graph, found)
+        fixed = fixed_bytes(graph, found, recipe)
         chosen = within_bytes(found.variants, 1e6 * recipe.size - fixed)
         smallest = fixed + point_of(chosen).bytes
-        if smallest > 1e6 * recipe.size and recipe.head != "4":  # that is counted with 8 bits
+        if smallest > 1e6 * recipe.size:
             raise UsageError(f"--size {recipe.size:g}: the smallest is {math.ceil(smallest / 1e4) / 100} MB")
         return chosen
     shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
     return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 
 
-def fixed_bytes(graph: Graph, found: Survey) -> int:
-    """Of the constants without a choice, matrices in 8 bits. A tied embedding has only its scale."""
+def fixed_bytes(graph: Graph, found: Survey, recipe: Recipe) -> float:
+    """Of the constants without a choice: norms, and matrices in 8 bits or, the head, in those it is given.
+
+    A tied embedding has only its scale. The excess of a 4-bit head is that of normally distributed weights.
+    """
     matrices = [node for node in graph.nodes if node.op in ("Linear", "Embedding")]
+    low = {graph.nodes[-1].inputs[1]} if recipe.head == "4" else set()
     counted = {node.inputs[1] for node in matrices if node.name in found.variants}
-    total = sum(4 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
+    total = sum(4.0 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
     for node in (node for node in matrices if node.name not in found.variants):
         rows, columns = shape_of(graph, node.inputs[1])
         total += 8 * rows
         if node.inputs[1] not in counted:
-            total += padded(rows, 16) * padded(columns, 16)
+            share = math.erfc(recipe.sigma / math.sqrt(2)) if node.inputs[1] in low else None
+            total += sensitivity.matrix_bytes((rows, columns), share)
         counted.add(node.inputs[1])
     return total

@@ -72,7 +72,7 @@ def quantize(
     report = Report(recipe, tuple(layers), *_bytes(result))
     if not chosen:
         return result, report
-    fixed = fixed_bytes(graph, found)
+    fixed = fixed_bytes(graph, found, recipe)
     line, (point,) = sizes(frontier(found.variants), fixed), sizes([point_of(chosen)], fixed)
     return result, dataclasses.replace(report, frontier=line, chosen=point)
 

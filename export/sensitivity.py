@@ -117,12 +117,18 @@ def variants(
     """shape: n, k; tables: bytes beside the weights; moved: of each of `ways`, `unexplained` taken into
     account;
     inputs: `by_inputs` by the weights' bits; positions: predicted ones times draws."""
-    (n, k), found = shape, []
-    plane = padded(n, layout.ROWS) * padded(k, layout.COLUMNS)
+    found = []
     for (bits, sigma), one in zip(ways(recipe), moved, strict=True):
-        own = plane if bits == 8 else plane / 2 + EXCESS_BYTES * one.excess * n * k
+        own = matrix_bytes(shape, None if bits == 8 else one.excess)
         found.append(Variant(bits, sigma, tables + own, (one.square + inputs[bits]) / (2 * positions)))
     return found
+
+
+def matrix_bytes(shape: tuple[int, int], excess: float | None) -> float:
+    """Of the weights of a matrix [n, k] in the artifact: 4 bits and this share of excess, or 8 bits (None)."""
+    n, k = shape
+    plane = padded(n, layout.ROWS) * padded(k, layout.COLUMNS)
+    return plane if excess is None else plane / 2 + EXCESS_BYTES * excess * n * k
 
 
 def positions(y: np.ndarray) -> int:

@@ -453,6 +453,8 @@ def test_a_budget_replaces_the_recipes_limit_of_divergence(flag):
         (["--size", "5", "--bits-per-weight", "5"], "--size and --bits-per-weight each"),
         (["--recipe", "w8a8", "--size", "5"], "--size: .* the same bits"),
         (["--weight-bits", "4", "--sigmas", "2,3"], "--sigmas: .* the same bits"),
+        (["--recipe", "w8a8", "--bits-per-weight", "5"], "--bits-per-weight: .* the same bits"),
+        (["--weight-bits", "4", "--max-kl", "0.1"], "--max-kl: .* the same bits"),
     ],
 )
 def test_flags_of_export_that_contradict_each_other_are_named(arguments, message):

@@ -186,12 +186,17 @@ def test_an_interrupt_while_folders_are_swapped_leaves_the_old_one(tmp_path, mon
 def test_a_size_below_the_smallest_choice_is_refused_before_anything_is_rounded(
     source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("export.quantize._round_all", raising(AssertionError("too late")))
-    with pytest.raises(UsageError, match=r"--size 0.02: the smallest is 0\.\d+ MB") as refused:
-        export(source, tmp_path / "model", changes={"size": 0.02})
-    monkeypatch.undo()
-    smallest = float(str(refused.value).split()[-2])
-    export(source, tmp_path / "model", changes={"size": smallest})
+    def smallest(head_bits):
+        monkeypatch.setattr("export.quantize._round_all", raising(AssertionError("too late")))
+        with pytest.raises(UsageError, match=r"--size 0.02: the smallest is 0\.\d+ MB") as refused:
+            export(source, tmp_path / "model", changes={"size": 0.02, "head_bits": head_bits})
+        monkeypatch.undo()
+        return float(str(refused.value).split()[-2])
+
+    given = smallest("4")
+    assert given <= smallest("auto") < smallest("8")
+    made = export(source, tmp_path / "model", changes={"size": given, "head_bits": "4"})
+    assert made.manifest.totals["bytes"] <= 1.02e6 * given
 
 
 def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, tmp_path, monkeypatch):
