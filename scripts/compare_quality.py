@@ -13,9 +13,8 @@ The reference is llama.cpp on the F16 file. Windows of 512 without a begin token
 a model's row has perplexity, KL(reference ‖ model) in nats, share of positions with the same likeliest
 token, and bits per weight: bytes of all tensors (flatlm: of model.onnx and its data) over the reference's
 weights, and of the matrices between embedding and head over theirs. `code` as a text is this Python's own
-standard library, the files of CODE, which are not in the calibration text. One window's logits of one model
-are all that is held; what is done is kept in OUT, so a run that was stopped, or that gets another model,
-goes on. Needs flatlm[export,bench].
+standard library, the files of CODE, which are not in the calibration text. What is done is kept in OUT, so a
+run that was stopped, or that gets another model, goes on. Needs flatlm[export,bench].
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from llama_peer import LlamaPeer
 from make_gguf import quantize, write_f16
 
 from export.execute import log_softmax
+from export.parallel import each
 from export.recipe import RECIPES
 from runtime.artifact import open_artifact
 from runtime.backends import open_backend
@@ -44,7 +44,7 @@ from runtime.bench import markdown
 from runtime.progress import ProgressLine
 
 WINDOW = 512
-ROWS = 64  # positions compared at a time
+ROWS = 8  # positions compared at a time: their logits stay in the cache
 CODE = (
     *("argparse.py", "ast.py", "asyncio/base_events.py", "collections/__init__.py", "configparser.py"),
     *("dataclasses.py", "difflib.py", "http/client.py", "inspect.py", "logging/__init__.py", "pathlib.py"),
@@ -248,19 +248,30 @@ def read_window(
 ) -> None:
     """Fills out[name] [positions, 3] for every model and for F16."""
     ids, targets = window[:-1], window[1:]
+    places = [slice(start, start + ROWS) for start in range(0, len(ids), ROWS)]
 
     def forward(model: Any) -> np.ndarray:
         model.truncate(0)
         return np.asarray(model.forward(ids, logits=len(ids)))
 
+    def score(name: str, logits: np.ndarray) -> None:
+        parts = each(lambda i: scores(p[i], chances[i], logits[places[i]], targets[places[i]]), range(len(p)))
+        out[name][:] = np.concatenate(parts)
+
     expected = forward(wanted)
-    for name, logits in (("F16", expected), *((name, forward(model)) for name, model in models.items())):
-        for start in range(0, len(ids), ROWS):
-            at = slice(start, start + ROWS)
-            p, q = log_softmax(expected[at]), log_softmax(logits[at])
-            kl = np.einsum("tv,tv->t", np.exp(p), p - q)
-            loss = -q[np.arange(len(q)), targets[at]]
-            out[name][at] = np.stack([kl, p.argmax(-1) == q.argmax(-1), loss], -1)
+    p = each(lambda at: log_softmax(expected[at]), places)
+    chances = each(np.exp, p)
+    score("F16", expected)
+    for name, model in models.items():
+        score(name, forward(model))
+
+
+def scores(p: np.ndarray, chance: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """[T, 3]: KL, same likeliest token, −ln p of `targets` [T]. p and chance: of the reference, [T, V]."""
+    q = log_softmax(logits)
+    loss = -q[np.arange(len(q)), targets]
+    same = p.argmax(-1) == q.argmax(-1)
+    return np.stack([np.einsum("tv,tv->t", chance, p - q), same, loss], -1)
 
 
 # ------------------------------------------------------------------------------------------------ tables
