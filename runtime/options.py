@@ -188,6 +188,13 @@ def from_args(args: argparse.Namespace, cls: type[T]) -> T:
     return cls(**values)
 
 
+def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:
+    """UsageError where a flag of `groups` was given, which `verb` has no use for."""
+    for declared in (field for group in groups for field in dataclasses.fields(group)):
+        if getattr(args, declared.name, None):
+            raise UsageError(f"{verb} has no {declared.metadata['flags'][0]}: leave it out")
+
+
 def from_json(values: Mapping[str, Any], cls: type[T], ignore: Collection[str] = ()) -> T:
     """The options `cls` from a JSON object or keyword arguments; names are field names, null is the default.
 

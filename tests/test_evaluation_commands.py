@@ -73,6 +73,7 @@ def test_humaneval_runs_programs_only_where_that_is_allowed(flatlm, machine, tmp
         (["--samples", "3"], "--samples needs --temp"),
         (["--shots", "2"], "--shots N and --shots-file FILE go together"),
         (["--limit", "0"], "--limit 0"),
+        (["--reference", "x"], "eval gsm8k has no --reference: leave it out"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_model_is_opened(flatlm, machine, gsm8k, more, message):
@@ -85,6 +86,8 @@ def test_a_task_needs_its_file_and_a_place_for_the_run(flatlm, machine):
     assert "needs --file FILE" in flatlm("eval", "gsm8k")[2]
     assert "give the text: --text FILE" in flatlm("eval", "ppl")[2]
     assert "give --reference MODEL" in flatlm("eval", "kl", "--text", "x")[2]
+    assert "eval ppl has no --batch: leave it out" in flatlm("eval", "ppl", "--text", "x", "--batch", "4")[2]
+    assert "eval kl has no --re2: leave it out" in flatlm("eval", "kl", "--text", "x", "--re2")[2]
 
 
 def test_more_examples_than_there_are_is_an_error(flatlm, gsm8k):

@@ -22,6 +22,7 @@ from runtime.options import (
     did_you_mean,
     from_args,
     option,
+    refuse,
 )
 from runtime.progress import ProgressLine
 
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     if args.measure not in MEASURES:
         raise UsageError(f"unknown measure {args.measure!r}{did_you_mean(args.measure, MEASURES)}")
+    tasks_only = (TaskOptions, PromptOptions, SamplingOptions, DraftOptions)
+    refuse(args, f"eval {args.measure}", *(tasks_only if args.measure in ("ppl", "kl") else (TextOptions,)))
     return {"ppl": _perplexity, "kl": _divergence}.get(args.measure, _task)(args)
 
 
