@@ -125,7 +125,7 @@ def variants(
 
 
 def matrix_bytes(shape: tuple[int, int], excess: float | None) -> float:
-    """Of the weights of a matrix [n, k] in the artifact: 4 bits and this share of excess, or 8 bits (None)."""
+    """Of the weights of a matrix [n, k] in the artifact: 4 bits with this share of excess; None: 8 bits."""
     n, k = shape
     plane = padded(n, layout.ROWS) * padded(k, layout.COLUMNS)
     return plane if excess is None else plane / 2 + EXCESS_BYTES * excess * n * k

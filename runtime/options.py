@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -190,7 +191,7 @@ def from_args(args: argparse.Namespace, cls: type[T]) -> T:
 
 def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:
     """UsageError where a flag of `groups` was given, which `verb` has no use for."""
-    for declared in (field for group in groups for field in dataclasses.fields(group)):
+    for declared in itertools.chain.from_iterable(map(dataclasses.fields, groups)):
         if getattr(args, declared.name, None):
             raise UsageError(f"{verb} has no {declared.metadata['flags'][0]}: leave it out")
 
