@@ -476,6 +476,12 @@ def full_tile(typing):
 
 
 @intrinsic
+def few_tile(typing):
+    """The same where weights are multiplied as they stand, and tokens share a lookup of sparse excess."""
+    return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, min(tiles()[-1], 8))
+
+
+@intrinsic
 def full_rows(typing):
     """Query rows that share a load of keys or values, at most ops.ATTEND_ROWS."""
     return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, _ATTENTION_ROWS.get(simd.tier().name, 6))

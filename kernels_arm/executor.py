@@ -21,13 +21,13 @@ from .ops import (
     EMBED,
     L_LAST,
     LINEAR,
+    Q_FEW,
     Q_LAST,
     Q_PADDED,
     QUANTIZE,
     RECORD,
     ROTATE,
     ROTATE8,
-    SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -83,7 +83,7 @@ def op_items(op, step):
     if code == ATTEND8:
         return attend8_items(op, step)
     if code == QUANTIZE:
-        return quantize_items(op_tokens(op, step))
+        return quantize_items(op, op_tokens(op, step))
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -98,7 +98,7 @@ def op_chunks(op, step, items, threads):
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
-    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= SPARSE_TOKENS:
+    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= get_i64(op + 8 * Q_FEW):
         wanted = threads if get_i64(op + 8 * Q_PADDED) * op_tokens(op, step) >= SHARED_ELEMENTS else 1
     else:
         wanted = items

@@ -19,8 +19,8 @@ from .blocks import (
     add_four_groups,
     add_group,
     by_fours,
+    few_tile,
     from_block,
-    full_tile,
     has_tile,
     prefetch,
     straight,
@@ -36,6 +36,7 @@ from .ops import (
     L_BITS,
     L_EVENS,
     L_EXTRAS,
+    L_FEW,
     L_GROUPS,
     L_LAST,
     L_OUT,
@@ -49,7 +50,6 @@ from .ops import (
     L_SUMS,
     L_WEIGHTS,
     L_X,
-    SPARSE_TOKENS,
     STEP_LOGITS,
     STEP_TOKENS,
     SUM_SLICES,
@@ -114,8 +114,8 @@ def _product(tokens: int, bits: int):
     return product
 
 
-_int4_1, _int4_2, _int4_4, _int4_6, _int4_8, _int4_16 = (_product(m, 4) for m in (1, 2, 4, 6, 8, 16))
-_int8_1, _int8_2, _int8_4, _int8_6, _int8_8, _int8_16 = (_product(m, 8) for m in (1, 2, 4, 6, 8, 16))
+_int4_1, _int4_2, _int4_4, _int4_6, _int4_8 = (_product(m, 4) for m in (1, 2, 4, 6, 8))
+_int8_1, _int8_2, _int8_4, _int8_6, _int8_8 = (_product(m, 8) for m in (1, 2, 4, 6, 8))
 
 
 @kernel
@@ -130,8 +130,6 @@ def product_int4(tile, weights, padded, x, extras, evens, groups, out):
         _int4_6(weights, padded, x, extras, evens, groups, out)
     elif has_tile(8) and tile == 8:
         _int4_8(weights, padded, x, extras, evens, groups, out)
-    elif has_tile(16) and tile == 16:
-        _int4_16(weights, padded, x, extras, evens, groups, out)
 
 
 @kernel
@@ -146,8 +144,6 @@ def product_int8(tile, weights, padded, x, extras, evens, groups, out):
         _int8_6(weights, padded, x, extras, evens, groups, out)
     elif has_tile(8) and tile == 8:
         _int8_8(weights, padded, x, extras, evens, groups, out)
-    elif has_tile(16) and tile == 16:
-        _int8_16(weights, padded, x, extras, evens, groups, out)
 
 
 @kernel
@@ -175,7 +171,7 @@ def run_linear(op, step, first, last, scratch):
     """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and a ready panel."""
     wants_all = get_i64(op + 8 * L_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
-    if tokens > SPARSE_TOKENS:
+    if tokens > get_i64(op + 8 * L_FEW):
         run_many(op, step, first, last, scratch)
     else:
         run_few(op, tokens, first, last, scratch)
@@ -197,8 +193,8 @@ def run_few(op, tokens, first, last, scratch):
         weights = panels_at + panel * padded * 2 * bits
         if sparse:
             fetch_excess(op, panel)
-        for token in range(0, tokens, full_tile()):
-            count = min(full_tile(), tokens - token)
+        for token in range(0, tokens, few_tile()):
+            count = min(few_tile(), tokens - token)
             tile, digits = tile_of(count), x + token * row_size
             if bits == 8:
                 product_int8(tile, weights, padded, digits, extras, evens, groups, scratch)

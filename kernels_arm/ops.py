@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-FIELDS = 24
+FIELDS = 32
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
@@ -26,19 +26,21 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE = range(11, 19)
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_FEW = range(11, 20)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
 # that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
 # digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
 # tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32
 # [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these
-# steps, or ones; Q_SUMS: int32 [tokens], of up to SPARSE_TOKENS tokens [tokens, SUM_SLICES]
+# steps, or ones; Q_FEW: the product's L_FEW; Q_SUMS: int32 [tokens], of up to Q_FEW tokens
+# [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
 L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
-L_EVENS, L_STEPS, L_WIDES, L_WIDE = range(20, 24)
-# L_GROUPS has L_EVENS even ones, which stand first; L_STEPS is Q_STEPS
+L_EVENS, L_STEPS, L_WIDES, L_WIDE, L_FEW = range(20, 25)
+# L_GROUPS has L_EVENS even ones, which stand first; L_STEPS is Q_STEPS; L_FEW: most tokens whose weights are
+# multiplied as they stand, for more a panel is made ready
 # L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
 # [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
 
@@ -81,7 +83,7 @@ MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
 SUM_SLICES = 4  # a few tokens' rows are quantized in so many slices, each with a sum of its own
-SPARSE_TOKENS = 8  # most tokens whose weights are multiplied as they stand; for more a panel is made ready
+MOST_FEW = 32  # what L_FEW is at most
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
 FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
@@ -96,6 +98,11 @@ def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) ->
             count += 1
         row += rows
     return count
+
+
+def few_tokens(tier: str, bits: int) -> int:
+    """L_FEW: where a panel of weights of `bits`, made ready, costs less than its tokens gain."""
+    return MOST_FEW if bits == 4 and tier == "avx512vnni" else 8
 
 
 def product_scratch(columns: int, wides: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import full_tile, tile_of
+from .blocks import few_tile, tile_of
 from .jit import inlined, kernel
 from .ops import (
     EMBED_BITS,
@@ -19,6 +19,7 @@ from .ops import (
     NORM,
     Q_COLUMNS,
     Q_EXTRAS,
+    Q_FEW,
     Q_FLOATS,
     Q_GROUPS,
     Q_IN,
@@ -45,7 +46,6 @@ from .ops import (
     R_SIZE,
     R_STRIDE,
     R_VALUES,
-    SPARSE_TOKENS,
     STEP_IDS,
     STEP_LOGITS,
     STEP_ROWS,
@@ -254,9 +254,11 @@ def row_bytes(size):
 
 
 @kernel
-def quantize_items(tokens):
+def quantize_items(op, tokens):
     """Of a few tokens: slices of all rows. Of many: tiles, whose tokens lie in the same cache lines."""
-    return SUM_SLICES if tokens <= SPARSE_TOKENS else (tokens + full_ready() - 1) // full_ready()
+    if tokens <= get_i64(op + 8 * Q_FEW):
+        return SUM_SLICES
+    return (tokens + full_ready() - 1) // full_ready()
 
 
 @kernel
@@ -300,8 +302,9 @@ def quantize_slices(op, step, tokens, part, end, scratch):
     first, last = min(part * each, padded), min(end * each, padded)
     size, few = padded + 4 * get_i64(op + 8 * Q_EXTRAS), get_i64(op + 8 * Q_ROWS) if tokens > 1 else 0
     for token in range(tokens):
-        i = token % full_tile()
-        tile, digits = tile_of(tokens - token + i), get_i64(op + 8 * Q_OUT) + (token - i) * size
+        i = token % few_tile()
+        tile = tile_of(min(few_tile(), tokens - token + i))
+        digits = get_i64(op + 8 * Q_OUT) + (token - i) * size
         x, inverse = prepare_row(op, row_of(op, step, token), token, first, last, scratch)
         row = few + token * row_bytes(size) if few else 0
         total = quantize_row(op, x, inverse, scratch, first, last, i, tile, digits, row, False)
@@ -329,7 +332,7 @@ def quantize_tile(op, step, start, count, scratch):
 def run_quantize(op, step, first, last, scratch):
     """Items first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
     tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * Q_LAST) else STEP_TOKENS))
-    if tokens <= SPARSE_TOKENS:
+    if tokens <= get_i64(op + 8 * Q_FEW):
         quantize_slices(op, step, tokens, first, last, scratch)
     else:
         for start in range(first * full_ready(), min(last * full_ready(), tokens), full_ready()):

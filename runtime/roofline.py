@@ -45,7 +45,7 @@ def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
         rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
         size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
         times = logits if record[ops.L_LAST] else tokens
-        if times <= ops.SPARSE_TOKENS:  # the flattened channels once more: whole groups, or picked
+        if times <= record[ops.L_FEW]:  # the flattened channels once more: whole groups, or picked
             columns += 4 * int(record[ops.L_EXTRAS])
         else:
             columns += layout.padded(int(record[ops.L_WIDES]), layout.COLUMNS)
