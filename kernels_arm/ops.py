@@ -83,7 +83,7 @@ MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
 SUM_SLICES = 4  # a few tokens' rows are quantized in so many slices, each with a sum of its own
-MOST_FEW = 32  # what L_FEW is at most
+MOST_FEW = 48  # what L_FEW is at most
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
 FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
