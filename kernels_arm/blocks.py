@@ -31,7 +31,8 @@ _BYTES16, _SHORTS8, _INTS4 = (ir.VectorType(t, n) for t, n in ((_BYTE, 16), (_SH
 # SMULL needs most of the others for its products, SMMLA for its zipped operands.
 _TILES = {"neon": (1, 2), "dotprod": (1, 2, 4, 6), "i8mm": (1, 2, 4)}
 _X86, _X86_TILES = ("avx512vnni", "avx2"), (1, 2, 4, 8, 16)
-AHEAD = 2048  # bytes of weights between what is multiplied and what is prefetched, on x86
+AHEAD = 8192  # bytes of weights between what is multiplied and what is prefetched, on x86
+FIRST = 2048  # bytes of a panel that are prefetched before the panel's turn, where one token is multiplied
 _ATTENTION_ROWS = {
     "avx512vnni": 8
 }  # a row has 8 float64 sums: 1 register of 32, elsewhere 4 of 32 or 2 of 16

@@ -13,7 +13,7 @@ step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 from __future__ import annotations
 
 from .blocks import (
-    AHEAD,
+    FIRST,
     add_block,
     add_blocks,
     add_four_groups,
@@ -100,7 +100,7 @@ def _product(tokens: int, bits: int):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
         acc = from_block(acc, tokens, bits)
         if tokens == 1:
-            for line in range(0, AHEAD, 64):  # the next panel's first: memory shall not rest meanwhile
+            for line in range(0, FIRST, 64):  # the next panel's first: memory shall not rest meanwhile
                 prefetch(weights + 2 * bits * padded + line)
         # last: memory gives a panel fast only from end to end
         high, digits = zero_ints(tokens), x + padded * tokens

@@ -83,7 +83,8 @@ MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
 SUM_SLICES = 4  # a few tokens' rows are quantized in so many slices, each with a sum of its own
-MOST_FEW = 48  # what L_FEW is at most
+_FEW = {"avx512vnni": 64, "avx2": 16}
+MOST_FEW = max(_FEW.values())  # what L_FEW is at most
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
 FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
@@ -100,9 +101,9 @@ def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) ->
     return count
 
 
-def few_tokens(tier: str, bits: int) -> int:
-    """L_FEW: where a panel of weights of `bits`, made ready, costs less than its tokens gain."""
-    return MOST_FEW if bits == 4 and tier == "avx512vnni" else 8
+def few_tokens(tier: str) -> int:
+    """L_FEW: as many as a product multiplies faster than it would make the panels ready for them."""
+    return _FEW.get(tier, 8)
 
 
 def product_scratch(columns: int, wides: int) -> int:

@@ -203,7 +203,7 @@ class _Lowering:
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
         shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
-        shared |= {"FEW": ops.few_tokens(self.kernels.tier.name, bits)}
+        shared |= {"FEW": ops.few_tokens(self.kernels.tier.name)}
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
         self._add(

@@ -11,7 +11,7 @@ from kernels_arm import layout, reference
 from tests.single_ops import linear
 
 BITS = st.sampled_from([4, 8])
-SHAPES = st.tuples(st.integers(1, 60), st.integers(1, 70), st.integers(1, 130))
+SHAPES = st.tuples(st.integers(1, 80), st.integers(1, 70), st.integers(1, 130))
 
 
 def random_layer(
