@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +101,20 @@ def test_gguf_gives_the_names_weights_and_config_of_the_folder(tmp_path, shape):
     }
     assert {key: source.config[key] for key in same} == same
     assert source.config["tie_word_embeddings"] == shape.tied
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory by mapping is told by Linux")
+def test_what_was_read_of_the_mapped_file_does_not_stay_in_memory(tmp_path):
+    def resident():
+        mappings = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+        return sum(int(mapping.split("Rss:")[1].split()[0]) for mapping in mappings)
+
+    shape = TinyShape()
+    path = tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "model", **vars(shape)), shape)
+    source = open_source(str(path))
+    once = {name: source.read(name) for name in source.names()}
+    assert resident() == 0
+    assert all(np.array_equal(source.read(name), values) for name, values in once.items())
 
 
 def test_gguf_that_holds_a_tied_matrix_twice_is_tied_and_the_heads_copy_stands(tmp_path):

@@ -9,6 +9,7 @@ finer, stands for both.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ class GgufFile:
 
     def read(self, name: str) -> np.ndarray:
         values = dequantize(self._tensor(name))
+        _release(self._tensor(name).data)
         heads = next((n for ending, n in self.heads_of.items() if name.endswith(ending)), 0)
         return unpermute(values, heads) if heads else values
 
@@ -111,6 +113,15 @@ def _reader(path: Path) -> Any:
         return GGUFReader(str(path))
     except (ValueError, IndexError, KeyError, OSError) as error:  # what the library raises on cut files
         raise SourceError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _release(stored: np.ndarray) -> None:
+    """The pages of the mapped file leave this process's memory; the system keeps them while it has room."""
+    base: Any = stored
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
