@@ -78,69 +78,21 @@ def channel_maxima(values: Iterable[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of a layer's quantized inputs Xq beside the float model's inputs X, over all rows m."""
+    """Of a layer's quantized inputs Xq, and of the float model's inputs X, over all rows m."""
 
-    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]; of deviations from the means if centred
-    pull: np.ndarray | None  # W · (X − Xq)ᵀ · Xq, [n, k], likewise
+    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]; of deviations from the mean if centred
     mean: np.ndarray  # of Xq, [k]
     mean_float: np.ndarray  # of X, [k]
 
 
-def moments(
-    quantized: np.ndarray,
-    floats: Sequence[np.ndarray],
-    outputs: Sequence[np.ndarray] | None,
-    weight: np.ndarray,
-    pull: bool,
-    centred: bool,
-) -> Moments:
-    """quantized [m, k], which is used up; floats: values [B, T, k], together as many rows; weight [n, k].
-    outputs: floats · weightᵀ [B, T, n], plus anything that is the same for all; or None.
+def moments(quantized: np.ndarray, floats: Sequence[np.ndarray], centred: bool) -> Moments:
+    """quantized [m, k], which is used up; floats: values [B, T, k], together as many rows.
 
     centred: as fits a layer whose bias takes the mean error.
     """
-    rows = [x.reshape(-1, x.shape[-1]) for x in floats]
     mean = quantized.mean(0, dtype=np.float64)
-    mean_float = np.sum([x.sum(0, dtype=np.float64) for x in rows], 0) / len(quantized)
+    sums = [x.reshape(-1, x.shape[-1]).sum(0, dtype=np.float64) for x in floats]
     if centred:
         quantized -= mean.astype(np.float32)
     hessian = quantized.T @ quantized  # one call: BLAS sees that it is symmetric, and does half
-    pulled = None
-    if pull:
-        n, k = weight.shape
-        if outputs and centred and 2 * len(quantized) * n < k * (len(quantized) + n):
-            pulled = _pull_by_outputs(quantized, [y.reshape(-1, n) for y in outputs], weight)
-        else:
-            pulled = _pull_by_inputs(quantized, rows, mean_float * centred, weight)
-    return Moments(hessian, pulled, mean, mean_float)
-
-
-def _pull_by_outputs(quantized: np.ndarray, outputs: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """(W · (X − Xq)ᵀ) · Xq [n, k], for few outputs, as of `down`: W · Xᵀ is there already.
-
-    What all outputs have in common falls out, since the columns of centred Xq sum to zero.
-    """
-    result, at = np.zeros(weight.shape, np.float32), 0
-    common = np.mean([y.mean(0, dtype=np.float64) for y in outputs], 0).astype(np.float32)
-    for y in outputs:
-        own = quantized[at : at + len(y)]
-        drift = own @ weight.T
-        np.subtract(y - common, drift, out=drift)
-        result += drift.T @ own
-        at += len(y)
-    return result
-
-
-def _pull_by_inputs(
-    quantized: np.ndarray, rows: list[np.ndarray], mean_float: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
-    """W · ((X − Xq)ᵀ · Xq) [n, k], for many outputs, as of `gate_up`."""
-    k, at = weight.shape[1], 0
-    result = np.zeros((k, k), np.float32)
-    for x in rows:
-        own = quantized[at : at + len(x)]
-        drift = x - mean_float.astype(np.float32)
-        drift -= own
-        result += drift.T @ own
-        at += len(x)
-    return weight @ result
+    return Moments(hessian, mean, np.sum(sums, 0) / len(quantized))

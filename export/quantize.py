@@ -12,7 +12,6 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -146,9 +145,6 @@ def _quantize_block(
             _round_embedding(local, first, ways[first.name], found, recipe, result)
             steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
         elif first.op == "Linear":
-            if nodes[stop:] or later:  # the head's outputs are large, and read by nobody
-                each(functools.partial(execute.run, floats[:1]), streams[0])
-                floats = floats[1:]
             rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
@@ -217,15 +213,7 @@ def _quantize_linear(
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    outputs = [env[node.outputs[0]] for env in streams[0] if node.outputs[0] in env]
-    seen = calibrate.moments(
-        _quantized(inputs, flattening),
-        floats,
-        outputs,
-        weight,
-        recipe.does("feedback"),
-        centred=recipe.does("bias"),
-    )
+    seen = calibrate.moments(_quantized(inputs, flattening), floats, centred=recipe.does("bias"))
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
@@ -245,7 +233,7 @@ def _round_embedding(
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"), seen.pull)
+    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"))
 
 
 def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:

@@ -16,7 +16,6 @@ INGREDIENTS = (
     "flatten",  # several columns for a large activation channel
     "gptq",  # else weights are rounded to nearest
     "order",  # GPTQ: columns of large inputs first
-    "feedback",  # aim at the float model's outputs: later layers repair errors of earlier ones
     "bias",  # move each output's mean error into the bias
 )
 

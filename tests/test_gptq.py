@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.calibrate import moments
 from export.passes.gptq import damped, gptq
 from export.passes.grid import Grid, round_weights, weight_grid
 
@@ -95,28 +94,3 @@ def test_the_hessian_of_flattened_columns_with_tied_weights_is_the_plain_one():
         np.einsum("nk,kl,nl->n", tied, pieces.T @ pieces, tied),
         np.einsum("nk,kl,nl->n", error, summed.T @ summed, error),
     )
-
-
-def test_with_drift_it_rounds_the_least_squares_solution():
-    rng = np.random.default_rng(6)
-    wanted = rng.normal(size=(200, 9)) @ rng.normal(size=(9, 9))
-    inputs = wanted + 0.3 * rng.normal(size=wanted.shape)
-    weight = rng.normal(size=(5, 9)).astype(np.float32)
-    fine = Grid(8, np.full(5, 1e-5), 10**9)
-    integers = gptq(weight, inputs.T @ inputs, fine, 1e-9, True, weight @ (wanted - inputs).T @ inputs)
-    best = np.linalg.lstsq(inputs, wanted @ weight.T, rcond=None)[0].T
-    assert integers * 1e-5 == pytest.approx(best, abs=1e-4)
-
-
-def test_both_orders_of_the_pull_are_one():
-    rng = np.random.default_rng(7)
-    floats = [rng.normal(size=(2, 15, 40)).astype(np.float32) + 1 for _ in range(3)]
-    weight = rng.normal(size=(3, 40)).astype(np.float32)
-    quantized = np.concatenate([x.reshape(-1, 40) for x in floats]) + rng.normal(size=(90, 40)).astype(
-        np.float32
-    )
-    outputs = [x @ weight.T + np.float32(5) for x in floats]
-    by = [moments(quantized.copy(), floats, y, weight, True, True) for y in (outputs, None)]
-    assert by[0].pull == pytest.approx(by[1].pull, rel=1e-3, abs=1e-2)
-    x, xq = np.concatenate(floats).reshape(-1, 40), quantized - quantized.mean(0)
-    assert by[0].pull == pytest.approx(weight @ (x - x.mean(0) - xq).T @ xq, rel=1e-3, abs=1e-2)

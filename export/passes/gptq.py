@@ -33,7 +33,6 @@ class Factor:
 
     lower: np.ndarray  # float32 [k, k]
     pivots: np.ndarray  # D, float32 [k]
-    inverses: list[np.ndarray]  # of M's diagonal blocks of BLOCK
 
 
 def gptq(
@@ -42,14 +41,11 @@ def gptq(
     grid: Grid,
     damping: float,
     order: bool,
-    pull: np.ndarray | None = None,
     dtype: type = np.float32,
 ) -> np.ndarray:
     """weight float32 [n, k] and H = Xᵀ · X [k, k] of inputs X [m, k] → integers of the grid, `dtype` [n, k].
 
     damping: each element of H's diagonal grows by this share of itself. order: columns of large inputs first.
-    pull [n, k]: W · (Y − X)ᵀ · X of the inputs Y that the float model has there. Then ‖Y · Wᵀ − X · Qᵀ‖ is
-    minimised: the weights are rounded from W + pull · H⁻¹, the least squares solution.
     """
     hessian = damped(hessian, damping)
     first = np.argsort(-np.diag(hessian), kind="stable") if order else np.arange(len(hessian))
@@ -62,8 +58,6 @@ def gptq(
         steps = grid.steps[rows].astype(np.float32)
         work = np.ascontiguousarray(weight[rows].T)[turn] / steps  # [k, rows]
         target = work.copy()
-        if pull is not None:
-            target += solve(found, np.ascontiguousarray(pull[rows].T)[turn] / steps) / found.pivots[:, None]
         rounded = np.empty_like(work)
         rounded[turn] = _round(found.lower, work, target, grid.bound)
         integers[rows] = rounded.T
@@ -96,7 +90,7 @@ def factor(hessian: np.ndarray, turn: np.ndarray) -> Factor:
 def _factor(work: np.ndarray) -> Factor:
     """Panel by panel, in place: nearly all of it is matrix products."""
     k = len(work)
-    pivots, inverses = np.empty(k, work.dtype), []
+    pivots = np.empty(k, work.dtype)
     for start in range(0, k, BLOCK):
         stop = min(start + BLOCK, k)
         panel = work[start:, start:stop]
@@ -108,17 +102,7 @@ def _factor(work: np.ndarray) -> Factor:
         inverse = np.linalg.inv(unit)
         panel[: stop - start] = unit
         panel[stop - start :] = (panel[stop - start :] @ inverse.T.astype(work.dtype)) / pivots[start:stop]
-        inverses.append(inverse.astype(np.float32))
-    return Factor(work.astype(np.float32, copy=False), pivots.astype(np.float32, copy=False), inverses)
-
-
-def solve(found: Factor, right: np.ndarray) -> np.ndarray:
-    """M⁻¹ · right, in place. right float32 [k, rows]."""
-    for block, start in enumerate(range(0, len(right), BLOCK)):
-        part = right[start : start + BLOCK]
-        part -= found.lower[start : start + BLOCK, :start] @ right[:start]
-        part[:] = found.inverses[block] @ part
-    return right
+    return Factor(work.astype(np.float32, copy=False), pivots.astype(np.float32, copy=False))
 
 
 def _round(lower: np.ndarray, work: np.ndarray, target: np.ndarray, bound: int) -> np.ndarray:
