@@ -107,7 +107,7 @@ def test_less_memory_is_fewer_answers_side_by_side(model, questions, tmp_path, m
 
     monkeypatch.setattr(NativeBackend, "__init__", spy)
     assert main(arguments(model, questions, tmp_path / "run.jsonl", *GREEDY, "--limit", "6")) == 0
-    assert seen == [8, 4]
+    assert seen == [16, 8, 4]
     assert main(arguments(model, questions, tmp_path / "more.jsonl", *GREEDY, "--batch", "9")) == 1
     assert main(arguments(model, questions, tmp_path / "run.jsonl", *GREEDY, "--batch", "2")) == 0
 
