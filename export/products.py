@@ -73,7 +73,7 @@ def _native(
     at = {name: array.ctypes.data for name, array in held.items()}
     records = aligned(2 * 8 * ops.FIELDS).view(np.int64).reshape(2, ops.FIELDS)
     shared = {"EXTRAS": groups.size, "GROUPS": at["groups"], "STEPS": at["steps"]}
-    shared |= {"WIDES": wide.shape[1], "WIDE": at["wide"], "FEW": ops.few_tokens(kernels.tier.name)}
+    shared |= {"WIDES": wide.shape[1], "WIDE": at["wide"]}
     _fill(
         records[0], ops.QUANTIZE, Q_KIND=ops.PLAIN, Q_IN=at["x"], Q_IN_STRIDE=4 * columns, Q_COLUMNS=k,
         Q_PADDED=columns, Q_FLOATS=at["floats"], Q_LIMITS=at["limits"], Q_OUT=at["digits"], Q_SUMS=at["sums"],

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
-from . import simd
+from . import ops, simd
 from .simd import ints16
 
 _BYTE, _SHORT, _INT, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -480,6 +480,12 @@ def full_tile(typing):
 def few_tile(typing):
     """The same where weights are multiplied as they stand, and tokens share a lookup of sparse excess."""
     return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, min(tiles()[-1], 8))
+
+
+@intrinsic
+def sparse_tokens(typing):
+    """`ops.sparse_tokens` of the tier, a constant."""
+    return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, ops.sparse_tokens(simd.tier().name))
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
+from .blocks import sparse_tokens
 from .jit import inlined, kernel
 from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
@@ -21,7 +22,6 @@ from .ops import (
     EMBED,
     L_LAST,
     LINEAR,
-    Q_FEW,
     Q_LAST,
     Q_PADDED,
     QUANTIZE,
@@ -83,7 +83,7 @@ def op_items(op, step):
     if code == ATTEND8:
         return attend8_items(op, step)
     if code == QUANTIZE:
-        return quantize_items(op, op_tokens(op, step))
+        return quantize_items(op_tokens(op, step))
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -98,7 +98,7 @@ def op_chunks(op, step, items, threads):
         cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
-    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= get_i64(op + 8 * Q_FEW):
+    elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= sparse_tokens():
         wanted = threads if get_i64(op + 8 * Q_PADDED) * op_tokens(op, step) >= SHARED_ELEMENTS else 1
     else:
         wanted = items

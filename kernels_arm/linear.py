@@ -23,6 +23,7 @@ from .blocks import (
     from_block,
     has_tile,
     prefetch,
+    sparse_tokens,
     straight,
     tile_of,
     to_block,
@@ -36,7 +37,6 @@ from .ops import (
     L_BITS,
     L_EVENS,
     L_EXTRAS,
-    L_FEW,
     L_GROUPS,
     L_LAST,
     L_OUT,
@@ -171,7 +171,7 @@ def run_linear(op, step, first, last, scratch):
     """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and a ready panel."""
     wants_all = get_i64(op + 8 * L_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
-    if tokens > get_i64(op + 8 * L_FEW):
+    if tokens > sparse_tokens():
         run_many(op, step, first, last, scratch)
     else:
         run_few(op, tokens, first, last, scratch)

@@ -175,7 +175,7 @@ def multiply_ready(
 
 @kernel
 def run_many(op, step, first, last, scratch):
-    """Panels first … last of a product, for all tokens of a step that has more than L_FEW."""
+    """Panels first … last of a product, for all tokens of a step that has more than `sparse_tokens`."""
     tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * L_LAST) else STEP_TOKENS))
     padded, more = get_i64(op + 8 * L_PADDED), (get_i64(op + 8 * L_WIDES) + 15) // 16
     ready = scratch + 1024

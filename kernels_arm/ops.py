@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-FIELDS = 32
+FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
@@ -26,21 +26,19 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, SWIGLU = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_FEW = range(11, 20)
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE = range(11, 19)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
 # that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
 # digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
 # tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32
 # [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these
-# steps, or ones; Q_FEW: the product's L_FEW; Q_SUMS: int32 [tokens], of up to Q_FEW tokens
-# [tokens, SUM_SLICES]
+# steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
 L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
 L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
-L_EVENS, L_STEPS, L_WIDES, L_WIDE, L_FEW = range(20, 25)
-# L_GROUPS has L_EVENS even ones, which stand first; L_STEPS is Q_STEPS; L_FEW: most tokens whose weights are
-# multiplied as they stand, for more a panel is made ready
+L_EVENS, L_STEPS, L_WIDES, L_WIDE = range(20, 24)
+# L_GROUPS has L_EVENS even ones, which stand first; L_STEPS is Q_STEPS
 # L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
 # [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
 
@@ -83,8 +81,8 @@ MAX_THREADS = 64
 TEAM_WORDS = T_PARKED + 8 * MAX_THREADS
 
 SUM_SLICES = 4  # a few tokens' rows are quantized in so many slices, each with a sum of its own
-_FEW = {"avx512vnni": 64, "avx2": 16}
-MOST_FEW = max(_FEW.values())  # what L_FEW is at most
+_SPARSE_TOKENS = {"avx512vnni": 64, "avx2": 16}  # other tiers: 8
+MOST_SPARSE = max(_SPARSE_TOKENS.values())
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
 FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
@@ -101,9 +99,9 @@ def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) ->
     return count
 
 
-def few_tokens(tier: str) -> int:
-    """L_FEW: as many as a product multiplies faster than it would make the panels ready for them."""
-    return _FEW.get(tier, 8)
+def sparse_tokens(tier: str) -> int:
+    """Most tokens whose weights are multiplied as they stand: for more, panels made ready are faster."""
+    return _SPARSE_TOKENS.get(tier, 8)
 
 
 def product_scratch(columns: int, wides: int) -> int:

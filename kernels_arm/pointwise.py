@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import few_tile, tile_of
+from .blocks import few_tile, sparse_tokens, tile_of
 from .jit import inlined, kernel
 from .ops import (
     EMBED_BITS,
@@ -19,7 +19,6 @@ from .ops import (
     NORM,
     Q_COLUMNS,
     Q_EXTRAS,
-    Q_FEW,
     Q_FLOATS,
     Q_GROUPS,
     Q_IN,
@@ -254,11 +253,9 @@ def row_bytes(size):
 
 
 @kernel
-def quantize_items(op, tokens):
+def quantize_items(tokens):
     """Of a few tokens: slices of all rows. Of many: tiles, whose tokens lie in the same cache lines."""
-    if tokens <= get_i64(op + 8 * Q_FEW):
-        return SUM_SLICES
-    return (tokens + full_ready() - 1) // full_ready()
+    return SUM_SLICES if tokens <= sparse_tokens() else (tokens + full_ready() - 1) // full_ready()
 
 
 @kernel
@@ -332,7 +329,7 @@ def quantize_tile(op, step, start, count, scratch):
 def run_quantize(op, step, first, last, scratch):
     """Items first … last: apply norm or activation, then quantize. `scratch` holds one row of floats."""
     tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * Q_LAST) else STEP_TOKENS))
-    if tokens <= get_i64(op + 8 * Q_FEW):
+    if tokens <= sparse_tokens():
         quantize_slices(op, step, tokens, first, last, scratch)
     else:
         for start in range(first * full_ready(), min(last * full_ready(), tokens), full_ready()):

@@ -51,10 +51,11 @@ def measure(backend: NativeBackend, tokens: int, depth: int = 0, logits: int = 1
         name = f"{ops.NAMES[int(record[0])]} {re.sub(r'^layers[.][0-9]+[.]', '', node)}"
         found.setdefault(name, []).append(i)
     per_tick = seconds / steps / max(1, int(ticks.sum()))
-    result = [
-        OpTime(name, len(at), float(ticks[at].sum()) * per_tick, *work(backend.plan.ops[at], tokens, logits))
-        for name, at in found.items()
-    ]
+    few = ops.sparse_tokens(backend.kernels.tier.name)
+    result = []
+    for name, at in found.items():
+        size_and_count = work(backend.plan.ops[at], few, tokens, logits)
+        result.append(OpTime(name, len(at), float(ticks[at].sum()) * per_tick, *size_and_count))
     return sorted(result, key=lambda op: -op.seconds)
 
 

@@ -143,8 +143,8 @@ class _Lowering:
                 limit = self.graph.array(named(node)["limit"])
                 largest = max(largest, width + layout.high_digits(limit))
         rows, row = padded(self.batch, 16), padded(largest, 64)
-        digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.MOST_FEW))
-        sums = self._zeros((max(rows, ops.MOST_FEW * ops.SUM_SLICES),), np.int32)
+        digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.MOST_SPARSE))
+        sums = self._zeros((max(rows, ops.MOST_SPARSE * ops.SUM_SLICES),), np.int32)
         steps = self._zeros((rows,))
         return digits.ctypes.data, sums.ctypes.data, steps.ctypes.data, few.ctypes.data
 
@@ -203,7 +203,6 @@ class _Lowering:
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
         shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
-        shared |= {"FEW": ops.few_tokens(self.kernels.tier.name)}
         self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
         out, residual = self._output(node, rows, last)
         self._add(

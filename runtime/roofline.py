@@ -38,14 +38,17 @@ class Roofline:
     repetitions: tuple[int, int]  # that count, of all
 
 
-def work(records: np.ndarray, tokens: int, logits: int = 1) -> tuple[int, int]:
-    """Bytes of weights and multiply-accumulates of one step, of those records that are products."""
+def work(records: np.ndarray, few: int, tokens: int, logits: int = 1) -> tuple[int, int]:
+    """Bytes of weights and multiply-accumulates of one step, of those records that are products.
+
+    few: `ops.sparse_tokens` of the kernels.
+    """
     size = count = 0
     for record in records[records[:, 0] == ops.LINEAR]:
         rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
         size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
         times = logits if record[ops.L_LAST] else tokens
-        if times <= record[ops.L_FEW]:  # the flattened channels once more: whole groups, or picked
+        if times <= few:  # the flattened channels once more: whole groups, or picked
             columns += 4 * int(record[ops.L_EXTRAS])
         else:
             columns += layout.padded(int(record[ops.L_WIDES]), layout.COLUMNS)
@@ -58,7 +61,7 @@ def place(backend: NativeBackend, limits: list[probes.Limits], result: Result, t
 
     limits: a probe before each repetition and one after the last.
     """
-    size, count = work(backend.plan.ops, tokens)
+    size, count = work(backend.plan.ops, ops.sparse_tokens(backend.kernels.tier.name), tokens)
     operations = 2 * count // tokens
     ends = list(pairwise(limits))
     kept = [i for i, pair in enumerate(ends) if probes.agreed(*pair)] or list(range(len(ends)))

@@ -68,9 +68,9 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
         "limits": fitted(limit, kp, np.float32),
         "digits": np.zeros(padded(m, 16) * (kp + layout.high_digits(limit)) + lookups.BEYOND, np.int8),
         "shares": fitted(np.float32(127) / limit.astype(np.float32), kp, np.float32),
-        "sums": np.zeros(ops.SUM_SLICES * padded(max(m, ops.MOST_FEW), 16), np.int32),
+        "sums": np.zeros(ops.SUM_SLICES * padded(max(m, ops.MOST_SPARSE), 16), np.int32),
         "steps": np.zeros(padded(m, 16), np.float32),
-        "rows": np.zeros(ops.MOST_FEW * padded(kp + 4 * groups.size, 64) + lookups.BEYOND, np.int8),
+        "rows": np.zeros(ops.MOST_SPARSE * padded(kp + 4 * groups.size, 64) + lookups.BEYOND, np.int8),
         "weights": aligned(layout.pack(weights, bits).nbytes),
         "scale": fitted(scale, np_, np.float32),
         "bias": fitted(bias, np_, np.float32),
@@ -84,7 +84,6 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
     wide = layout.wide_channels(limit, groups)
     extras = {"EXTRAS": groups.size, "GROUPS": groups.ctypes.data, "STEPS": at["steps"]}
     extras |= {"WIDES": wide.shape[1], "WIDE": wide.ctypes.data}
-    extras["FEW"] = ops.few_tokens(native_library().tier.name)
     excess, held = _lookups(weights, bits, np_, kp, lookups.high_places(groups, limit, kp))
     extras["ROWS"] = at["rows"] if excess else 0
     records = [

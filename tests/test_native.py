@@ -137,7 +137,7 @@ def test_probes_find_what_no_product_exceeds(artifact):
     assert min(limits.read, limits.multiplications) > 1e8
     result = Result("tiny", 1, 1, "native", 2, "tg4", (10.0,))
     line = roofline.place(backend, [limits, limits], result, 1)
-    size, count = roofline.work(backend.plan.ops, 1)
+    size, count = roofline.work(backend.plan.ops, 8, 1)
     assert (line.bytes, line.read, line.operations) == (size, 10.0 * size, 2 * count)
     assert "tg4" in roofline.table([line])
     backend.close()
@@ -148,7 +148,7 @@ def test_a_share_is_of_the_repetitions_during_which_the_machine_was_the_same(art
     fast, slow = Limits(2, 60e9, 400e9), Limits(2, 30e9, 400e9)
     result = Result("tiny", 1, 1, "native", 2, "tg4", (10.0, 20.0, 30.0))
     line = roofline.place(backend, [fast, slow, slow, slow], result, 1)
-    size = roofline.work(backend.plan.ops, 1)[0]
+    size = roofline.work(backend.plan.ops, 8, 1)[0]
     assert line.repetitions == (2, 3)
     assert (line.probe, line.read) == (slow, 25.0 * size)
     assert line.read_share == 25.0 * size / 30e9
