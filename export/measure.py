@@ -143,14 +143,15 @@ def fixed_bytes(graph: Graph, found: Survey, recipe: Recipe) -> float:
     A tied embedding has only its scale. The excess of a 4-bit head is that of normally distributed weights.
     """
     matrices = [node for node in graph.nodes if node.op in ("Linear", "Embedding")]
-    low = {graph.nodes[-1].inputs[1]} if recipe.head == "4" else set()
+    head = graph.nodes[-1].inputs[1]
     counted = {node.inputs[1] for node in matrices if node.name in found.variants}
     total = sum(4.0 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
     for node in (node for node in matrices if node.name not in found.variants):
         rows, columns = shape_of(graph, node.inputs[1])
         total += 8 * rows
         if node.inputs[1] not in counted:
-            share = math.erfc(recipe.sigma / math.sqrt(2)) if node.inputs[1] in low else None
-            total += sensitivity.matrix_bytes((rows, columns), share)
+            low = recipe.head == "4" and node.inputs[1] == head
+            excess = math.erfc(recipe.sigma / math.sqrt(2)) if low else None
+            total += sensitivity.matrix_bytes((rows, columns), excess)
         counted.add(node.inputs[1])
     return total

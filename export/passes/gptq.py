@@ -57,9 +57,8 @@ def gptq(
         rows = slice(start, start + ROWS)
         steps = grid.steps[rows].astype(np.float32)
         work = np.ascontiguousarray(weight[rows].T)[turn] / steps  # [k, rows]
-        target = work.copy()
         rounded = np.empty_like(work)
-        rounded[turn] = _round(found.lower, work, target, grid.bound)
+        rounded[turn] = _round(found.lower, work, grid.bound)
         integers[rows] = rounded.T
 
     each(part, range(0, len(weight), ROWS))
@@ -105,9 +104,9 @@ def _factor(work: np.ndarray) -> Factor:
     return Factor(work.astype(np.float32, copy=False), pivots.astype(np.float32, copy=False))
 
 
-def _round(lower: np.ndarray, work: np.ndarray, target: np.ndarray, bound: int) -> np.ndarray:
-    """work: the weights in steps, target: where they are rounded from, [k, rows]; both are used up."""
-    integers = np.empty_like(work)
+def _round(lower: np.ndarray, work: np.ndarray, bound: int) -> np.ndarray:
+    """work [k, rows]: the weights in steps, and then their errors. target: where they are rounded from."""
+    integers, target = np.empty_like(work), work.copy()
 
     def go(start: int, stop: int) -> None:
         if stop - start > LEAF:

@@ -59,8 +59,9 @@ class GgufFile:
         return _shape(self._tensor(name))
 
     def read(self, name: str) -> np.ndarray:
-        values = dequantize(self._tensor(name))
-        _release(self._tensor(name).data)
+        tensor = self._tensor(name)
+        values = dequantize(tensor)
+        _release(tensor.data)
         heads = next((n for ending, n in self.heads_of.items() if name.endswith(ending)), 0)
         return unpermute(values, heads) if heads else values
 
