@@ -50,8 +50,6 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
         "bias": rounded.bias,
         **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
         "limit": flattening.limit,
-        "source": flattening.source,
-        "low": flattening.low,
     }
     constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
     graph.constants.update(constants)

@@ -61,7 +61,7 @@ def _measure_head(last: Graph, recipe: Recipe, found: Survey) -> Gradients:
     if recipe.head == "auto":
         x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
         moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
-        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, x.shape[-1], recipe, found)
+        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, recipe, found)
     return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
@@ -71,12 +71,11 @@ def _measure_layer(
     x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
     parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
     moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
-    inputs, columns = {}, 0
-    for bits in (4, 8):
-        flattening = found.flattenings[node.name][bits]
-        inputs[bits] = sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
-        columns = len(flattening.source)
-    _note(node, weight, y, moved, inputs, columns, recipe, found)
+    inputs = {
+        bits: sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
+        for bits, flattening in found.flattenings[node.name].items()
+    }
+    _note(node, weight, y, moved, inputs, recipe, found)
 
 
 def _note(
@@ -85,14 +84,12 @@ def _note(
     y: np.ndarray,
     moved: list[Moved],
     inputs: dict[int, float],
-    columns: int,
     recipe: Recipe,
     found: Survey,
 ) -> None:
-    """columns: after flattening."""
     left = found.unexplained.get(node.name, 1.0)
     moved = [Moved(left * one.square, one.excess) for one in moved]
-    tables = 8 * weight.shape[0] + 4 * weight.shape[1] + 12 * columns  # bytes
+    tables = 8 * weight.shape[0] + 4 * weight.shape[1]  # bytes: scale and bias, limit
     found.variants[node.name] = sensitivity.variants(
         weight.shape, tables, moved, inputs, sensitivity.positions(y), recipe
     )

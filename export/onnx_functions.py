@@ -17,7 +17,7 @@ int8 saturates on AVX2. int8 · int8 is the only product CUDA has. The sums are 
 the other: onnxruntime takes MatMulInteger, Cast and a product by the product of two scales for a
 MatMulIntegerToFloat, whose activations have one scale, and results are wrong (1.32).
 
-Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, P panels, F columns.
+Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, P panels.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ import onnx.parser
 from export.onnx_attention import ATTENTION_BODIES
 from export.onnx_exp import exp, literal
 from kernels_arm.reference import FLOOR
+from runtime.functions import DOMAIN
 
-DOMAIN = "flatlm"
-VERSION = 1
 OPSET = 23
 
 # Packed weight → `plane` [k padded, n padded], uint8, each element its integer + offset + 128. Its rows are
@@ -83,37 +82,70 @@ _UNPACK = """
 """
 
 
-# The product of the two FlatLinears: `whole_x`, integers in float32, through the pieces → `acc_float`.
+# The product of the two FlatLinears: `whole_x`, integers in float32, as two int8 digits → `acc_float`.
+# onnxruntime's product of no columns is not zero, so the first column's high digit takes part where it
+# is 0 as well.
 _PRODUCT = """
-    wide = Gather <axis = -1> (whole_x, source)
-    minus_low = Neg (low)
-    wide_not_below = Max (wide, minus_low)
-    earlier = Min (wide_not_below, low)
-    rest = Sub (wide, earlier)
-    levels = Constant <value_int: int = @levels> ()
-    level = Cast <to = 1> (levels)
-    minus_level = Neg (level)
-    piece = Clip (rest, minus_level, level)
+    one_digit = Constant <value_float = 127.0> ()
+    is_wide = Greater (limit, one_digit)
+    wide_float = Cast <to = 1> (is_wide)
+    half = Constant <value_float = 64.0> ()
+    raised_x = Add (whole_x, half)
+    part_of_digit = Constant <value_float = 0.0078125> ()
+    in_digits = Mul (raised_x, part_of_digit)
+    whole_digits = Floor (in_digits)
+    all_high = Mul (whole_digits, wide_float)
+    digit = Constant <value_float = 128.0> ()
+    taken = Mul (all_high, digit)
+    low_x = Sub (whole_x, taken)
+    columns = Shape (limit)
+    columns_0 = Squeeze (columns, first_axis)
+    column_numbers = Range (zero, columns_0, one)
+    is_first = Equal (column_numbers, zero)
+    takes_part = Or (is_wide, is_first)
+    wide_1 = NonZero (takes_part)
+    wide = Squeeze (wide_1, first_axis)
+    high_x = Gather <axis = -1> (all_high, wide)
 
-    repeated_order = Gather (order, source)
-    repeated = Gather <axis = 0> (plane, repeated_order)
-    is_signed = Cast <to = 9> (signed)
-    padded_acc = If (is_signed) <
-        then_branch = signed_product () => (signed_acc) {
-            signed_x = Cast <to = 3> (piece)
-            signed_x_zero = Cast <to = 3> (zero)
-            lowered = BitwiseXor (repeated, sign_bit)
-            signed_weight = Cast <to = 3> (lowered)
-            signed_zero = Cast <to = 3> (offset)
-            signed_acc = MatMulInteger (signed_x, signed_weight, signed_x_zero, signed_zero)
+    own_order = Slice (order, first_axis, columns)
+    low_weight = Gather <axis = 0> (plane, own_order)
+    wide_size = Shape (wide)
+    all_wide_1 = Equal (wide_size, columns)
+    all_wide = Squeeze (all_wide_1, first_axis)
+    high_weight = If (all_wide) <
+        then_branch = every_column () => (same_weight) {
+            same_weight = Identity (low_weight)
         },
-        else_branch = unsigned_product () => (unsigned_acc) {
-            middle = Cast <to = 1> (sign_bit_int)
-            positive_x = Add (piece, middle)
-            unsigned_x = Cast <to = 2> (positive_x)
-            unsigned_zero = Cast <to = 2> (zero_point_int)
-            unsigned_acc = MatMulInteger (unsigned_x, repeated, sign_bit, unsigned_zero)
+        else_branch = wide_columns () => (wide_weight) {
+            wide_order = Gather (order, wide)
+            wide_weight = Gather <axis = 0> (plane, wide_order)
         }>
+    is_signed = Cast <to = 9> (signed)
+    low_acc, high_acc = If (is_signed) <
+        then_branch = signed_product () => (signed_low, signed_high) {
+            signed_x_zero = Cast <to = 3> (zero)
+            signed_zero = Cast <to = 3> (offset)
+            signed_low_x = Cast <to = 3> (low_x)
+            lowered = BitwiseXor (low_weight, sign_bit)
+            signed_low_weight = Cast <to = 3> (lowered)
+            signed_low = MatMulInteger (signed_low_x, signed_low_weight, signed_x_zero, signed_zero)
+            signed_high_x = Cast <to = 3> (high_x)
+            lowered_high = BitwiseXor (high_weight, sign_bit)
+            signed_high_weight = Cast <to = 3> (lowered_high)
+            signed_high = MatMulInteger (signed_high_x, signed_high_weight, signed_x_zero, signed_zero)
+        },
+        else_branch = unsigned_product () => (unsigned_low, unsigned_high) {
+            unsigned_zero = Cast <to = 2> (zero_point_int)
+            positive_low = Add (low_x, digit)
+            unsigned_low_x = Cast <to = 2> (positive_low)
+            unsigned_low = MatMulInteger (unsigned_low_x, low_weight, sign_bit, unsigned_zero)
+            positive_high = Add (high_x, digit)
+            unsigned_high_x = Cast <to = 2> (positive_high)
+            unsigned_high = MatMulInteger (unsigned_high_x, high_weight, sign_bit, unsigned_zero)
+        }>
+    digit_int = Cast <to = 6> (digit)
+    shifted_acc = Mul (high_acc, digit_int)
+    padded_acc = Add (low_acc, shifted_acc)
 
     rows = Constant <value_int: int = @rows> ()
     rows_1 = Unsqueeze (rows, first_axis)
@@ -176,7 +208,7 @@ _BODIES = {
     y = Mul (scaled, weight)
 }""",
     "FlatLinear": f"""<rows, columns, offset, levels>
-    (x, weight, scale, bias, inverse_scale, limit, source, low, excess_delta, excess_value, signed) => (y) {{
+    (x, weight, scale, bias, inverse_scale, limit, excess_delta, excess_value, signed) => (y) {{
 {_UNPACK}
     steps = Mul (x, inverse_scale)
     rounded = Round (steps)
@@ -188,7 +220,7 @@ _BODIES = {
     y = Add (scaled, bias)
 }}""",
     "FlatLinearToken": f"""<rows, columns, offset, levels>
-    (x, weight, scale, bias, limit, source, low, excess_delta, excess_value, signed) => (y) {{
+    (x, weight, scale, bias, limit, excess_delta, excess_value, signed) => (y) {{
 {_UNPACK}
     levels_int = Constant <value_int: int = @levels> ()
     most = Cast <to = 1> (levels_int)

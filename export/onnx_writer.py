@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.onnx_functions import DOMAIN, OPSET, VERSION, function
+from export.onnx_functions import OPSET, function
 from runtime.errors import ResourceError
-from runtime.functions import ATTENTIONS, FUNCTIONS, LINEARS, SIGNED, STANDARD, cache_types
+from runtime.functions import ATTENTIONS, DOMAIN, FUNCTIONS, LINEARS, SIGNED, STANDARD, VERSION, cache_types
 from runtime.graph import Graph, Node, Tensor
 from runtime.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
 from runtime.progress import Progress

@@ -13,11 +13,12 @@ from runtime.options import check_fields, option
 INGREDIENTS = (
     "smooth",  # move range from activations into weights
     "split",  # per-tensor weights: several intermediate channels for one of enormous down weights
-    "flatten",  # several columns for a large activation channel
+    "flatten",  # several pieces for a large activation channel
     "gptq",  # else weights are rounded to nearest
     "order",  # GPTQ: columns of large inputs first
     "bias",  # move each output's mean error into the bias
 )
+LAYERS = ("qkv", "out", "gate_up", "down")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,15 @@ class Recipe:
         "--wide-channels",
         low=0.0,
         high=0.5,
-        help="share of input channels that may become several columns, on average; with a step per token, of "
-        "groups of 4 channels",
+        help="share of input channels that may be wide, of two int8 digits, on average; with a step per "
+        "token, of groups of 4 channels",
+    )
+    two_digits: tuple[str, ...] = option(
+        (),
+        "--two-digits",
+        choices=LAYERS,
+        metavar="LAYER",
+        help="with a step per token, layers of which all input channels are wide: of " + ", ".join(LAYERS),
     )
     split_channels: float = option(
         0.02,
@@ -149,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="edge"),
-        Recipe(name="w8a8", weight_bits="8", wide_channels=0.12),
+        Recipe(name="w8a8", weight_bits="8", wide_channels=0.12, two_digits=("out", "down")),
         Recipe(
             name="paper",
             weight_scale="tensor",

@@ -25,7 +25,7 @@ class LayerReport:
     columns: int
     alpha: float | None  # smoothing, None: not smoothed
     threshold: float  # T of the flattened input
-    extra_columns: float  # share of columns added by flattening
+    extra_columns: float  # share of columns that second digits add
     double_groups: int  # groups of 4 columns that flatlm's own kernels run twice
     excess: float  # share of weights beyond the 4-bit plane
     error: float  # ‖y − y of the float model‖² / ‖y of the float model‖², on the calibration windows

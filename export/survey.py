@@ -67,6 +67,8 @@ def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
     """The share of the layer's input channels that flattening may widen."""
     if not recipe.does("flatten"):
         return 0.0
+    if recipe.activations == "token" and node.name.rpartition(".")[2] in recipe.two_digits:
+        return 1.0
     made_by = next((other.op for other in local.nodes if node.inputs[0] in other.outputs), "Norm")
     return min(1.0, recipe.wide_channels * _WIDE.get(made_by, 1.0))
 

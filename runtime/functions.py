@@ -15,7 +15,7 @@ from kernels_arm import layout
 from runtime.errors import FormatError
 from runtime.graph import Graph, Node, Tensor
 
-DOMAIN, VERSION = "flatlm", 1
+DOMAIN, VERSION = "flatlm", 2
 STANDARD = ("Add",)  # operators of the standard domain that a graph may call
 
 # By the activations' step: one for the tensor, one for each token
@@ -28,6 +28,7 @@ SIGNED = "signed_activations"
 ATTENTION, INT8_ATTENTION = "RotaryAttention", "RotaryAttentionInt8"  # by the cache's type
 ATTENTIONS = (ATTENTION, INT8_ATTENTION)
 
+MOST_PIECES = 127  # of a channel: its X of 127 · 127 steps is two int8 digits
 MOST_HEAD_SIZE = 1024  # 127 · 127 times that stays below 2^24, so a float32 product of integers is exact
 
 PACKED = "packed"  # uint4 or int8 in the packed order, fitting rows × columns
@@ -56,11 +57,7 @@ _ROWS = {
     "scale": Constant("float32", ("rows",)),
     "bias": Constant("float32", ("rows",)),
 }
-_PIECES = {
-    "limit": Constant("float32", ("columns",)),
-    "source": Constant("int64", ("F",)),
-    "low": Constant("float32", ("F",)),
-}
+_LIMIT = {"limit": Constant("float32", ("columns",))}
 _EXCESS = {"excess_delta": Constant("uint8", ("E",)), "excess_value": Constant("int8", ("E",))}
 
 FUNCTIONS: dict[str, Signature] = {
@@ -74,12 +71,12 @@ FUNCTIONS: dict[str, Signature] = {
     ),
     "Norm": Signature({"x": None, "weight": Constant("float32", ("k",))}, ("y",), {"epsilon": float}),
     LINEAR: Signature(
-        {"x": None, **_ROWS, "inverse_scale": Constant("float32"), **_PIECES, **_EXCESS},
+        {"x": None, **_ROWS, "inverse_scale": Constant("float32"), **_LIMIT, **_EXCESS},
         ("y",),
         {**_MATRIX, "levels": int},
     ),
     TOKEN_LINEAR: Signature(
-        {"x": None, **_ROWS, **_PIECES, **_EXCESS},
+        {"x": None, **_ROWS, **_LIMIT, **_EXCESS},
         ("y",),
         {**_MATRIX, "levels": int},
     ),
@@ -222,21 +219,13 @@ def _check_excess(graph: Graph, node: Node) -> None:
 
 
 def _check_flattening(graph: Graph, node: Node) -> None:
-    roles = named(node)
-    limit, source, low = (graph.array(roles[role]) for role in ("limit", "source", "low"))
-    columns, levels = int(node.attrs["columns"]), int(node.attrs["levels"])
+    name, levels = named(node)["limit"], int(node.attrs["levels"])
     if levels not in (7, 127):
         raise _misfit(node, f"levels are 7 or 127, not {levels}")
-    if source.size == 0 or source.min() < 0 or source.max() >= columns:
-        raise _misfit(node, f"{roles['source']!r} names channels outside 0…{columns - 1}")
-    pieces = np.bincount(source, minlength=columns)
-    order = np.lexsort((low, source))
-    first = np.cumsum(pieces) - pieces
-    wanted = (np.arange(len(source)) - np.repeat(first, pieces)) * levels
-    if not np.array_equal(low[order], wanted) or not np.array_equal(limit, pieces * levels):
-        raise _misfit(node, f"the pieces in {roles['low']!r} do not add up to {roles['limit']!r}")
-    if pieces.max() > 127:
-        raise _misfit(node, f"{pieces.max()} pieces of one channel, the format has room for 127")
+    pieces = graph.array(name) / np.float32(levels)
+    if not np.all((pieces >= 1) & (pieces <= MOST_PIECES) & (pieces == np.rint(pieces))):
+        what = f"{levels}, {2 * levels}, … {MOST_PIECES * levels}"
+        raise _misfit(node, f"{name!r} has limits that are not of {what}")
 
 
 def _similar(name: str) -> str:

@@ -80,12 +80,7 @@ def changed(graph: Graph, change) -> Graph:
 def narrow(graph: Graph, node: Node) -> Node:
     """One piece for every channel."""
     columns, levels = int(node.attrs["columns"]), int(node.attrs["levels"])
-    arrays = {
-        "limit": np.full(columns, levels, np.float32),
-        "source": np.arange(columns),
-        "low": np.zeros(columns, np.float32),
-    }
-    return _with(graph, node, arrays)
+    return _with(graph, node, {"limit": np.full(columns, levels, np.float32)})
 
 
 def dense(graph: Graph, node: Node) -> Node:
@@ -142,9 +137,9 @@ def sizes(graph: Graph) -> dict[str, dict[str, float]]:
         row["weights"] += rows * columns
         row["packed"] += size["weight"]
         row["excess"] += size["excess_delta"] + size["excess_value"]
-        row["tables"] += size["limit"] + size["source"] + size["low"]
+        row["tables"] += size["limit"]
         row["double"] += 4 * rows * len(layout.wide_groups(graph.array(roles["limit"])))
-        row["columns"] += rows * (len(graph.array(roles["source"])) - columns)
+        row["columns"] += rows * int((graph.array(roles["limit"]) > 127).sum())
     found["all"] = {key: sum(row[key] for row in found.values()) for key in next(iter(found.values()))}
     return found
 

@@ -60,7 +60,9 @@ def _initializer(name: str, tensor: Tensor) -> TensorProto:
     )
 
 
-def linear_case(op: str, rows: int, columns: int, bits: int, excess: int, levels: int, signed: int):
+def linear_case(
+    op: str, rows: int, columns: int, bits: int, excess: int, levels: int, signed: int, wide: float = 0.2
+):
     """Random integers through FlatLinear or FlatLinearToken: (result, expected), both float32."""
     rng = np.random.default_rng([rows, columns, bits, excess, levels])
     weights = matrix(rng, rows, columns, bits, excess)
@@ -69,7 +71,7 @@ def linear_case(op: str, rows: int, columns: int, bits: int, excess: int, levels
         "scale": rng.random(rows, np.float32),
         "bias": rng.standard_normal(rows).astype(np.float32),
         "inverse_scale": np.array(11.3, np.float32),
-        **flattening(rng, columns, levels),
+        **flattening(rng, columns, levels, wide),
         "excess_delta": delta,
         "excess_value": value,
         "signed": np.array(signed, np.uint8),
@@ -110,6 +112,13 @@ def test_flat_linear_equals_the_integer_product_exactly(op, rows, columns, bits,
 
 
 @pytest.mark.parametrize("signed", [0, 1], ids=["uint8", "int8"])
+@pytest.mark.parametrize("wide", [0.0, 1.0])
+def test_flat_linear_is_exact_where_no_or_every_channel_has_two_digits(wide, signed):
+    y, expected = linear_case(TOKEN_LINEAR, 33, 50, 4, 40, 127, signed, wide)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("signed", [0, 1], ids=["uint8", "int8"])
 def test_the_product_survives_the_largest_sums_a_saturating_kernel_would_cut(signed):
     rows, columns = 16, 64
     for sign in (1, -1):
@@ -121,8 +130,6 @@ def test_the_product_survives_the_largest_sums_a_saturating_kernel_would_cut(sig
             "bias": np.zeros(rows, np.float32),
             "inverse_scale": np.array(1, np.float32),
             "limit": 127 * ones,
-            "source": np.arange(columns),
-            "low": 0 * ones,
             "excess_delta": delta,
             "excess_value": value,
             "signed": np.array(signed, np.uint8),

@@ -40,12 +40,12 @@ def packed(weights: np.ndarray, bits: int) -> tuple[Tensor, np.ndarray, np.ndarr
     return Tensor("uint4", shape, layout.pack(weights, 4).reshape(-1)), *layout.encode_excess(weights)
 
 
-def flattening(rng: np.random.Generator, columns: int, levels: int) -> dict[str, np.ndarray]:
-    """limit, source and low where a fifth of the channels have two or three pieces."""
-    pieces = np.where(rng.random(columns) < 0.2, rng.integers(2, 4, columns), 1)
-    source = np.repeat(np.arange(columns), pieces)
-    low = np.concatenate([np.arange(p) * levels for p in pieces])
-    return {"limit": np.float32(pieces * levels), "source": source, "low": low.astype(np.float32)}
+def flattening(
+    rng: np.random.Generator, columns: int, levels: int, wide: float = 0.2
+) -> dict[str, np.ndarray]:
+    """limit, where that share of the channels has two or three pieces."""
+    pieces = np.where(rng.random(columns) < wide, rng.integers(2, 4, columns), 1)
+    return {"limit": np.float32(pieces * levels)}
 
 
 class _Maker:

@@ -1,8 +1,8 @@
 """Flattening of activations: one step for a tensor whose channels differ by orders of magnitude.
 
-A channel whose largest input is m becomes p = ceil(m / T) columns; column j holds
-clip(x − clip(x, −jT, jT), −T, T), and its weights are repeated. The columns sum to clip(x, −pT, pT), so
-before rounding nothing is lost, and after rounding they are the digits of one integer X, |X| ≤ p · levels.
+A channel whose largest input is m becomes p = ceil(m / T) pieces, each of which holds T; its weights serve
+them all. The pieces sum to clip(x, −pT, pT), rounded: one integer X with |X| ≤ p · levels. Two int8 digits,
+X = 128·H + L, hold it whatever p is, so a channel of many pieces costs one more column (docs/format.md).
 By token, T is as large as the token needs: max_c |x[c]| / p[c].
 
 These rules are flatlm's own (only the FlattenQuant paper's abstract was available).
@@ -26,7 +26,7 @@ class Flattening:
 
     threshold: float  # T, in units of the (smoothed) input
     levels: int  # 127 for 8 bits, 7 for 4
-    pieces: np.ndarray  # int64 [k], columns of each channel
+    pieces: np.ndarray  # int64 [k], of each channel
     by_token: bool = False  # every token has a step of its own, and `threshold` is only what calibration saw
 
     @property
@@ -44,25 +44,14 @@ class Flattening:
         return (self.pieces * self.levels).astype(np.float32)
 
     @property
-    def source(self) -> np.ndarray:
-        """int64 [F]: the channel that each column is taken from."""
-        return np.repeat(np.arange(len(self.pieces), dtype=np.int64), self.pieces)
-
-    @property
-    def low(self) -> np.ndarray:
-        """float32 [F]: what earlier columns of the same channel already hold, in steps."""
-        first = np.repeat(np.cumsum(self.pieces) - self.pieces, self.pieces)
-        return ((np.arange(len(first)) - first) * self.levels).astype(np.float32)
+    def wide(self) -> int:
+        """Channels of more than one piece."""
+        return int((self.pieces > 1).sum())
 
     @property
     def extra(self) -> float:
-        """Columns added, as a share of the channels."""
-        return float(self.pieces.sum() / len(self.pieces) - 1)
-
-    @property
-    def wide(self) -> int:
-        """Channels of more than one column."""
-        return int((self.pieces > 1).sum())
+        """Columns that a second int8 digit adds, as a share of the channels: onnxruntime's work."""
+        return float(np.mean(self.limit > 127))
 
     @property
     def double_groups(self) -> int:
@@ -71,9 +60,9 @@ class Flattening:
 
 
 def flatten(maxima: np.ndarray, levels: int, wide: float) -> Flattening:
-    """Channel maxima [k], and the share of channels that may become several columns → how to flatten.
+    """Channel maxima [k], and the share of channels that may have several pieces → how to flatten.
 
-    T is never so small that a channel would need more than 127 columns: `smooth.relieve` sees to those.
+    T is never so small that a channel would need more than 127 pieces: `smooth.relieve` sees to those.
     """
     maxima = np.asarray(maxima, np.float64)
     threshold = max(box_threshold(maxima, wide), float(maxima.max(initial=0)) / MAX_PIECES)
@@ -126,9 +115,3 @@ def operation(integers: np.ndarray, steps: np.ndarray, bias: np.ndarray, flatten
 def output_scale(steps: np.ndarray, flattening: Flattening) -> np.ndarray:
     """float32 [n]: the weights' steps [n], times the activations' where there is one for all tokens."""
     return (steps if flattening.by_token else flattening.step * steps).astype(np.float32)
-
-
-def columns(steps: np.ndarray, flattening: Flattening) -> np.ndarray:
-    """X [..., k] → its pieces [..., F]; their sum per channel is X. What the ONNX body does."""
-    wide, low = steps[..., flattening.source], flattening.low
-    return np.clip(wide - np.clip(wide, -low, low), -flattening.levels, flattening.levels)

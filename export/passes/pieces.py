@@ -1,8 +1,8 @@
-"""Pieces for a step per token: which channels become several columns, and how many.
+"""Pieces for a step per token: which channels have several, and how many.
 
 A token's step is max_c |x[c]| / p[c] over its levels, so the channels of one piece should not decide it. The
-kernels read a group of 4 columns twice, whatever its pieces: the budget counts groups, and a group once
-chosen gets as many pieces for each of its channels as leave the step to the others.
+kernels read a group of 4 columns twice, whatever its pieces: the budget counts groups, and the channels of
+a group once chosen get as many pieces as the sums have room for.
 
 Groups are chosen greedily on a sample, those first whose absence lowers the mean square of the tokens' steps
 most, a token's size being that of its root mean square. Beside a choice by the channels' maxima, as a static
@@ -18,18 +18,19 @@ GROUP = 4  # columns that the kernels multiply at a time
 ROUNDS = 12  # of choosing; each takes the best groups of what is left
 ROWS = 256  # of the sample
 MAX_PIECES = 127  # so that X, of p · 127 steps, is two int8 digits
+SUM = 2**31 - 1  # largest sum of X · W
 
 
 def pieces_by_token(sample: np.ndarray, share: float) -> np.ndarray:
     """sample float32 [m, k] of a layer's inputs, the share of groups that may be wide → int64 [k]."""
-    sizes = relative(sample)
-    k = sizes.shape[1]
-    chosen, narrow = _choose(sizes, share)
-    pieces = np.ones(k, np.int64)
-    wide = np.repeat(chosen, GROUP)[:k]
-    reach = sizes[:, wide] / np.maximum(narrow.max(1), 1e-6)[:, None]
-    pieces[wide] = np.ceil(reach.max(0, initial=0)).clip(1, MAX_PIECES)
-    return pieces
+    k = sample.shape[1]
+    wide = np.repeat(_choose(relative(sample), share) if share < 1 else np.ones(-(-k // GROUP), bool), GROUP)
+    return np.where(wide[:k], room(k, int(wide[:k].sum())), 1)
+
+
+def room(k: int, wide: int) -> int:
+    """How many pieces `wide` of k channels may have, so that no sum of X · W leaves int32."""
+    return min(MAX_PIECES, max(1, (SUM // (127 * 127) - (k - wide)) // max(1, wide)))
 
 
 def importance(sample: np.ndarray) -> np.ndarray:
@@ -43,8 +44,8 @@ def relative(sample: np.ndarray) -> np.ndarray:
     return rows / np.sqrt(np.mean(np.square(rows), 1, keepdims=True) + 1e-30)
 
 
-def _choose(sizes: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which groups are wide [groups], and the largest of each group that is not [m, groups]."""
+def _choose(sizes: np.ndarray, share: float) -> np.ndarray:
+    """Which groups are wide, bool [groups]."""
     m, k = sizes.shape
     count = -(-k // GROUP)
     narrow = np.zeros((m, count * GROUP), np.float32)
@@ -59,4 +60,4 @@ def _choose(sizes: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         chosen[best] = True
         narrow[:, best] = 0
         left -= len(best)
-    return chosen, narrow
+    return chosen
