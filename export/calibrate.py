@@ -7,7 +7,7 @@ Legend: k inputs of a layer, m rows (tokens) of a sample, B windows, T tokens of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,21 +78,22 @@ def channel_maxima(values: Iterable[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of a layer's quantized inputs Xq, and of the float model's inputs X, over all rows m."""
+    """Of a layer's quantized inputs Xq, over all rows m."""
 
-    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]; of deviations from the mean if centred
+    hessian: np.ndarray  # Xqᵀ · Xq, [k, k]
     mean: np.ndarray  # of Xq, [k]
-    mean_float: np.ndarray  # of X, [k]
 
 
-def moments(quantized: np.ndarray, floats: Sequence[np.ndarray], centred: bool) -> Moments:
-    """quantized [m, k], which is used up; floats: values [B, T, k], together as many rows.
-
-    centred: as fits a layer whose bias takes the mean error.
-    """
+def moments(quantized: np.ndarray, centred: bool) -> Moments:
+    """quantized [m, k], which is used up. centred: as fits a layer whose bias takes the mean error."""
     mean = quantized.mean(0, dtype=np.float64)
-    sums = [x.reshape(-1, x.shape[-1]).sum(0, dtype=np.float64) for x in floats]
     if centred:
         quantized -= mean.astype(np.float32)
     hessian = quantized.T @ quantized  # one call: BLAS sees that it is symmetric, and does half
-    return Moments(hessian, mean, np.sum(sums, 0) / len(quantized))
+    return Moments(hessian, mean)
+
+
+def mean(values: Iterable[np.ndarray]) -> np.ndarray:
+    """Of each channel over values [B, T, k] → float64 [k]."""
+    rows = [x.reshape(-1, x.shape[-1]) for x in values]
+    return np.sum([x.sum(0, dtype=np.float64) for x in rows], 0) / sum(map(len, rows))

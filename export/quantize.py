@@ -3,8 +3,8 @@
 Two sweeps over the model, each reading every weight once:
 
     survey     float inputs → smoothing of each layer, and the KL that each layer alone causes at 4 bits
-    quantize   two streams of the calibration windows go through the model side by side, one float and one
-               through the layers already quantized; each layer is rounded on what it will really read
+    quantize   the calibration windows go through the layers already quantized, so each layer is rounded on
+               what it will really read; some go through the float model beside them, for how far means drift
 
 Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 """
@@ -12,8 +12,9 @@ Legend: n outputs, k inputs, B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -40,7 +41,31 @@ from .sensitivity import Way
 from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
 from .vocabulary import is_tied, round_tied
 
-Streams = tuple[list[execute.Env], list[execute.Env]]  # float, quantized
+EVERY = 11  # of how many tokens one is compared with the float layer, for its error
+PAIRED = 2  # chunks of windows that also go through the float model
+
+
+@dataclasses.dataclass
+class Streams:
+    """The windows on their way through the quantized model, and some of them through the float model."""
+
+    quantized: list[execute.Env]
+    floats: list[execute.Env]
+
+    @classmethod
+    def of(cls, windows: np.ndarray) -> Streams:
+        chunks = execute.chunks(windows)
+        return cls(chunks, [dict(env) for env in cls._some(chunks)])
+
+    @staticmethod
+    def _some(chunks: list[execute.Env]) -> list[execute.Env]:
+        return chunks[:: max(1, len(chunks) // PAIRED)]
+
+    def mean(self, name: str) -> np.ndarray:
+        """Of a layer's inputs as the float model has them, [k]: the drift is that of some windows."""
+        drift = calibrate.mean(env[name] for env in self.floats)
+        drift -= calibrate.mean(env[name] for env in self._some(self.quantized))
+        return calibrate.mean(env[name] for env in self.quantized) + drift
 
 
 def quantize(
@@ -88,7 +113,7 @@ def _round_all(
     """Block by block: the integer graph, and a line for each linear layer."""
     groups = execute.blocks(graph)
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
-    streams = execute.chunks(windows), execute.chunks(windows)
+    streams = Streams.of(windows)
     layers: list[LayerReport] = []
     done = 0
     if (state := journal.load("quantize")) is not None:
@@ -138,73 +163,48 @@ def _quantize_block(
     if starts[0]:
         starts.insert(0, 0)
     for start, stop in itertools.pairwise(starts):
-        first, rest = nodes[start], nodes[start + 1 : stop]
-        floats = execute.prepare(local, nodes[start:stop])
-        steps, alone = list(floats), False
+        first, rest, made = nodes[start], nodes[start + 1 : stop], []
+        needed = [*nodes[stop:], *later]
         if first.op == "Embedding":
             _round_embedding(local, first, ways[first.name], found, recipe, result)
-            steps[0] = execute.prepare(result, [result.nodes[-1]])[0]
+            made = [result.nodes[-1]]
         elif first.op == "Linear":
             rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
-            steps[0] = execute.Step(first, operation)
+            error = _error(local, first, operation, streams.quantized)
+            reports.append(_report(first, rounded, error, ways[first.name], found))
+            if needed:
+                run = functools.partial(execute.run, [execute.Step(first, operation)])
+                list(map(run, streams.quantized)) if alone else each(run, streams.quantized)
         else:
             rest = nodes[start:stop]
         copy(local, rest, result)
-        needed = [*nodes[stop:], *later]
-        if not needed:
-            _thin(streams, first)
-        error = _advance(floats, steps, streams, needed, alone)
-        if first.op == "Linear":
-            reports.append(_report(first, rounded, error, ways[first.name], found))
+        if needed:
+            execute.advance(execute.prepare(result, [*made, *rest]), streams.quantized, needed)
+            execute.advance(execute.prepare(local, nodes[start:stop]), streams.floats, needed)
     return reports
 
 
-def _advance(
-    floats: Sequence[execute.Step],
-    steps: Sequence[execute.Step],
-    streams: Streams,
-    later: Sequence[Node],
-    alone: bool,
-) -> float:
-    """Takes both streams on; ‖ŷ − y‖² / ‖y‖² of the first step's output y against the float stream's.
-
-    alone: the first of `steps` runs on one chunk at a time.
-    """
-    name = steps[0].node.outputs[0]
-    if alone:
-        for env in streams[1]:
-            execute.run(steps[:1], env)
-
-    def step(pair: tuple[execute.Env, execute.Env]) -> tuple[float, float]:
-        for env, run in zip(pair, (floats, steps[1:] if alone else steps), strict=True):
-            execute.run(run, env)
-        wanted, got = (env[name] for env in pair)
-        sizes = _square(got - wanted), _square(wanted)
-        for env in pair:
-            execute.keep(env, later)
-        return sizes
-
-    wrong, right = np.sum(each(step, zip(*streams, strict=True)), axis=0)
-    return float(wrong / right) if right else 0.0
+def _error(local: Graph, node: Node, operation: execute.Operation, envs: list[execute.Env]) -> float:
+    """‖ŷ − y‖² / ‖y‖² of the layer's outputs on what it reads, on a sample of the tokens; y: in float."""
+    rows = [env[node.inputs[0]] for env in envs]
+    x = np.concatenate([x.reshape(-1, x.shape[-1])[::EVERY] for x in rows])
+    (wanted,) = execute.operation(local, node)(x)
+    (got,) = operation(x)
+    size = _square(wanted)
+    return _square(got - wanted) / size if size else 0.0
 
 
 def _square(x: np.ndarray) -> float:
     return float(np.vdot(x, x))
 
 
-def _thin(streams: Streams, last: Node) -> None:
-    """The last layer's outputs are read by nobody: a sample of its inputs is enough for its error."""
-    for env in itertools.chain(*streams):
-        env[last.inputs[0]] = env[last.inputs[0]][:, ::11]
-
-
 def _quantize_linear(
     local: Graph, node: Node, way: Way, recipe: Recipe, streams: Streams, result: Graph
 ) -> Rounded:
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
-    floats, inputs = ([env[node.inputs[0]] for env in stream] for stream in streams)
+    inputs = [env[node.inputs[0]] for env in streams.quantized]
     flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
     grid = layer_grid(weight, node, local, way, recipe)
     if table := table_of(result, node):  # tied: rounded already
@@ -213,11 +213,11 @@ def _quantize_linear(
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    seen = calibrate.moments(_quantized(inputs, flattening), floats, centred=recipe.does("bias"))
+    seen = calibrate.moments(_quantized(inputs, flattening), centred=recipe.does("bias"))
     integers = _round(weight, grid, seen, recipe)
     if recipe.does("bias"):
         kept = (integers * grid.steps[:, None]) @ seen.mean
-        bias = (bias + weight @ seen.mean_float - kept).astype(np.float32)
+        bias = (bias + weight @ streams.mean(node.inputs[0]) - kept).astype(np.float32)
     return Rounded(integers, grid, flattening, bias)
 
 

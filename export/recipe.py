@@ -137,7 +137,7 @@ class Recipe:
         help="leave out one of " + ", ".join(INGREDIENTS),
     )
     windows: int = option(
-        16, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens"
+        32, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens"
     )
 
     def __post_init__(self) -> None:

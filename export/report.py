@@ -28,7 +28,7 @@ class LayerReport:
     extra_columns: float  # share of columns that second digits add
     double_groups: int  # groups of 4 columns that flatlm's own kernels run twice
     excess: float  # share of weights beyond the 4-bit plane
-    error: float  # ‖y − y of the float model‖² / ‖y of the float model‖², on the calibration windows
+    error: float  # ‖ŷ − y‖² / ‖y‖², y of the float layer on the same inputs, of the calibration windows
     kl: float | None  # nats, predicted for this layer alone as it is; None where there was no choice
 
     @property

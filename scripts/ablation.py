@@ -44,6 +44,8 @@ def without(*given: str) -> tuple[str, ...]:
 _PLAIN4 = replace(RECIPES["edge"], weight_bits="4", activations="static", wide_channels=0.05, sigma=20.0)
 _PLAIN8 = replace(RECIPES["naive8"], activations="static", wide_channels=0.12, windows=16, margin=1.05)
 _TOKEN = {"activations": "token", "wide_channels": RECIPES["edge"].wide_channels}
+_DIGITS4 = _TOKEN | {"two_digits": RECIPES["edge"].two_digits}
+_DIGITS8 = _TOKEN | {"two_digits": RECIPES["w8a8"].two_digits, "wide_channels": RECIPES["w8a8"].wide_channels}
 
 LADDERS: dict[str, dict[str, Recipe]] = {
     "4-bit weights, a step per row": {
@@ -51,10 +53,11 @@ LADDERS: dict[str, dict[str, Recipe]] = {
         "+ smooth": replace(_PLAIN4, skip=without("smooth")),
         "+ flatten activations, static step": replace(_PLAIN4, skip=without("smooth", "flatten")),
         "+ a step per token": replace(_PLAIN4, **_TOKEN, skip=without("smooth", "flatten")),
+        "+ two digits for `down`": replace(_PLAIN4, **_DIGITS4, skip=without("smooth", "flatten")),
         "+ sparse flattening of weights": replace(
-            _PLAIN4, **_TOKEN, sigma=2.5, skip=without("smooth", "flatten")
+            _PLAIN4, **_DIGITS4, sigma=2.5, skip=without("smooth", "flatten")
         ),
-        "+ GPTQ, biases corrected": replace(_PLAIN4, **_TOKEN, sigma=2.5, skip=()),
+        "+ GPTQ, biases corrected": replace(_PLAIN4, **_DIGITS4, sigma=2.5, skip=()),
         "+ bits by KL (`edge`)": replace(RECIPES["edge"]),
     },
     "8-bit weights": {
@@ -63,7 +66,8 @@ LADDERS: dict[str, dict[str, Recipe]] = {
         "+ flatten activations, static step": replace(_PLAIN8, skip=without("smooth", "split", "flatten")),
         "+ GPTQ, biases corrected": replace(_PLAIN8, skip=()),
         "+ a step per token": replace(_PLAIN8, **_TOKEN, skip=()),
-        "+ a weight step per row (`w8a8`)": replace(_PLAIN8, **_TOKEN, weight_scale="channel", skip=()),
+        "+ two digits for `out` and `down`": replace(_PLAIN8, **_DIGITS8, skip=()),
+        "+ a weight step per row (`w8a8`)": replace(_PLAIN8, **_DIGITS8, weight_scale="channel", skip=()),
     },
 }  # fmt: skip
 
@@ -75,7 +79,9 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--windows", type=int, default=16, help="calibration windows (default 16)")
+    parser.add_argument(
+        "--windows", type=int, default=16, help="calibration windows (default 16, a recipe's: 32)"
+    )
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     source = open_source(args.source, sys.stderr)
