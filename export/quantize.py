@@ -41,7 +41,7 @@ from .sensitivity import Way
 from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
 from .vocabulary import is_tied, round_tied
 
-EVERY = 11  # of how many tokens one is compared with the float layer, for its error
+SAMPLE = 512  # tokens of which a layer is compared with the float one, for its error: a head has wide outputs
 PAIRED = 2  # chunks of windows that also go through the float model
 
 
@@ -188,8 +188,9 @@ def _quantize_block(
 
 def _error(local: Graph, node: Node, operation: execute.Operation, envs: list[execute.Env]) -> float:
     """‖ŷ − y‖² / ‖y‖² of the layer's outputs on what it reads, on a sample of the tokens; y: in float."""
-    rows = [env[node.inputs[0]] for env in envs]
-    x = np.concatenate([x.reshape(-1, x.shape[-1])[::EVERY] for x in rows])
+    rows = [env[node.inputs[0]].reshape(-1, local.constants[node.inputs[1]].shape[1]) for env in envs]
+    every = -(-sum(map(len, rows)) // SAMPLE) | 1  # odd: a window's length does not divide by it
+    x = np.concatenate([x[::every] for x in rows])
     (wanted,) = execute.operation(local, node)(x)
     (got,) = operation(x)
     size = _square(wanted)
@@ -226,14 +227,15 @@ def _round_embedding(
 ) -> None:
     table = local.array(node.inputs[1])
     grid = layer_grid(table, node, local, way, recipe)
-    hessian = found.head_hessian if grid.bits == 4 else None
-    emit_embedding(node, round_tied(table, grid, hessian, recipe), grid, result)
+    seen = found.head_inputs if grid.bits == 4 else None
+    emit_embedding(node, round_tied(table, grid, seen, recipe), grid, result)
 
 
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    return gptq(weight, seen.hessian, grid, recipe.damping, recipe.does("order"))
+    damping = recipe.damping * weight.shape[1] / seen.rows
+    return gptq(weight, seen.hessian, grid, damping, recipe.does("order"))
 
 
 def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:

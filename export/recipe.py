@@ -127,7 +127,11 @@ class Recipe:
         1.05, "--margin", low=1.0, high=4.0, help="headroom over the largest calibration input of a channel"
     )
     damping: float = option(
-        0.03, "--damping", low=1e-6, high=1.0, help="GPTQ: share added to the Hessian's diagonal"
+        1.0,
+        "--damping",
+        low=1e-6,
+        high=100.0,
+        help="GPTQ: share added to the Hessian's diagonal, times its channels over the calibration tokens",
     )
     skip: tuple[str, ...] = option(
         (),

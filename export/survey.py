@@ -14,7 +14,7 @@ from runtime.graph import Graph, Node
 from runtime.progress import Progress
 
 from . import calibrate, execute, sensitivity
-from .calibrate import Inputs
+from .calibrate import Inputs, Moments
 from .journal import Journal
 from .passes import keys, smooth
 from .passes import split as splitting
@@ -25,7 +25,7 @@ from .passes.pieces import importance
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .sensitivity import Way
-from .vocabulary import head_hessian, is_tied
+from .vocabulary import head_inputs, is_tied
 
 WINDOWS = 8  # on which smoothing is chosen
 TRIED = 1 << 21  # weights of a layer on which a smoothing is tried, in rows spread evenly
@@ -47,7 +47,7 @@ class Survey:
     unexplained: dict[str, float] = field(default_factory=dict)
     variants: dict[str, list[Variant]] = field(default_factory=dict)
     probes: list[execute.Env] = field(default_factory=list)  # a few windows as each block reads them
-    head_hessian: np.ndarray | None = None  # of the head's inputs, where it is tied and may get 4 bits
+    head_inputs: Moments | None = None  # where the head is tied and may get 4 bits
 
 
 def lowest_bits(recipe: Recipe) -> int:
@@ -122,7 +122,7 @@ def survey(graph: Graph, recipe: Recipe, windows: np.ndarray, progress: Progress
     if done < len(groups):
         found.probes.append(probe)
         if recipe.head != "8" and recipe.does("gptq") and is_tied(graph):
-            found.head_hessian = head_hessian(graph, groups[-1], envs)
+            found.head_inputs = head_inputs(graph, groups[-1], envs)
         journal.save("survey", (len(groups), found, [], {}))
     progress(len(groups), len(groups))
     return found
@@ -148,7 +148,7 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], recipe: Reci
     for name, x in values.items() if recipe.does("gptq") else ():
         s = found.smoothing[name][1] if name in found.smoothing else np.ones(x.shape[1], np.float32)
         s = s if len(s) == x.shape[1] else np.ones(x.shape[1], np.float32)  # of a layer that was split
-        found.unexplained[name] = sensitivity.unexplained(x, s, recipe.damping)
+        found.unexplained[name] = sensitivity.unexplained(x, s, recipe.damping * x.shape[1] / len(x))
 
 
 def _run_and_look(
