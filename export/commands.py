@@ -30,8 +30,9 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
         run_export,
         "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
         "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), "
-        "w8a8 (8-bit weights), paper (4-bit weights and activations where KL allows), naive8 (no "
-        "FlattenQuant: for comparison). Killed, the same command goes on where it was.",
+        "w8a8 (8-bit weights), nested (8-bit weights with a 4-bit model inside, that drafts), paper (4-bit "
+        "weights and activations where KL allows), naive8 (no FlattenQuant: for comparison). Killed, the "
+        "same command goes on where it was.",
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("out", metavar="OUT")

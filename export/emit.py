@@ -5,17 +5,18 @@ Legend: n outputs, k inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kernels_arm import layout
+from runtime import nested
 from runtime.functions import LINEAR, TOKEN_LINEAR
 from runtime.graph import Graph, Node, Tensor
 
 from . import execute
 from .passes.flatten import Flattening, output_scale
-from .passes.grid import Grid
+from .passes.grid import PLANE, Grid, grid, planes
 from .products import integer_linear
 
 
@@ -32,13 +33,43 @@ class Rounded:
     def scale(self) -> np.ndarray:
         return output_scale(self.grid.steps, self.flattening)
 
+    def planes(self) -> tuple[Rounded, ...]:
+        """The products that add up to the layer: itself, or of a nested one its high plane and its low."""
+        if not self.grid.nested:
+            return (self,)
+        (high, low), steps = planes(self.integers), self.grid.steps
+        return (
+            replace(self, integers=high, grid=grid(4, PLANE * steps)),
+            replace(self, integers=low, grid=grid(4, steps), bias=np.zeros_like(self.bias)),
+        )
+
     def operation(self) -> tuple[execute.Operation, bool]:
         """The layer, and whether a call of it keeps all cores busy."""
-        return integer_linear(self.integers, self.grid.steps, self.bias, self.flattening)
+        found = [
+            integer_linear(one.integers, one.grid.steps, one.bias, one.flattening) for one in self.planes()
+        ]
+        products, busy = [product for product, _ in found], any(alone for _, alone in found)
+        if len(products) == 1:
+            return products[0], busy
+        return lambda x: (np.sum([product(x)[0] for product in products], 0),), busy
 
 
 def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
-    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants."""
+    """Appends the FlatLinear or FlatLinearToken that `node` becomes, with its constants.
+
+    Of a nested layer the low plane follows as a node of its own; `nested.join` adds it up.
+    """
+    high, *low = rounded.planes()
+    _emit_product(node, high, graph)
+    for plane in low:
+        name = nested.low(node.name)
+        x, _, bias = node.inputs
+        inputs, outputs = (x, f"{name}.weight", bias), tuple(map(nested.low, node.outputs))
+        _emit_product(replace(node, inputs=inputs, outputs=outputs, name=name), plane, graph, node.name)
+
+
+def _emit_product(node: Node, rounded: Rounded, graph: Graph, quantized_as: str | None = None) -> None:
+    """quantized_as: the name of the node that reads the same integers."""
     weight, table = node.inputs[1], table_of(graph, node)
     flattening = rounded.flattening
     if table is None:
@@ -49,9 +80,10 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
         "scale": rounded.scale,
         "bias": rounded.bias,
         **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
-        "limit": flattening.limit,
     }
+    limit = f"{quantized_as or node.name}.limit"
     constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
+    constants[limit] = Tensor.of(flattening.limit)
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from runtime import nested
 from runtime.graph import Graph, Node
 from runtime.progress import Progress
 
@@ -88,6 +89,7 @@ def quantize(
     chosen = choose(found, graph, recipe)
     ways = _ways(graph, chosen, recipe)
     result, layers = _round_all(graph, recipe, windows, found, ways, tell("quantizing"), journal)
+    nested.join(result)
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
             if node.name in found.keys:
@@ -257,7 +259,7 @@ def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey)
         threshold=flattening.threshold,
         extra_columns=flattening.extra,
         double_groups=flattening.double_groups,
-        excess=excess_share(rounded.integers, bits),
+        excess=excess_share(rounded.integers, rounded.grid),
         error=error,
         kl=next((v.kl for v in found.variants.get(node.name, ()) if (v.bits, v.sigma) == way), None),
     )

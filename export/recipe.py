@@ -45,6 +45,11 @@ class Recipe:
         help="bits of the head and of an embedding tied to it, one scale per row; another embedding keeps 8. "
         "auto: 8, or what --size asks for",
     )
+    nested: bool = option(
+        False,
+        "--nested",
+        help="8-bit weights as two 4-bit planes, the high one a 4-bit model that may draft for the whole",
+    )
     low_levels: int = option(
         127,
         "--low-levels",
@@ -162,6 +167,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(name="edge"),
         Recipe(name="w8a8", weight_bits="8", wide_channels=0.12, two_digits=("out", "down")),
+        Recipe(name="nested", weight_bits="8", nested=True, wide_channels=0.12, two_digits=("out", "down")),
         Recipe(
             name="paper",
             weight_scale="tensor",

@@ -79,7 +79,7 @@ def by_weights(
 
 def _moved(weight: np.ndarray, of_weight: Sequence[np.ndarray], grid) -> tuple[float, float]:
     integers = round_weights(weight, grid)
-    excess = excess_share(integers, grid.bits) * integers.size
+    excess = excess_share(integers, grid) * integers.size
     integers *= grid.steps[:, None].astype(np.float32)
     integers -= weight
     moved = [np.einsum("nk,nk->n", integers, one) for one in of_weight]

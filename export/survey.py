@@ -88,7 +88,8 @@ def transform(local: Graph, found: Survey) -> None:
 def layer_grid(weight: np.ndarray, node: Node, local: Graph, way: Way, recipe: Recipe) -> Grid:
     """The grid of a layer's weights; outside the body every row has a step of its own."""
     per_row = recipe.weight_scale == "channel" or not in_body(node)
-    return weight_grid(weight, smooth.parts(node, local.nodes, local), way[0], per_row, way[1])
+    nested = recipe.nested and in_body(node)
+    return weight_grid(weight, smooth.parts(node, local.nodes, local), way[0], per_row, way[1], nested)
 
 
 def in_body(node: Node) -> bool:
@@ -218,7 +219,7 @@ def _error(
 
     def grid_of(rows: np.ndarray, s: np.ndarray) -> Grid:
         if per_row:
-            return weight_grid(rows, [], bits, True, recipe.sigma)
+            return weight_grid(rows, [], bits, True, recipe.sigma, recipe.nested)
         steps = np.empty(len(weight))
         for part, size in zip(parts, sizes, strict=True):
             steps[part] = size.scaled(s).step(bits, recipe.sigma)

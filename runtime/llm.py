@@ -76,7 +76,7 @@ class LLM:
             tokenizer = read_tokenizer()
             if spec is not None:
                 speculator = build_speculator(
-                    spec, artifact, tokenizer, lambda drafter: open_beside(backend, drafter, chosen)
+                    spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen)
                 )
         except BaseException:
             backend.close()
@@ -304,13 +304,10 @@ def draft_rule(name: str, sampler: Sampler, options: SamplingOptions) -> Rule:
     return rejection(options, np.random.Generator(np.random.PCG64(options.seed)))
 
 
-def open_beside(target: Backend, drafter: Path, options: BackendOptions) -> Backend:
+def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:
     """A model that drafts for `target`: on the same kind of backend, with as much context as both have."""
-    from runtime.artifact import open_artifact
-
-    artifact = open_artifact(drafter)
-    context = min(target.context, artifact.manifest.context_length)
-    return open_named(target.name, artifact, replace(options, ctx=context, batch=1))
+    context = min(target.context, model.manifest.context_length)
+    return open_named(target.name, model, replace(options, ctx=context, batch=1))
 
 
 def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:

@@ -80,6 +80,7 @@ class _Lowering:
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
         self.product_scratch = 0
+        self.quantized = ("", "")  # the value that stands in the buffer of digits, and its limits
         layers = [n for n in graph.nodes if n.op in ATTENTIONS]
         if len({n.op for n in layers}) != 1:
             raise FormatError("the layers' K/V caches are of different types")
@@ -203,7 +204,11 @@ class _Lowering:
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
         shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
-        self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
+        if (
+            integers := (x, named(node)["limit"])
+        ) != self.quantized:  # the planes of a nested layer share them
+            self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
+            self.quantized = integers
         out, residual = self._output(node, rows, last)
         self._add(
             node.name, ops.LINEAR, L_BITS=bits, L_X=self.digits, L_SUMS=self.sums, L_PADDED=columns,

@@ -194,9 +194,7 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
         spec = parse_draft(draft)
         arms[name] = None
         if spec is not None:
-            built = build_speculator(
-                spec, artifact, tokenizer, lambda path: open_native(open_artifact(path), args)
-            )
+            built = build_speculator(spec, artifact, tokenizer, lambda model: open_native(model, args))
             arms[name] = stack.enter_context(closing(built))
     return Bench(target, tokenizer, prompt.load_template(args.model), arms, args.n)
 

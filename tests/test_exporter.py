@@ -61,6 +61,8 @@ def test_drafting_finds_the_bigram_table_in_the_artifact(exported):
         ("edge", {"kv": "int8"}),
         ("edge", {"head_bits": "4"}),
         ("w8a8", {"kv": "int8"}),
+        ("nested", {}),
+        ("nested", {"activations": "static", "weight_scale": "tensor"}),
         ("paper", {}),
         ("naive8", {}),
     ],

@@ -7,13 +7,14 @@ total, up to ±119 on the same step, is kept sparsely (docs/format.md); rounding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kernels_arm import layout
 
 _HALF = {4: 7.5, 8: 127.0}  # steps from zero to the threshold
+PLANE = 16  # steps of the low plane of a nested grid in one of the high plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,10 @@ class Grid:
     bits: int
     steps: np.ndarray  # float64 [n]
     bound: int
+    nested: bool = False  # of 8 bits as two planes of 4, so that the high one is a grid of its own
 
     def rows(self, start: int, stop: int) -> Grid:
-        return Grid(self.bits, self.steps[start:stop], self.bound)
+        return replace(self, steps=self.steps[start:stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,18 @@ class Sizes:
         return float(_steps(reach, rms, bits, sigma)[0])
 
 
-def weight_grid(weight: np.ndarray, parts: list[slice], bits: int, per_row: bool, sigma: float) -> Grid:
+def weight_grid(
+    weight: np.ndarray, parts: list[slice], bits: int, per_row: bool, sigma: float, nested: bool = False
+) -> Grid:
     """The grid of `weight` [n, k], whose row ranges `parts` are tensors of their own.
 
     per_row: every row its own step, else one step for each part. sigma: for 4 bits, the threshold beyond
-    which an element becomes excess, in standard deviations (root mean squares) of the row or tensor.
+    which an element becomes excess, in standard deviations (root mean squares) of the row or tensor. nested:
+    8 bits are 4 bits' grid, divided by 16.
     """
+    if nested and bits == 8:
+        coarse = weight_grid(weight, parts, 4, per_row, sigma)
+        return Grid(8, coarse.steps / PLANE, coarse.bound * PLANE, nested=True)
     if not per_row:
         steps = np.empty(len(weight))
         for part in parts:
@@ -84,8 +92,16 @@ def round_weights(weight: np.ndarray, grid: Grid) -> np.ndarray:
     return np.clip(integers, -grid.bound, grid.bound, out=integers)
 
 
-def excess_share(integers: np.ndarray, bits: int) -> float:
-    """Share of the elements whose total is outside the 4-bit plane."""
-    if bits == 8:
+def planes(integers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers of a nested grid → (high, low): 16 · high + low, low in −8 … 7."""
+    high = np.floor((integers - layout.INT4_LOW) / PLANE)
+    return high, integers - PLANE * high
+
+
+def excess_share(integers: np.ndarray, grid: Grid) -> float:
+    """Share of the elements whose total is outside the (high) 4-bit plane."""
+    if grid.nested:
+        integers = planes(integers)[0]
+    elif grid.bits == 8:
         return 0.0
     return float(np.mean((integers < layout.INT4_LOW) | (integers > layout.INT4_HIGH)))

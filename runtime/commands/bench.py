@@ -210,7 +210,9 @@ def _drafted(
         return
     yield "text", None
     tokenizer = load_tokenizer(artifact.path)
-    speculator = build_speculator(spec, artifact, tokenizer, lambda path: open_beside(backend, path, options))
+    speculator = build_speculator(
+        spec, artifact, tokenizer, lambda model: open_beside(backend, model, options)
+    )
     with closing(speculator):
         yield "drafted", speculator
 

@@ -3,11 +3,13 @@
     off                          plain decoding
     auto[:MODEL[,MODEL…]]        Max-Gram and the models given, as far as they pay
     maxgram | maxgram-latest     Max-Gram alone, as far as it pays
+    nested                       the 4-bit model inside a target exported with --nested, as far as it pays
     MODEL                        the folder of an exported model, alone, as far as it pays
     cascade:DRAFTER,…[:K[:L]]    the published static cascade, always on; the largest drafter first
 
-K is the upper triangle of the paper's matrix, rows separated by /, numbers by commas ("13,10/10"), or the
-name of a published one; L is the lenience. Where K is left out, a published one of that size is taken.
+MODEL may be `nested` everywhere. K is the upper triangle of the paper's matrix, rows separated by /, numbers
+by commas ("13,10/10"), or the name of a published one; L is the lenience. Where K is left out, a published
+one of that size is taken.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from runtime.drafting.schedule import Schedule
 from runtime.drafting.speculator import Speculator
 from runtime.errors import UsageError
+from runtime.nested import high_plane
 from runtime.options import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 MAXGRAMS = {"maxgram": False, "maxgram-latest": True}  # name: whether the latest match counts
 AUTO_MAXGRAM = "maxgram-latest"  # 8 % more tokens a pass than the earliest on GSM8K, else no difference
 DEFAULT_K = {1: (((10,),), 1.0), 2: PUBLISHED["llama2"], 3: PUBLISHED["flan-t5"]}
+NESTED = "nested"
 MOST_K = 512  # tokens in a row of K: the rows of logits a backend gives at once
 
 
@@ -45,7 +49,7 @@ MOST_K = 512  # tokens in a row of K: the rows of logits a backend gives at once
 class DraftSpec:
     """A parsed `--draft`. Without K the drafters go by measurement."""
 
-    drafters: tuple[str, ...]  # names of MAXGRAMS, or paths of artifacts
+    drafters: tuple[str, ...]  # names of MAXGRAMS, NESTED, or paths of artifacts
     K: Rows | None = None
     lenience: float = 1.0
 
@@ -62,9 +66,9 @@ def parse_draft(text: str) -> DraftSpec | None:
         return DraftSpec((AUTO_MAXGRAM, *models))
     if kind == "cascade":
         return _cascade(text, rest)
-    if text in MAXGRAMS or _is_folder(text):
+    if _is_drafter(text):
         return DraftSpec((text,))
-    known = ("auto", "off", *MAXGRAMS, "cascade:…")
+    known = ("auto", "off", *MAXGRAMS, NESTED, "cascade:…")
     raise UsageError(f"--draft {text!r} is no folder of an exported model{did_you_mean(text, known)}")
 
 
@@ -72,11 +76,12 @@ def build_speculator(
     spec: DraftSpec,
     artifact: Artifact,
     tokenizer: Tokenizer,
-    open_model: Callable[[Path], Backend],
+    open_model: Callable[[Artifact], Backend],
 ) -> Speculator:
-    """The drafters of `spec` for the target `artifact`; `open_model` opens another artifact beside it.
+    """The drafters of `spec` for the target `artifact`; `open_model` runs another artifact beside it.
 
-    Raises UsageError for a model with another tokenizer, and what opening it raises.
+    Raises UsageError for a model with another tokenizer and for a target without a model inside, and what
+    opening raises.
     """
     vocab = artifact.manifest.vocab_size
     leaves: list[Drafter] = []
@@ -85,8 +90,8 @@ def build_speculator(
             if name in MAXGRAMS:
                 leaves.append(MaxGram(load_bigrams(artifact.path, vocab), latest=MAXGRAMS[name]))
                 continue
-            require_same_tokenizer(artifact.path, name, tokenizer)
-            backend = opened.enter_context(closing(open_model(Path(name))))
+            model = _inside(artifact) if name == NESTED else _beside(artifact, name, tokenizer)
+            backend = opened.enter_context(closing(open_model(model)))
             leaves.append(ModelDrafter(Path(name).name, backend, vocab))
         opened.pop_all()  # all went well: they stay open
     return assemble(leaves, spec)
@@ -104,16 +109,32 @@ def assemble(
     return Speculator(auto, leaves, auto.learn, clock)
 
 
-def _is_folder(name: str) -> bool:
-    return name != "" and Path(name).is_dir()
+def _inside(target: Artifact) -> Artifact:
+    """The target's own high plane: the same constants, so it has no weights of its own in memory."""
+    graph = high_plane(target.graph)
+    if graph is target.graph:
+        raise UsageError(f"--draft {NESTED}: {target.path} has no model inside; export it with --nested")
+    return replace(target, graph=graph)
+
+
+def _beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
+    from runtime.artifact import open_artifact
+
+    require_same_tokenizer(target.path, name, tokenizer)
+    return open_artifact(name)
+
+
+def _is_drafter(name: str) -> bool:
+    return name in MAXGRAMS or name == NESTED or (name != "" and Path(name).is_dir())
 
 
 def _names(text: str, part: str) -> tuple[str, ...]:
     names = tuple(part.split(","))
     for name in names:
-        if name not in MAXGRAMS and not _is_folder(name):
+        if not _is_drafter(name):
+            known = (*MAXGRAMS, NESTED)
             raise UsageError(
-                f"--draft {text}: {name!r} is no folder of an exported model{did_you_mean(name, MAXGRAMS)}"
+                f"--draft {text}: {name!r} is no folder of an exported model{did_you_mean(name, known)}"
             )
     return names
 

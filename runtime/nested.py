@@ -1,0 +1,78 @@
+"""Nested weights: an 8-bit matrix as two 4-bit planes, of which the high one is a model of its own.
+
+    W · step = H · (16 · step) + L · step        L in −8 … 7, H with sparse excess
+
+Both products read the same integers and are added up, so a nested layer is two nodes of the graph: NAME and
+NAME.low. Where a product's only reader is the residual Add, the planes are added to the residual one after
+the other:
+
+    NAME → Add(residual) … NAME.low → Add          NAME, NAME.low → Add
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from runtime.functions import LINEARS
+from runtime.graph import Graph, Node
+
+_LOW = ".low"
+PART = "part"  # in the metadata of a graph that is not the whole file
+
+
+def low(name: str) -> str:
+    """The low plane's name, of a node or a value."""
+    return name + _LOW
+
+
+def is_low(node: Node) -> bool:
+    return node.op in LINEARS and node.name.endswith(_LOW)
+
+
+def join(graph: Graph) -> None:
+    """In place: adds up the planes, whose low nodes follow their high ones unread so far."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs)
+    waiting: dict[str, Node] = {}  # low nodes by the output of the high one
+    found: list[Node] = []
+    for node in graph.nodes:
+        if is_low(node):
+            high = found.pop()
+            (y,) = high.outputs
+            if readers[y] == 1 and _next_reader(graph, y).op == "Add":
+                found.append(high)
+                waiting[y] = node
+            else:
+                found += [replace(high, outputs=(f"{y}.high",)), node, _sum(node, f"{y}.high", y)]
+        elif node.op == "Add" and (ready := [name for name in node.inputs if name in waiting]):
+            plane, (z,) = waiting.pop(ready[0]), node.outputs
+            found += [replace(node, outputs=(f"{z}.high",)), plane, _sum(plane, f"{z}.high", z)]
+        else:
+            found.append(node)
+    graph.nodes = found
+
+
+def high_plane(graph: Graph) -> Graph:
+    """The 4-bit model inside: the same constants, but no low planes' nodes. `graph` itself where none are."""
+    dropped = {node.outputs[0] for node in graph.nodes if is_low(node)}
+    if not dropped:
+        return graph
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        if is_low(node):
+            continue
+        if node.op == "Add" and node.inputs[1] in dropped:
+            renamed[node.outputs[0]] = inputs[0]
+        else:
+            nodes.append(replace(node, inputs=inputs))
+    return replace(graph, nodes=nodes, metadata={**graph.metadata, PART: "high plane"})
+
+
+def _next_reader(graph: Graph, name: str) -> Node:
+    return next(node for node in graph.nodes if name in node.inputs)
+
+
+def _sum(plane: Node, high: str, total: str) -> Node:
+    return Node("Add", (high, plane.outputs[0]), (total,), name=f"{plane.name}.sum")
