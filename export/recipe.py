@@ -165,7 +165,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="edge"),
+        Recipe(name="edge", two_digits=("down",)),
         Recipe(name="w8a8", weight_bits="8", wide_channels=0.12, two_digits=("out", "down")),
         Recipe(name="nested", weight_bits="8", nested=True, wide_channels=0.12, two_digits=("out", "down")),
         Recipe(
