@@ -204,23 +204,23 @@ def compare(
         wanted = llama(plain)
         ids = wanted.encode(read(text)[: 8 * args.tokens])[: args.tokens]
         windows = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
-        records = load(kept, windows)
+        count, (windows, records) = len(windows), load(kept, windows)
         opened: dict[str, Callable[[], Any]] = {name: lambda p=path: llama(p) for name, path in files.items()}
         opened |= {name: lambda p=path: ours(p) for name, path in folders.items()}
         for name in ("F16", *opened):
             records.setdefault(name, np.full((len(windows), WINDOW - 1, 3), np.nan, np.float32))
-        left = {name: make() for name, make in opened.items() if np.isnan(records[name]).any()}
+        left = {name: make() for name, make in opened.items() if np.isnan(records[name][:count]).any()}
         line = ProgressLine(f"{kept.stem}: {', '.join(left)}") if left else None
-        for i, window in enumerate(windows):
+        for i, window in enumerate(windows[:count]):
             todo = {name: model for name, model in left.items() if np.isnan(records[name][i]).any()}
             if todo:
                 read_window(wanted, todo, window, {name: records[name][i] for name in ("F16", *todo)})
                 np.savez(kept, windows=windows, **records)
             if line:
-                line(i + 1, len(windows))
+                line(i + 1, count)
         if line:
             line.close()
-    return records
+    return {name: found[:count] for name, found in records.items()}
 
 
 def read(text: str) -> str:
@@ -230,17 +230,19 @@ def read(text: str) -> str:
     return "\n".join((library / file).read_text(encoding="utf-8") for file in CODE)
 
 
-def load(kept: Path, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """What is there of an earlier run on the same tokens, or on the first of them."""
+def load(kept: Path, windows: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The windows, and what is there of an earlier run. The longer of the two runs begins with the other."""
     if not kept.exists():
-        return {}
+        return windows, {}
     with np.load(kept) as file:
         records = {name: file[name] for name in file.files}
     before = records.pop("windows")
-    if not np.array_equal(before, windows[: len(before)]):
+    both = min(len(before), len(windows))
+    if not np.array_equal(before[:both], windows[:both]):
         raise SystemExit(f"{kept} is of other tokens; remove it")
-    more = np.full((len(windows) - len(before), WINDOW - 1, 3), np.nan, np.float32)
-    return {name: np.concatenate([found, more]) for name, found in records.items()}
+    more = np.full((len(windows) - both, WINDOW - 1, 3), np.nan, np.float32)
+    longer = np.concatenate([before, windows[both:]])
+    return longer, {name: np.concatenate([found, more]) for name, found in records.items()}
 
 
 def read_window(
