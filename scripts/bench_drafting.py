@@ -9,9 +9,14 @@ next one, in an order that turns; a ratio is plain / arm of one prompt, so what 
 both. Arms keep what they learned from one prompt to the next, as a program would. The answers of all arms
 must be the same, token for token, sampled ones too: differences are counted and are an error.
 
-    ratio    seconds of decoding, plain / arm: median, quartiles
-    SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), as if a pass
-             cost the same whatever its length. Beside `ratio` it shows what that hides on this machine.
+--gguf adds llama.cpp on the same prompts: plain (its ratio is to flatlm's plain decoding), and with the
+prompt lookup of its Python package (its ratio is to its own plain decoding, and its answers may differ).
+
+    ratio    seconds of decoding a token, plain / arm: median, quartiles
+    EWIF     the ratio that the formula of speculative decoding predicts from the arm's own acceptance α, mean
+             draft k and drafter's cost c in plain steps, (1 − α^(k+1)) / ((1 − α)(1 + k·c)); it takes a pass
+             to cost the same whatever its length
+    SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), which does too
 """
 
 from __future__ import annotations
@@ -37,12 +42,13 @@ from runtime.bench import markdown
 from runtime.drafting.spec import build_speculator, parse_draft
 from runtime.drafting.speculator import DraftTimings, Speculator
 from runtime.drafting.verify import invariant
+from runtime.nested import is_low
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
 from runtime.sampler import make_sampler
 from runtime.tokenizer import Tokenizer, load_tokenizer
 
-PLAIN = "plain"
+PLAIN, PEER = "plain", "llama.cpp"
 IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
 
 
@@ -54,11 +60,21 @@ class Run:
     temp: float
     prompt: int
     arm: str
+    base: str
     prompt_tokens: int
     tokens: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float
     drafting: DraftTimings | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who writes, who drafts, and the arm that it is compared with."""
+
+    backend: Backend
+    speculator: Speculator | None = None
+    base: str = PLAIN
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Bench:
     target: Backend
     tokenizer: Tokenizer
     template: str | None
-    arms: dict[str, Speculator | None]
+    arms: dict[str, Arm]
     n: int
 
 
@@ -95,7 +111,7 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.png:
         draw(summary, args.png)
-    differing = sum(entry["differing_answers"] for entry in summary)
+    differing = sum(entry["differing_answers"] for entry in summary if not entry["arm"].startswith(PEER))
     if differing:
         sys.exit(f"{differing} answers differ from plain decoding: drafting is broken")
 
@@ -109,6 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
     )
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="llama.cpp's file of the same model")
     parser.add_argument("--gsm8k", type=Path, metavar="FILE", help='JSON lines with "question"')
     parser.add_argument("--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl.gz; also the edits")
     parser.add_argument("--tasks", default="gsm8k,humaneval,edit", help="which of these (default all)")
@@ -130,6 +147,8 @@ def arms_of(args: argparse.Namespace) -> list[tuple[str, str]]:
     if args.arm:
         return arms + [(name, draft) for name, _, draft in (text.partition("=") for text in args.arm)]
     arms += [("maxgram", "maxgram"), ("maxgram static", "cascade:maxgram")]
+    if any(map(is_low, open_artifact(args.model).graph.nodes)):
+        arms += [("nested", "nested"), ("nested cascade", "auto:nested")]
     if args.drafter:
         arms += [
             ("model", str(args.drafter)),
@@ -189,13 +208,19 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
     artifact = open_artifact(args.model)
     tokenizer = load_tokenizer(args.model)
     target = stack.enter_context(closing(open_native(artifact, args)))
-    arms: dict[str, Speculator | None] = {}
+    arms: dict[str, Arm] = {}
     for name, draft in arms_of(args):
-        spec = parse_draft(draft)
-        arms[name] = None
+        spec, speculator = parse_draft(draft), None
         if spec is not None:
             built = build_speculator(spec, artifact, tokenizer, lambda model: open_native(model, args))
-            arms[name] = stack.enter_context(closing(built))
+            speculator = stack.enter_context(closing(built))
+        arms[name] = Arm(target, speculator)
+    if args.gguf:
+        from llama_peer import LlamaPeer, PromptLookup
+
+        peer = stack.enter_context(closing(LlamaPeer(args.gguf, threads=args.t, context=args.c)))
+        arms[PEER] = Arm(peer)
+        arms[f"{PEER} lookup"] = Arm(peer, Speculator(PromptLookup()), PEER)
     return Bench(target, tokenizer, prompt.load_template(args.model), arms, args.n)
 
 
@@ -211,7 +236,7 @@ def measure(bench: Bench, tasks: dict[str, list[str]], temps: Sequence[float]) -
         for task, messages in tasks.items():
             for temp in temps:
                 for number, message in enumerate(messages):
-                    ids = encode(bench, message)
+                    ids = encode(bench.tokenizer, bench.template, message)
                     if len(ids) + bench.n > bench.target.context:
                         print(f"{task} {number}: {len(ids)} tokens do not fit, left out", file=sys.stderr)
                     else:
@@ -224,23 +249,22 @@ def measure(bench: Bench, tasks: dict[str, list[str]], temps: Sequence[float]) -
                     progress(done, total)
 
 
-def encode(bench: Bench, message: str) -> list[int]:
-    if bench.template is None:
-        return bench.tokenizer.encode(message)
-    text = prompt.render(
-        bench.template, [{"role": "user", "content": message}], special=bench.tokenizer.special
-    )
-    return bench.tokenizer.encode(text, special=False)
+def encode(tokenizer: Tokenizer, template: str | None, message: str) -> list[int]:
+    if template is None:
+        return tokenizer.encode(message)
+    text = prompt.render(template, [{"role": "user", "content": message}], special=tokenizer.special)
+    return tokenizer.encode(text, special=False)
 
 
 def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place: tuple[str, int]) -> Run:
     """One answer, from an empty context."""
-    sampler, speculator = make_sampler(options), bench.arms[arm]
+    sampler, chosen = make_sampler(options), bench.arms[arm]
+    speculator = chosen.speculator
     if speculator is not None:
         speculator.begin(invariant(sampler))
-    bench.target.truncate(0)
+    chosen.backend.truncate(0)
     answer = engine.generate(
-        bench.target, ids, sampler, bench.n, bench.tokenizer.eos_ids, speculator=speculator
+        chosen.backend, ids, sampler, bench.n, bench.tokenizer.eos_ids, speculator=speculator
     )
     started = time.perf_counter()
     tokens = [next(answer)]
@@ -252,6 +276,7 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
         temp=options.temp,
         prompt=place[1],
         arm=arm,
+        base=chosen.base,
         prompt_tokens=len(ids),
         tokens=tuple(tokens),
         prefill_seconds=first - started,
@@ -265,28 +290,31 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
 
 def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One entry for each task, temperature and arm but plain."""
-    plain = {(r.task, r.temp, r.prompt): r for r in runs if r.arm == PLAIN}
-    groups: dict[tuple[str, float, str], list[Run]] = {}
-    for each in runs:
-        if each.arm != PLAIN and len(each.tokens) > 1:
-            groups.setdefault((each.task, each.temp, each.arm), []).append(each)
+    every = {(r.task, r.temp, r.prompt, r.arm): r for r in runs}
+    groups: dict[tuple[str, float, str], list[tuple[Run, Run]]] = {}
+    for one in runs:
+        base = every[one.task, one.temp, one.prompt, one.base]
+        if one.arm != PLAIN and min(len(one.tokens), len(base.tokens)) > 1:
+            groups.setdefault((one.task, one.temp, one.arm), []).append((base, one))
     return [
-        {"task": task, "temp": temp, "arm": arm, **facts(found, [plain[task, temp, r.prompt] for r in found])}
+        {"task": task, "temp": temp, "arm": arm, **facts(*zip(*found, strict=True))}
         for (task, temp, arm), found in groups.items()
     ]
 
 
-def facts(runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
-    ratios = [p.decode_seconds / r.decode_seconds for p, r in zip(plain, runs, strict=True)]
+def facts(plain: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
+    ratios = [pace(p) / pace(r) for p, r in zip(plain, runs, strict=True)]
     drafts = [r.drafting for r in runs if r.drafting is not None]
     written, passes = sum(d.written for d in drafts), sum(d.target_passes for d in drafts)
     drafted, accepted = sum(d.drafted for d in drafts), sum(d.accepted for d in drafts)
+    judged = accepted + sum(d.rejections for d in drafts)
     seconds = sum(r.decode_seconds for r in runs)
     row = sum(p.decode_seconds for p in plain) / sum(len(p.tokens) - 1 for p in plain)  # s a plain token
     models: dict[str, list[float]] = {}
     for source in (source for d in drafts for source in d.sources if source.passes):
         at = models.setdefault(source.name, [0, 0.0])
         at[0], at[1] = at[0] + source.passes, at[1] + source.seconds
+    in_drafters = sum(d.draft_seconds for d in drafts) / row  # plain steps
     return {
         "prompts": len(runs),
         "ratio": statistics.median(ratios),
@@ -296,8 +324,9 @@ def facts(runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
         "ratio_with_prefill": sum(p.prefill_seconds + p.decode_seconds for p in plain)
         / sum(r.prefill_seconds + r.decode_seconds for r in runs),
         "acceptance": accepted / drafted if drafted else 0.0,
+        "ewif": ewif(accepted / judged, drafted / passes, in_drafters / drafted) if drafted else 1.0,
         "tokens_per_pass": written / passes if passes else 0.0,
-        "swi": written / (passes + sum(s for _, s in models.values()) / row),
+        "swi": written / (passes + sum(s for _, s in models.values()) / row) if passes else 1.0,
         "bookkeeping": sum(d.bookkeeping_seconds for d in drafts) / seconds,
         "drafter_seconds": {name: s for name, (_, s) in models.items()},
         "drafter_passes": {name: count for name, (count, _) in models.items()},
@@ -305,8 +334,31 @@ def facts(runs: Sequence[Run], plain: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def pace(run: Run) -> float:
+    """Seconds a decoded token."""
+    return run.decode_seconds / (len(run.tokens) - 1)
+
+
+def ewif(alpha: float, k: float, c: float) -> float:
+    """Expected walltime improvement of drafts of k tokens, each right with chance alpha, at c plain steps."""
+    tokens = k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+    return tokens / (1 + k * c)
+
+
 def table(summary: Sequence[dict[str, Any]]) -> str:
-    head = ["task", "T", "arm", "ratio", "quartiles", "accepted", "tokens/pass", "SWI", "book", "differ"]
+    head = [
+        "task",
+        "T",
+        "arm",
+        "ratio",
+        "quartiles",
+        "accepted",
+        "tokens/pass",
+        "EWIF",
+        "SWI",
+        "book",
+        "differ",
+    ]
     rows = [
         [
             e["task"],
@@ -316,6 +368,7 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
             " … ".join(f"{q:.2f}" for q in e["quartiles"]),
             f"{e['acceptance']:.0%}",
             f"{e['tokens_per_pass']:.2f}",
+            f"{e['ewif']:.2f}",
             f"{e['swi']:.2f}",
             f"{e['bookkeeping']:.1%}",
             f"{e['differing_answers']}/{e['prompts']}",

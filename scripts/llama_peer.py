@@ -8,10 +8,14 @@ the logits are a view of llama.cpp's own buffer. Settings are llama-bench's defa
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+from runtime.drafting import Choose, Guess
 
 _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
 
@@ -85,6 +89,23 @@ class LlamaPeer:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
+
+
+class PromptLookup:
+    """The prompt lookup of llama.cpp's Python package as a drafter, with its own settings."""
+
+    name, passes, seconds = "lookup", 0, 0.0
+
+    def __init__(self) -> None:
+        self._find = LlamaPromptLookupDecoding()
+
+    def begin(self, choose: Choose) -> None: ...
+
+    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
+        found = self._find(np.asarray(ids, np.intc)) if n > 0 else ()
+        return [Guess(int(token), self.name) for token in found[:n]]
+
+    def close(self) -> None: ...
 
 
 def _view(pointer: ctypes._Pointer, count: int) -> np.ndarray:

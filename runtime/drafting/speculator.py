@@ -40,6 +40,7 @@ class DraftTimings:
     written: int  # tokens that came of them
     drafted: int
     accepted: int
+    rejections: int  # passes that ended at a wrong guess
     target_seconds: float
     draft_seconds: float  # in drafters, their models included
     bookkeeping_seconds: float  # proposing but for models' passes, and scheduling
@@ -116,6 +117,7 @@ class Speculator:
             written=len(self._origins) - 1,
             drafted=sum(self._drafted.values()),
             accepted=sum(self._accepted.values()),
+            rejections=self._rejections,
             target_seconds=self._target,
             draft_seconds=self._draft,
             bookkeeping_seconds=self._other,
@@ -140,7 +142,8 @@ class Speculator:
         self._drafter.close()
 
     def _reset(self) -> None:
-        self._passes, self._target, self._draft, self._other = 0, 0.0, 0.0, 0.0
+        self._passes, self._rejections = 0, 0
+        self._target, self._draft, self._other = 0.0, 0.0, 0.0
         self._drafted: dict[str, int] = {}
         self._accepted: dict[str, int] = {}
         self._origins = [""]  # of the first token, which the target writes when it has read the prompt
@@ -151,6 +154,8 @@ class Speculator:
 
     def _count(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
         self._passes += 1
+        at = len(written) - 1
+        self._rejections += at < len(guesses) and guesses[at].token != written[at]
         for guess in guesses:
             self._drafted[guess.source] = self._drafted.get(guess.source, 0) + 1
         for i, number in enumerate(written):

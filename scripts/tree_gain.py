@@ -1,0 +1,187 @@
+"""Would verifying a tree of guesses pay, where a pass over more rows costs more? Measured, then simulated.
+
+    python scripts/tree_gain.py models/qwen-1.5b --drafter models/qwen-0.5b --gsm8k test.jsonl \\
+        --humaneval HumanEval.jsonl.gz --limit 40 -n 256 -t 2 --json tree.json
+
+Measured: the target's greedy answers to the prompts of bench_drafting.py; what the drafting model, reading
+the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
+passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all answers: a chain of
+the drafter's likeliest tokens, as long as each has a probability of at least τ; and a tree, which has its
+second likeliest token beside it wherever that has at least τ2. A pass of the tree then costs one row more for each,
+and a guess that fails is made good by its neighbour. Both get the best τ and length there are, in tokens a
+second; keeping a tree's positions and masks apart would cost the tree more, which is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from bench_drafting import encode, open_native, read_tasks
+
+from runtime import engine, prompt
+from runtime.artifact import open_artifact
+from runtime.backends import Backend
+from runtime.bench import markdown
+from runtime.options import SamplingOptions
+from runtime.progress import ProgressLine
+from runtime.sampler import make_sampler
+from runtime.tokenizer import load_tokenizer
+
+ROWS = 24
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+FIRST = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)  # τ
+SECOND = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # τ2
+
+
+@dataclass(frozen=True)
+class Places:
+    """An answer's tokens as the drafting model sees them."""
+
+    first: np.ndarray  # bool [n]: its likeliest token is the answer's
+    second: np.ndarray  # bool [n]: its second likeliest is
+    p1: np.ndarray  # [n]
+    p2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds."""
+
+    target: np.ndarray  # [ROWS + 1], by rows
+    drafter: float  # of a pass over one row
+
+
+def main() -> None:
+    args = arguments()
+    with ExitStack() as stack:
+        target, drafter = (
+            stack.enter_context(closing(open_native(open_artifact(path), args)))
+            for path in (args.model, args.drafter)
+        )
+        costs = Costs(
+            np.array([0.0, *(seconds(target, rows) for rows in range(1, ROWS + 1))]), seconds(drafter, 1)
+        )
+        answers = read(args, target, drafter)
+    plain = costs.target[1]
+    print("rows     " + " ".join(f"{m:5d}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))
+    print("cost     " + " ".join(f"{costs.target[m] / plain:5.2f}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))
+    print(f"drafter  {costs.drafter / plain:5.2f}\n")
+    rows, result = [], {}
+    for task, places in answers.items():
+        chain, tree = best(places, costs, [1.1]), best(places, costs, SECOND)
+        wrong = ~np.concatenate([p.first for p in places])
+        saved = np.concatenate([p.second for p in places])[wrong].mean()
+        rows.append([
+            task, f"{1 - wrong.mean():.1%}", f"{saved:.1%}", f"{chain[0] * plain:.3f}",
+            f"{tree[0] * plain:.3f}", f"{tree[0] / chain[0] - 1:+.1%}", f"{chain[1]}", f"{tree[1]}",
+        ])  # fmt: skip
+        result[task] = {"likeliest": 1 - wrong.mean(), "second": saved, "chain": chain, "tree": tree}
+    head = ["task", "likeliest is right", "else second is", "chain, × plain", "tree, × plain", "gain"]
+    print(markdown([*head, "chain: length, τ, τ2", "tree"], rows, left=1))
+    if args.json:
+        found = {"target": costs.target.tolist(), "drafter": costs.drafter, "tasks": result}
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the target")
+    parser.add_argument("--drafter", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--gsm8k", type=Path, metavar="FILE")
+    parser.add_argument("--humaneval", type=Path, metavar="FILE")
+    parser.add_argument("--tasks", default="gsm8k,humaneval,edit")
+    parser.add_argument("--limit", type=int, default=40, help="prompts of each task")
+    parser.add_argument("-n", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("-t", type=int, default=2, help="threads")
+    parser.add_argument("-c", type=int, default=1536, help="context; longer prompts are left out")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+# ---- measured
+def seconds(backend: Backend, rows: int) -> float:
+    """Of a pass over so many rows after 256 tokens: the median of 15."""
+    backend.truncate(0)
+    backend.forward(np.arange(1, 257), 1)
+    times = []
+    for _ in range(15):
+        started = time.perf_counter()
+        backend.forward(np.arange(1, rows + 1), rows)
+        times.append(time.perf_counter() - started)
+        backend.truncate(256)
+    return statistics.median(times)
+
+
+def read(args: argparse.Namespace, target: Backend, drafter: Backend) -> dict[str, list[Places]]:
+    tokenizer, template = load_tokenizer(args.model), prompt.load_template(args.model)
+    tasks = read_tasks(args)
+    answers: dict[str, list[Places]] = {}
+    with ProgressLine("reading", "prompts") as progress:
+        for task, messages in tasks.items():
+            for number, message in enumerate(messages):
+                ids = encode(tokenizer, template, message)
+                if len(ids) + args.n <= target.context:
+                    target.truncate(0)
+                    sampler = make_sampler(SamplingOptions())
+                    written = list(engine.generate(target, ids, sampler, args.n, tokenizer.eos_ids))
+                    answers.setdefault(task, []).append(places(drafter, ids, written))
+                progress(number + 1, len(messages))
+    return answers
+
+
+def places(drafter: Backend, ids: Sequence[int], written: Sequence[int]) -> Places:
+    drafter.truncate(0)
+    logits = drafter.forward(np.array([*ids, *written[:-1]]), len(written))
+    top = np.argsort(-logits, 1)[:, :2]
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    p1, p2 = np.take_along_axis(chances, top, 1).T
+    right = top == np.array(written)[:, None]
+    return Places(right[:, 0], right[:, 1], p1, p2)
+
+
+# ---- simulated
+def best(
+    answers: Sequence[Places], costs: Costs, second: Sequence[float]
+) -> tuple[float, tuple[int, float, float]]:
+    """Tokens a second of the best (length, τ, τ2), and it."""
+    ways = itertools.product(LENGTHS, FIRST, second)
+    return max((pace(answers, costs, *way), way) for way in ways)
+
+
+def pace(answers: Sequence[Places], costs: Costs, length: int, least: float, second: float) -> float:
+    """Tokens a second. A second of over 1 makes it a chain."""
+    tokens, time_taken = 0, 0.0
+    for one in answers:
+        at = 0
+        while at < len(one.first):
+            drafted = rows = 0
+            kept, alive = 0, True
+            for place in range(at, min(at + length, len(one.first))):
+                drafted += 1
+                if one.p1[place] < least:  # seen only when the pass is made
+                    break
+                beside = one.p2[place] >= second
+                rows += 1 + beside
+                if alive:
+                    alive = bool(one.first[place])
+                    kept += alive or (beside and bool(one.second[place]))
+            time_taken += drafted * costs.drafter + costs.target[min(1 + rows, ROWS)]
+            tokens += kept + 1
+            at += kept + 1
+    return tokens / time_taken
+
+
+if __name__ == "__main__":
+    main()
