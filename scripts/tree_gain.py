@@ -7,9 +7,9 @@ Measured: the target's greedy answers to the prompts of bench_drafting.py; what 
 the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
 passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all answers: a chain of
 the drafter's likeliest tokens, as long as each has a probability of at least τ; and a tree, which has its
-second likeliest token beside it wherever that has at least τ2. A pass of the tree then costs one row more for each,
-and a guess that fails is made good by its neighbour. Both get the best τ and length there are, in tokens a
-second; keeping a tree's positions and masks apart would cost the tree more, which is not counted.
+second likeliest token beside it wherever that has at least τ2. A pass of the tree then costs one row more
+for each, and a guess that fails is made good by its neighbour. Both get the best τ and length there are, in
+tokens a second; keeping a tree's positions and masks apart would cost the tree more, which is not counted.
 """
 
 from __future__ import annotations
