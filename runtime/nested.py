@@ -26,6 +26,11 @@ def low(name: str) -> str:
     return name + _LOW
 
 
+def layer_of(name: str) -> str:
+    """The layer that a node is a plane of, or is."""
+    return name.removesuffix(_LOW)
+
+
 def is_low(node: Node) -> bool:
     return node.op in LINEARS and node.name.endswith(_LOW)
 

@@ -68,6 +68,7 @@ LADDERS: dict[str, dict[str, Recipe]] = {
         "+ a step per token": replace(_PLAIN8, **_TOKEN, skip=()),
         "+ two digits for `out` and `down`": replace(_PLAIN8, **_DIGITS8, skip=()),
         "+ a weight step per row (`w8a8`)": replace(_PLAIN8, **_DIGITS8, weight_scale="channel", skip=()),
+        "+ sparse flattening of weights, two planes (`nested`)": replace(RECIPES["nested"]),
     },
 }  # fmt: skip
 

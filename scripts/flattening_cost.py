@@ -27,6 +27,7 @@ from runtime.backends.native import NativeBackend
 from runtime.bench import markdown
 from runtime.functions import LINEAR, LINEARS, TOKEN_LINEAR, named
 from runtime.graph import Graph, Node, Tensor
+from runtime.nested import layer_of
 
 KINDS = ("qkv", "out", "gate_up", "down", "head")
 
@@ -105,7 +106,7 @@ def _with(graph: Graph, node: Node, arrays: dict[str, np.ndarray]) -> Node:
 
 # ------------------------------------------------------------------------------------------ measurements
 def kind_of(name: str) -> str:
-    return next((kind for kind in KINDS if name.endswith(kind)), "other")
+    return next((kind for kind in KINDS if layer_of(name).endswith(kind)), "other")
 
 
 def timed(backend: NativeBackend, tokens: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from export.sources import open_source
 from runtime.artifact import open_artifact
 from runtime.errors import BackendError, UsageError
 from runtime.llm import LLM
-from runtime.nested import high_plane, is_low
+from runtime.nested import high_plane, is_low, layer_of
 from tests.tiny_models import tiny_model
 
 
@@ -39,7 +39,7 @@ def test_the_model_inside_a_nested_one_is_its_high_plane(nested):
     assert len(inside.nodes) == len(whole.nodes) - 2 * len(lows)
     highs = {node.name: node for node in inside.nodes}
     for node in lows:
-        high = highs[node.name.removesuffix(".low")]
+        high = highs[layer_of(node.name)]
         step, fine = (whole.array(one.inputs[2]) for one in (high, node))
         np.testing.assert_allclose(step, 16 * fine, rtol=1e-6)
         assert not whole.array(node.inputs[3]).any()  # the bias is with the high plane
