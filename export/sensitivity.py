@@ -34,6 +34,7 @@ from .recipe import Recipe
 DRAWS = 2  # with 500 positions and the rows of a layer, predictions vary by a few per cent
 CHANNELS = 4096  # on which `unexplained` is measured, of more
 EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of the elements
+GPTQ_EXCESS = 1.06  # of the excess when rounded to nearest: weights move by the errors of others
 _CHUNK = 1 << 18  # weights rounded at a time, so that they stay in the cache
 
 Way = tuple[int, float]  # bits; where the excess of 4 bits begins, in sigma
@@ -115,11 +116,11 @@ def variants(
     recipe: Recipe,
 ) -> list[Variant]:
     """shape: n, k; tables: bytes beside the weights; moved: of each of `ways`, `unexplained` taken into
-    account;
-    inputs: `by_inputs` by the weights' bits; positions: predicted ones times draws."""
+    account; inputs: `by_inputs` by the weights' bits; positions: predicted ones times draws."""
     found = []
+    growth = GPTQ_EXCESS if recipe.does("gptq") else 1.0
     for (bits, sigma), one in zip(ways(recipe), moved, strict=True):
-        own = matrix_bytes(shape, None if bits == 8 else one.excess)
+        own = matrix_bytes(shape, None if bits == 8 else growth * one.excess)
         found.append(Variant(bits, sigma, tables + own, (one.square + inputs[bits]) / (2 * positions)))
     return found
 
