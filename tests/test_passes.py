@@ -160,7 +160,7 @@ def test_sparse_excess_holds_large_weights_exactly(per_row: bool):
     integers = round_weights(weight, grid)
     delta, value = layout.encode_excess(integers.astype(np.int16))
     kept = layout.totals_of(packed(integers, 4).data, 37, 50, 4, delta, value)
-    assert 0 < excess_share(integers, 4) < 0.1
+    assert 0 < excess_share(integers, grid) < 0.1
     assert np.array_equal(kept, integers)
     assert np.abs(weight - kept * grid.steps[:, None]).max() <= 0.5001 * grid.steps.max()
 
@@ -230,7 +230,9 @@ def test_reordering_leaves_the_float_function_unchanged_and_sorts_the_inputs():
 @pytest.mark.parametrize("activations", ["static", "token"])
 def test_wide_channels_of_a_gated_mlp_lie_side_by_side(activations: str):
     graph = float_graph()
-    recipe = dataclasses.replace(RECIPES["edge"], windows=4, wide_channels=0.2, activations=activations)
+    recipe = dataclasses.replace(
+        RECIPES["edge"], windows=4, wide_channels=0.2, two_digits=(), activations=activations
+    )
     result, _ = quantize(graph, recipe, random_tokens(2048))
     for node in (node for node in result.nodes if node.name.endswith("down")):
         pieces = result.array(named(node)["limit"]) / int(node.attrs["levels"])
