@@ -79,11 +79,13 @@ def _emit_product(node: Node, rounded: Rounded, graph: Graph, quantized_as: str 
     arrays = {
         "scale": rounded.scale,
         "bias": rounded.bias,
-        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
     }
-    limit = f"{quantized_as or node.name}.limit"
+    of_inputs = {
+        **({} if flattening.by_token else {"inverse_scale": np.array(flattening.inverse_scale)}),
+        "limit": flattening.limit,
+    }
     constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
-    constants[limit] = Tensor.of(flattening.limit)
+    constants |= {f"{quantized_as or node.name}.{role}": Tensor.of(a) for role, a in of_inputs.items()}
     graph.constants.update(constants)
     attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)

@@ -32,6 +32,7 @@ from runtime.drafting.bigrams import BIGRAMS
 from runtime.errors import FlatlmError, UsageError
 from runtime.functions import LINEARS
 from runtime.graph import Graph
+from runtime.nested import is_low
 from runtime.onnx_reader import read_onnx
 from runtime.prompt import load_template
 from runtime.tokenizer import load_tokenizer
@@ -128,9 +129,9 @@ def _manifest_fields(
 
 
 def _parameters(graph: Graph) -> int:
-    """Weights of matrices (a tied matrix counts once) and of norms."""
+    """Weights of matrices (a tied matrix counts once, the planes of a nested one too) and of norms."""
     sizes = {}
-    for node in graph.nodes:
+    for node in (node for node in graph.nodes if not is_low(node)):
         if node.op in (*LINEARS, "FlatEmbedding"):
             sizes[node.inputs[1]] = int(node.attrs["rows"]) * int(node.attrs["columns"])
         elif node.op == "Norm":

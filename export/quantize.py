@@ -89,12 +89,12 @@ def quantize(
     chosen = choose(found, graph, recipe)
     ways = _ways(graph, chosen, recipe)
     result, layers = _round_all(graph, recipe, windows, found, ways, tell("quantizing"), journal)
-    nested.join(result)
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
             if node.name in found.keys:
                 keys.apply(result, node, found.keys[node.name])
         to_int8(result)
+    nested.join(result)
     report = Report(recipe, tuple(layers), *_bytes(result))
     if not chosen:
         return result, report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime.errors import UsageError
 from runtime.options import check_fields, option
 
 INGREDIENTS = (
@@ -87,7 +88,7 @@ class Recipe:
         "--sigma",
         low=1.0,
         high=20.0,
-        help="4-bit weights beyond this many sigma go to the sparse excess",
+        help="4-bit weights, and those of --nested, go to the sparse excess beyond this many sigma",
     )
     sigmas: tuple[float, ...] = option(
         (),
@@ -151,6 +152,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.nested and self.weight_bits != "8":
+            raise UsageError(
+                "--nested: only 8-bit weights have planes; give --weight-bits 8, or --recipe nested"
+            )
 
     @property
     def head(self) -> str:

@@ -20,7 +20,7 @@ from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.bits import Variant
 from .passes.flatten import Flattening, flatten, flatten_by_token, rounded
-from .passes.grid import Grid, Sizes, grid, round_weights, weight_grid
+from .passes.grid import Grid, Sizes, grid, refined, round_weights, weight_grid
 from .passes.pieces import importance
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
@@ -220,10 +220,11 @@ def _error(
     def grid_of(rows: np.ndarray, s: np.ndarray) -> Grid:
         if per_row:
             return weight_grid(rows, [], bits, True, recipe.sigma, recipe.nested)
-        steps = np.empty(len(weight))
+        steps, coarse = np.empty(len(weight)), 4 if recipe.nested else bits
         for part, size in zip(parts, sizes, strict=True):
-            steps[part] = size.scaled(s).step(bits, recipe.sigma)
-        return grid(bits, steps[some])
+            steps[part] = size.scaled(s).step(coarse, recipe.sigma)
+        found = grid(coarse, steps[some])
+        return refined(found) if recipe.nested else found
 
     def error(s: np.ndarray) -> float:
         scaled, divided = rows * s, inputs.divided(s)

@@ -48,6 +48,7 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    part: str = ""  # what of a file this is, where it is not all
 
     def array(self, name: str) -> np.ndarray:
         """The constant `name` in its logical shape (raw bytes for uint4)."""

@@ -18,7 +18,6 @@ from runtime.functions import LINEARS
 from runtime.graph import Graph, Node
 
 _LOW = ".low"
-PART = "part"  # in the metadata of a graph that is not the whole file
 
 
 def low(name: str) -> str:
@@ -54,6 +53,7 @@ def join(graph: Graph) -> None:
             found += [replace(node, outputs=(f"{z}.high",)), plane, _sum(plane, f"{z}.high", z)]
         else:
             found.append(node)
+    assert not waiting, f"no Add takes {', '.join(waiting)}"
     graph.nodes = found
 
 
@@ -68,11 +68,11 @@ def high_plane(graph: Graph) -> Graph:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         if is_low(node):
             continue
-        if node.op == "Add" and node.inputs[1] in dropped:
-            renamed[node.outputs[0]] = inputs[0]
+        if node.op == "Add" and not dropped.isdisjoint(node.inputs):
+            (renamed[node.outputs[0]],) = (name for name in inputs if name not in dropped)
         else:
             nodes.append(replace(node, inputs=inputs))
-    return replace(graph, nodes=nodes, metadata={**graph.metadata, PART: "high plane"})
+    return replace(graph, nodes=nodes, part="high plane")
 
 
 def _next_reader(graph: Graph, name: str) -> Node:

@@ -80,7 +80,7 @@ class _Lowering:
         self.users = _users(graph)
         self.tables: dict[str, np.ndarray] = {}
         self.product_scratch = 0
-        self.quantized = ("", "")  # the value that stands in the buffer of digits, and its limits
+        self.quantized: tuple = ()  # what stands in the buffer of digits
         layers = [n for n in graph.nodes if n.op in ATTENTIONS]
         if len({n.op for n in layers}) != 1:
             raise FormatError("the layers' K/V caches are of different types")
@@ -204,11 +204,11 @@ class _Lowering:
         shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
         shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
         shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
-        if (
-            integers := (x, named(node)["limit"])
-        ) != self.quantized:  # the planes of a nested layer share them
+        roles = named(node)
+        integers = (x, node.op, node.attrs["levels"], roles["limit"], roles.get("inverse_scale"))
+        if self.quantized not in ((*integers, True), (*integers, bool(excess))):  # else by the other plane
             self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
-            self.quantized = integers
+            self.quantized = (*integers, bool(excess))  # with rows for the excess to be looked up in, or not
         out, residual = self._output(node, rows, last)
         self._add(
             node.name, ops.LINEAR, L_BITS=bits, L_X=self.digits, L_SUMS=self.sums, L_PADDED=columns,

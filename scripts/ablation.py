@@ -6,8 +6,8 @@ SRC is what `flatlm export` takes. Two ladders, with 4-bit and with 8-bit weight
 to the one before it. A row quantizes in memory and is compared with the float model in float32 BLAS
 (export/execute.py: the integers are exact, sums are rounded otherwise than on a device): perplexity,
 KL(float ‖ quantized) in nats, bits per weight between embedding and head, and the multiplications that
-flattening adds in flatlm's kernels. What is done is kept in the file of --json, so a run that was stopped
-goes on.
+flattening of activations adds in flatlm's kernels (the second product of `nested` is not counted). What is
+done is kept in the file of --json, so a run that was stopped goes on.
 """
 
 from __future__ import annotations

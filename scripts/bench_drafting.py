@@ -16,7 +16,7 @@ prompt lookup of its Python package (its ratio is to its own plain decoding, and
     EWIF     the ratio that the formula of speculative decoding predicts from the arm's own acceptance α, mean
              draft k and drafter's cost c in plain steps, (1 − α^(k+1)) / ((1 − α)(1 + k·c)); it takes a pass
              to cost the same whatever its length
-    SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), which does too
+    SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), passes alike
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     result = {
         "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
         "model": str(args.model),
-        "arms": dict(arms_of(args)),
+        "arms": dict(arms_of(args)) | ({PEER: str(args.gguf)} if args.gguf else {}),
         "n": args.n,
         "summary": summary,
         "runs": [asdict(run) for run in runs],
@@ -310,6 +310,7 @@ def facts(plain: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
     judged = accepted + sum(d.rejections for d in drafts)
     seconds = sum(r.decode_seconds for r in runs)
     row = sum(p.decode_seconds for p in plain) / sum(len(p.tokens) - 1 for p in plain)  # s a plain token
+    same = [(p, r) for p, r in zip(plain, runs, strict=True) if p.tokens == r.tokens]
     models: dict[str, list[float]] = {}
     for source in (source for d in drafts for source in d.sources if source.passes):
         at = models.setdefault(source.name, [0, 0.0])
@@ -320,9 +321,11 @@ def facts(plain: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
         "ratio": statistics.median(ratios),
         "quartiles": statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2,
         "extremes": [min(ratios), max(ratios)],
-        "ratio_of_totals": sum(p.decode_seconds for p in plain) / seconds,
-        "ratio_with_prefill": sum(p.prefill_seconds + p.decode_seconds for p in plain)
-        / sum(r.prefill_seconds + r.decode_seconds for r in runs),
+        "ratio_of_totals": row * sum(len(r.tokens) - 1 for r in runs) / seconds,
+        "ratio_with_prefill": sum(p.prefill_seconds + p.decode_seconds for p, _ in same)
+        / sum(r.prefill_seconds + r.decode_seconds for _, r in same)
+        if same
+        else None,
         "acceptance": accepted / drafted if drafted else 0.0,
         "ewif": ewif(accepted / judged, drafted / passes, in_drafters / drafted) if drafted else 1.0,
         "tokens_per_pass": written / passes if passes else 0.0,
@@ -330,7 +333,7 @@ def facts(plain: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
         "bookkeeping": sum(d.bookkeeping_seconds for d in drafts) / seconds,
         "drafter_seconds": {name: s for name, (_, s) in models.items()},
         "drafter_passes": {name: count for name, (count, _) in models.items()},
-        "differing_answers": sum(p.tokens != r.tokens for p, r in zip(plain, runs, strict=True)),
+        "differing_answers": len(runs) - len(same),
     }
 
 
@@ -366,14 +369,19 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
             e["arm"],
             f"{e['ratio']:.2f}",
             " … ".join(f"{q:.2f}" for q in e["quartiles"]),
-            f"{e['acceptance']:.0%}",
-            f"{e['tokens_per_pass']:.2f}",
-            f"{e['ewif']:.2f}",
-            f"{e['swi']:.2f}",
-            f"{e['bookkeeping']:.1%}",
+            *(drafted if e["tokens_per_pass"] else ["-"] * len(drafted)),
             f"{e['differing_answers']}/{e['prompts']}",
         ]
         for e in summary
+        for drafted in [
+            [
+                f"{e['acceptance']:.0%}",
+                f"{e['tokens_per_pass']:.2f}",
+                f"{e['ewif']:.2f}",
+                f"{e['swi']:.2f}",
+                f"{e['bookkeeping']:.1%}",
+            ]
+        ]
     ]
     return markdown(head, rows, left=3)
 

@@ -84,15 +84,16 @@ def main() -> None:
     folders |= dict(args.artifact)
     sizes = {kind: gguf_bits(path, plain) for kind, path in files.items()}
     sizes |= {label: artifact_bits(path, plain) for label, path in folders.items()}
-    result: dict[str, list[dict[str, Any]]] = {}
+    summary_file = args.out / f"{name}.json"
+    result = json.loads(summary_file.read_text()) if summary_file.exists() else {}
     for text in args.text:
         label = Path(text).stem
         records = compare(plain, files, folders, text, args, args.out / f"{name}-{label}.npz")
         rows = [summary(model, sizes[model], records) for model in sizes]
-        result[label] = [asdict(row) for row in rows]
+        result[f"{label}, {rows[0].tokens} tokens"] = [asdict(row) for row in rows]
         print(f"\n{name}, {label}, {rows[0].tokens} tokens, perplexity of F16 {reference(records):.3f}\n")
         print(table(rows))
-        (args.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        summary_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:

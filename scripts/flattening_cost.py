@@ -27,7 +27,7 @@ from runtime.backends.native import NativeBackend
 from runtime.bench import markdown
 from runtime.functions import LINEAR, LINEARS, TOKEN_LINEAR, named
 from runtime.graph import Graph, Node, Tensor
-from runtime.nested import layer_of
+from runtime.nested import is_low, layer_of
 
 KINDS = ("qkv", "out", "gate_up", "down", "head")
 
@@ -92,7 +92,7 @@ def static(graph: Graph, node: Node) -> Node:
     if node.op != TOKEN_LINEAR:
         return node
     roles = named(node)
-    name = f"{node.name}.inverse_scale"
+    name = f"{layer_of(node.name)}.inverse_scale"
     graph.constants[name] = Tensor.of(np.array(20, np.float32))
     front = [roles[role] for role in ("x", "weight", "scale", "bias")]
     return replace(node, op=LINEAR, inputs=(*front, name, *node.inputs[4:]))
@@ -100,6 +100,8 @@ def static(graph: Graph, node: Node) -> Node:
 
 def _with(graph: Graph, node: Node, arrays: dict[str, np.ndarray]) -> Node:
     own = {role: f"{node.name}.{role}.other" for role in arrays}
+    if "limit" in own:
+        own["limit"] = f"{layer_of(node.name)}.limit.other"  # planes of one layer stay readers of one input
     graph.constants.update({own[role]: Tensor.of(array) for role, array in arrays.items()})
     return replace(node, inputs=tuple(own.get(role, name) for role, name in named(node).items()))
 
@@ -135,9 +137,11 @@ def sizes(graph: Graph) -> dict[str, dict[str, float]]:
         size = {
             role: graph.constants[name].data.nbytes for role, name in roles.items() if name in graph.constants
         }
-        row["weights"] += rows * columns
         row["packed"] += size["weight"]
         row["excess"] += size["excess_delta"] + size["excess_value"]
+        if is_low(node):
+            continue
+        row["weights"] += rows * columns
         row["tables"] += size["limit"]
         row["double"] += 4 * rows * len(layout.wide_groups(graph.array(roles["limit"])))
         row["columns"] += rows * int((graph.array(roles["limit"]) > 127).sum())

@@ -6,10 +6,11 @@
 Measured: the target's greedy answers to the prompts of bench_drafting.py; what the drafting model, reading
 the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
 passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all answers: a chain of
-the drafter's likeliest tokens, as long as each has a probability of at least τ; and a tree, which has its
-second likeliest token beside it wherever that has at least τ2. A pass of the tree then costs one row more
-for each, and a guess that fails is made good by its neighbour. Both get the best τ and length there are, in
-tokens a second; keeping a tree's positions and masks apart would cost the tree more, which is not counted.
+the drafter's likeliest tokens, as long as each has a probability of at least τ; and the cheapest kind of
+tree, a chain with the second likeliest token as a leaf beside each place where that has at least τ2. A pass
+then costs a row more for each leaf, and a guess that fails is made good by its leaf. (Branches that go on
+after a leaf would cost passes of the drafter, too.) Both get the best τ and length there are, in tokens a
+second; masks and positions of a tree would cost it more, which is not counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from runtime import engine, prompt
 from runtime.artifact import open_artifact
 from runtime.backends import Backend
 from runtime.bench import markdown
+from runtime.drafting.model import require_same_tokenizer
+from runtime.drafting.spec import NESTED, inside
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
 from runtime.sampler import make_sampler
@@ -40,6 +43,7 @@ ROWS = 24
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 FIRST = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)  # τ
 SECOND = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # τ2
+CHAIN = 1.1  # a τ2 that no second guess has
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,15 @@ class Costs:
 
 def main() -> None:
     args = arguments()
+    model = open_artifact(args.model)
+    if args.drafter == NESTED:
+        other = inside(model)
+    else:
+        require_same_tokenizer(args.model, args.drafter)
+        other = open_artifact(args.drafter)
+    args.c = min(args.c, other.manifest.context_length)
     with ExitStack() as stack:
-        target, drafter = (
-            stack.enter_context(closing(open_native(open_artifact(path), args)))
-            for path in (args.model, args.drafter)
-        )
+        target, drafter = (stack.enter_context(closing(open_native(one, args))) for one in (model, other))
         costs = Costs(
             np.array([0.0, *(seconds(target, rows) for rows in range(1, ROWS + 1))]), seconds(drafter, 1)
         )
@@ -77,16 +85,16 @@ def main() -> None:
     print(f"drafter  {costs.drafter / plain:5.2f}\n")
     rows, result = [], {}
     for task, places in answers.items():
-        chain, tree = best(places, costs, [1.1]), best(places, costs, SECOND)
+        chain, tree = best(places, costs, [CHAIN]), best(places, costs, SECOND)
         wrong = ~np.concatenate([p.first for p in places])
-        saved = np.concatenate([p.second for p in places])[wrong].mean()
+        saved = np.concatenate([p.second for p in places])[wrong].sum() / max(1, wrong.sum())
         rows.append([
             task, f"{1 - wrong.mean():.1%}", f"{saved:.1%}", f"{chain[0] * plain:.3f}",
-            f"{tree[0] * plain:.3f}", f"{tree[0] / chain[0] - 1:+.1%}", f"{chain[1]}", f"{tree[1]}",
+            f"{tree[0] * plain:.3f}", f"{tree[0] / chain[0] - 1:+.1%}", f"{chain[1][:2]}", f"{tree[1]}",
         ])  # fmt: skip
         result[task] = {"likeliest": 1 - wrong.mean(), "second": saved, "chain": chain, "tree": tree}
     head = ["task", "likeliest is right", "else second is", "chain, × plain", "tree, × plain", "gain"]
-    print(markdown([*head, "chain: length, τ, τ2", "tree"], rows, left=1))
+    print(markdown([*head, "chain: length, τ", "tree: length, τ, τ2"], rows, left=1))
     if args.json:
         found = {"target": costs.target.tolist(), "drafter": costs.drafter, "tasks": result}
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -97,7 +105,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="folder of the target")
-    parser.add_argument("--drafter", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--drafter", required=True, metavar="FOLDER", help="or `nested`")
     parser.add_argument("--gsm8k", type=Path, metavar="FILE")
     parser.add_argument("--humaneval", type=Path, metavar="FILE")
     parser.add_argument("--tasks", default="gsm8k,humaneval,edit")
@@ -143,7 +151,7 @@ def read(args: argparse.Namespace, target: Backend, drafter: Backend) -> dict[st
 def places(drafter: Backend, ids: Sequence[int], written: Sequence[int]) -> Places:
     drafter.truncate(0)
     logits = drafter.forward(np.array([*ids, *written[:-1]]), len(written))
-    top = np.argsort(-logits, 1)[:, :2]
+    top = np.argpartition(logits, -2, 1)[:, :-3:-1]  # [n, 2], the likeliest first
     chances = np.exp(logits - logits.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)
     p1, p2 = np.take_along_axis(chances, top, 1).T
@@ -161,7 +169,7 @@ def best(
 
 
 def pace(answers: Sequence[Places], costs: Costs, length: int, least: float, second: float) -> float:
-    """Tokens a second. A second of over 1 makes it a chain."""
+    """Tokens a second."""
     tokens, time_taken = 0, 0.0
     for one in answers:
         at = 0
@@ -178,8 +186,8 @@ def pace(answers: Sequence[Places], costs: Costs, length: int, least: float, sec
                     alive = bool(one.first[place])
                     kept += alive or (beside and bool(one.second[place]))
             time_taken += drafted * costs.drafter + costs.target[min(1 + rows, ROWS)]
-            tokens += kept + 1
-            at += kept + 1
+            written = min(kept + 1, len(one.first) - at)
+            tokens, at = tokens + written, at + written
     return tokens / time_taken
 
 

@@ -62,6 +62,7 @@ def test_drafting_finds_the_bigram_table_in_the_artifact(exported):
         ("edge", {"head_bits": "4"}),
         ("w8a8", {"kv": "int8"}),
         ("nested", {}),
+        ("nested", {"kv": "int8"}),
         ("nested", {"activations": "static", "weight_scale": "tensor"}),
         ("paper", {}),
         ("naive8", {}),

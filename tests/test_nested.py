@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ from export.passes.grid import planes
 from export.recipe import RECIPES
 from export.sources import open_source
 from runtime.artifact import open_artifact
+from runtime.backends.native import NativeBackend
 from runtime.errors import BackendError, UsageError
+from runtime.functions import named
+from runtime.graph import Tensor
 from runtime.llm import LLM
 from runtime.nested import high_plane, is_low, layer_of
 from tests.tiny_models import tiny_model
 
 
-def exported(folder, name):
+def exported(folder, name, **changes):
     source = tiny_model(folder / "tiny", architecture="qwen2", seed=3)
-    recipe = replace(RECIPES[name], windows=2, alphas=(0.5,))
+    recipe = replace(RECIPES[name], windows=2, alphas=(0.5,), **changes)
     return export(
         open_source(str(source)), folder / name, recipe, tell=lambda _: lambda done, total: None
     ).path
@@ -63,7 +67,50 @@ def test_a_nested_model_drafts_for_itself(nested, draft):
 
 
 def test_who_has_no_model_inside_is_told(nested, tmp_path):
-    with pytest.raises(UsageError, match="--nested"):
+    with pytest.raises(UsageError, match="--recipe nested"):
         LLM(exported(tmp_path, "w8a8"), draft="nested")
-    with pytest.raises(BackendError, match="whole"):
+    with pytest.raises(BackendError, match="runs files"):
         LLM(nested, backend="ort", draft="nested")
+
+
+def test_both_planes_of_the_keys_are_balanced_for_an_int8_cache(nested, tmp_path):
+    plain = open_artifact(nested).graph
+    balanced = open_artifact(exported(tmp_path, "nested", kv="int8")).graph
+    products = [node for node in plain.nodes if layer_of(node.name).endswith("qkv")]
+    assert len(products) == 2 * 2
+    moved = {}
+    for node in products:
+        scale, other = (graph.array(node.inputs[2]) for graph in (plain, balanced))
+        moved.setdefault(layer_of(node.name), []).append(other / scale)
+    for high, low in moved.values():
+        assert np.abs(high - 1).max() > 0.01
+        np.testing.assert_allclose(high, low, rtol=1e-5)
+
+
+def test_planes_are_one_matrix_to_who_counts_parameters(nested, tmp_path):
+    ours, theirs = (open_artifact(path).manifest for path in (nested, exported(tmp_path, "w8a8")))
+    assert ours.parameters == theirs.parameters
+    assert ours.bits_per_weight > theirs.bits_per_weight
+
+
+def test_only_8_bit_weights_are_nested():
+    with pytest.raises(UsageError, match="--weight-bits 8"):
+        replace(RECIPES["edge"], nested=True)
+
+
+def test_integers_are_made_once_for_both_planes_and_anew_where_they_differ(nested):
+    graph = open_artifact(nested).graph
+    kernels = NativeBackend(SimpleNamespace(graph=graph), threads=1, context=16)
+    names = [one for one in kernels.plan.names if layer_of(one) == "layers.0.mlp.down"]
+    kernels.close()
+    assert names == ["layers.0.mlp.down", "layers.0.mlp.down", "layers.0.mlp.down.low"]  # integers, planes
+    low = next(node for node in graph.nodes if node.name == "layers.0.mlp.down.low")
+    own = {**graph.constants, "own": Tensor.of(graph.array(named(low)["limit"]).copy())}
+    inputs = tuple("own" if name == named(low)["limit"] else name for name in low.inputs)
+    nodes = [replace(node, inputs=inputs) if node is low else node for node in graph.nodes]
+    kernels = NativeBackend(
+        SimpleNamespace(graph=replace(graph, nodes=nodes, constants=own)), threads=1, context=16
+    )
+    names = [one for one in kernels.plan.names if layer_of(one) == "layers.0.mlp.down"]
+    kernels.close()
+    assert names == ["layers.0.mlp.down"] * 2 + ["layers.0.mlp.down.low"] * 2

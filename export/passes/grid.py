@@ -2,7 +2,8 @@
 
 4-bit weights have a step of σ · k / 7.5, so about 1 % of a row's elements fall outside −8…7 (k = 2.5). Their
 total, up to ±119 on the same step, is kept sparsely (docs/format.md); rounding and GPTQ see one wide grid.
-8-bit weights have no excess: the step covers the largest.
+8-bit weights have no excess, the step covers the largest; but for nested ones, which have the 4-bit grid with
+a sixteenth of its step, and excess in the high plane.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ def weight_grid(
     8 bits are 4 bits' grid, divided by 16.
     """
     if nested and bits == 8:
-        coarse = weight_grid(weight, parts, 4, per_row, sigma)
-        return Grid(8, coarse.steps / PLANE, coarse.bound * PLANE, nested=True)
+        return refined(weight_grid(weight, parts, 4, per_row, sigma))
     if not per_row:
         steps = np.empty(len(weight))
         for part in parts:
@@ -70,6 +70,11 @@ def weight_grid(
     reach = np.maximum(weight.max(1), -weight.min(1))
     rms = np.sqrt(np.einsum("nk,nk->n", weight, weight) / np.float64(weight.shape[1]))
     return grid(bits, _steps(reach, rms, bits, sigma))
+
+
+def refined(coarse: Grid) -> Grid:
+    """The nested grid whose high plane lies on a `coarse` one of 4 bits."""
+    return Grid(8, coarse.steps / PLANE, coarse.bound * PLANE, nested=True)
 
 
 def grid(bits: int, steps: np.ndarray) -> Grid:

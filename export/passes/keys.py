@@ -14,8 +14,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from export.execute import rotate
-from runtime.functions import ATTENTION
+from runtime.functions import ATTENTION, LINEARS
 from runtime.graph import Graph, Node, Tensor
+from runtime.nested import layer_of
 
 _LEAST = 1e-5
 
@@ -40,13 +41,15 @@ def scales(reached: np.ndarray) -> np.ndarray:
 
 
 def apply(graph: Graph, node: Node, s: np.ndarray) -> None:
-    """Folds s into the scales and biases of the FlatLinear that `node` reads; its integers stay."""
+    """Folds s into the scales and biases of the FlatLinear that `node` reads, of its planes if it is nested
+    (and not joined yet); the integers stay."""
     h, g, d = _sizes(node)
     linear = next(other for other in graph.nodes if node.inputs[0] in other.outputs)
     both = np.concatenate([s, s], -1)  # [g, d]
     parts = [np.repeat(both, h // g, 0), 1 / both, np.ones((g, d))]
     factor = np.concatenate([part.reshape(-1) for part in parts]).astype(np.float32)
-    for name in linear.inputs[2:4]:
+    planes = [other for other in graph.nodes if other.op in LINEARS and layer_of(other.name) == linear.name]
+    for name in (name for plane in planes for name in plane.inputs[2:4]):
         graph.constants[name] = Tensor.of(graph.array(name) * factor)
 
 

@@ -16,7 +16,6 @@ from runtime.backends import Segment, check_fit
 from runtime.errors import BackendError, FormatError
 from runtime.functions import ATTENTIONS, SIGNED, cache_types
 from runtime.graph import Node
-from runtime.nested import PART
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 
@@ -44,10 +43,8 @@ class OrtBackend:
         slots: int = 1,
     ) -> None:
         graph = artifact.graph
-        if PART in graph.metadata:
-            raise BackendError(
-                f"onnxruntime runs a file whole, not its {graph.metadata[PART]} alone: take native"
-            )
+        if graph.part:
+            raise BackendError(f"onnxruntime runs files, not the {graph.part} of one: take native or numpy")
         self.context = context or int(graph.metadata["context_length"])
         self.vocab = int(graph.metadata["vocab_size"])
         self.slots, self.positions = slots, [0] * slots

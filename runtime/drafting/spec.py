@@ -90,9 +90,10 @@ def build_speculator(
             if name in MAXGRAMS:
                 leaves.append(MaxGram(load_bigrams(artifact.path, vocab), latest=MAXGRAMS[name]))
                 continue
-            model = _inside(artifact) if name == NESTED else _beside(artifact, name, tokenizer)
+            model = inside(artifact) if name == NESTED else _beside(artifact, name, tokenizer)
             backend = opened.enter_context(closing(open_model(model)))
-            leaves.append(ModelDrafter(Path(name).name, backend, vocab))
+            taken = any(leaf.name == Path(name).name for leaf in leaves)
+            leaves.append(ModelDrafter(name if taken else Path(name).name, backend, vocab))
         opened.pop_all()  # all went well: they stay open
     return assemble(leaves, spec)
 
@@ -109,11 +110,11 @@ def assemble(
     return Speculator(auto, leaves, auto.learn, clock)
 
 
-def _inside(target: Artifact) -> Artifact:
+def inside(target: Artifact) -> Artifact:
     """The target's own high plane: the same constants, so it has no weights of its own in memory."""
     graph = high_plane(target.graph)
     if graph is target.graph:
-        raise UsageError(f"--draft {NESTED}: {target.path} has no model inside; export it with --nested")
+        raise UsageError(f"{NESTED}: {target.path} has no model inside; --recipe nested makes one")
     return replace(target, graph=graph)
 
 
