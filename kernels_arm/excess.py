@@ -4,7 +4,7 @@ A lookup holds up to 64 entries of a panel, 4 for each of its 16 rows: 64 picks 
 Its picks count from its base, a place in a token's row of digits, and stay within the tier's window; unused
 ones have the value 0. A row of digits is the low digits of all columns, then the high digits of the flattened
 ones: an entry in a flattened column stands once among the panel's low lookups and once among its high ones,
-whose sum counts 128 times.
+whose sum counts 128 times. Where all columns have high digits, the low lookups are used for both.
 
     out[i, r] += Σ low[i, column] · excess + 128 · Σ high[i, column] · excess
 """
@@ -27,7 +27,9 @@ from .ops import (
     J_STARTS,
     J_VALUE,
     L_BASES,
+    L_EXTRAS,
     L_LOOKUPS,
+    L_PADDED,
     L_STARTS,
     LOOKUP,
 )
@@ -53,13 +55,19 @@ def _adder(tokens: int):
     def add(op, panel, row, stride, out):
         """A panel's excess for `tokens` rows of digits, added to `out`, int32 [tokens, 16]."""
         starts, bases = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_BASES)
-        lookups = get_i64(op + 8 * L_LOOKUPS)
+        lookups, padded = get_i64(op + 8 * L_LOOKUPS), get_i64(op + 8 * L_PADDED)
         first, middle, last = get_i32(starts), get_i32(starts + 4), get_i32(starts + 8)
         low, high = to_lookups(zero_ints(tokens)), to_lookups(zero_ints(tokens))
-        for at in range(first, middle):
-            low = look_up(low, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
-        for at in range(middle, last):
-            high = look_up(high, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
+        if 4 * get_i64(op + 8 * L_EXTRAS) == padded:
+            for at in range(first, middle):
+                digits, picks = row + np.int64(get_u16(bases + 2 * at)), lookups + LOOKUP * at
+                low = look_up(low, digits, stride, picks)
+                high = look_up(high, digits + padded, stride, picks)
+        else:
+            for at in range(first, middle):
+                low = look_up(low, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
+            for at in range(middle, last):
+                high = look_up(high, row + np.int64(get_u16(bases + 2 * at)), stride, lookups + LOOKUP * at)
         add_tile(out, 64, plus_128_times(from_lookups(low), from_lookups(high)))
 
     return add

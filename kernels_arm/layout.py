@@ -69,9 +69,12 @@ def unpack(packed: np.ndarray, rows: int, columns: int, bits: int) -> np.ndarray
 def wide_groups(limit: np.ndarray) -> np.ndarray:
     """int32 indices of the 4-column groups with a channel of two digits (limit over 127), even ones first.
 
-    Even groups of 4-bit weights are low nibbles, odd ones high: each kind has a loop of its own.
+    Even groups of 4-bit weights are low nibbles, odd ones high: each kind has a loop of its own. Where all
+    groups are wide they stand in order: high digits are then laid out and multiplied as low ones.
     """
     groups = np.unique(np.flatnonzero(limit > 127) // 4)
+    if 4 * len(groups) == padded(len(limit), COLUMNS):
+        return groups.astype(np.int32)
     return np.concatenate([groups[groups % 2 == 0], groups[groups % 2 == 1]]).astype(np.int32)
 
 

@@ -54,6 +54,7 @@ from .ops import (
     STEP_TOKENS,
     SUM_SLICES,
 )  # fmt: skip
+from .panels import tile_times_128
 from .pointwise import row_bytes
 from .simd import (
     get_f32,
@@ -92,18 +93,28 @@ def _product(tokens: int, bits: int):
     add_range, add_odd = _range(tokens, bits, 0), _range(tokens, bits, 1)
 
     @inlined
-    def product(weights, padded, x, extras, evens, groups, out):
-        acc, fours = to_block(zero_ints(tokens), bits), padded // 64 if straight(tokens) else 0
+    def add_all(acc, weights, padded, x):
+        fours = padded // 64 if straight(tokens) else 0
         for four in range(fours):
             acc = add_blocks(acc, weights + 128 * bits * four, x + 64 * tokens * four, tokens, bits)
         for block in range(4 * fours, padded // 16):
             acc = add_block(acc, weights + 32 * bits * block, x + 16 * tokens * block, tokens, bits)
-        acc = from_block(acc, tokens, bits)
+        return acc
+
+    @inlined
+    def product(weights, padded, x, extras, evens, groups, out):
+        acc, digits, all_wide = to_block(zero_ints(tokens), bits), x + padded * tokens, 4 * extras == padded
+        if all_wide:
+            acc = tile_times_128(add_all(acc, weights, padded, digits))
+        acc = from_block(add_all(acc, weights, padded, x), tokens, bits)
         if tokens == 1:
             for line in range(0, FIRST, 64):  # the next panel's first: memory shall not rest meanwhile
                 prefetch(weights + 2 * bits * padded + line)
+        if all_wide:
+            store_tile(out, 64, acc)
+            return
         # last: memory gives a panel fast only from end to end
-        high, digits = zero_ints(tokens), x + padded * tokens
+        high = zero_ints(tokens)
         if bits == 4:
             high = add_range(high, weights, groups, 0, evens, digits)
             high = add_odd(high, weights, groups, evens, extras, digits)

@@ -26,10 +26,13 @@ class Lookups:
 
 
 def high_places(groups: np.ndarray, limit: np.ndarray, columns: int) -> np.ndarray:
-    """int32 [columns]: where a token's row has the column's high digit, 0 if nowhere.
+    """int32 [columns]: where a token's row has the column's high digit, 0 if nowhere. All 0 if all groups are
+    wide: then the low digits' lookups serve the high ones.
 
     groups: int32 [extras], the 4-column groups with a flattened channel; limit: float [k], above 127 there.
     """
+    if 4 * len(groups) == columns:
+        return np.zeros(columns, np.int32)
     places = np.zeros((columns // 4, 4), np.int32)
     places[groups] = columns + np.arange(4 * len(groups), dtype=np.int32).reshape(-1, 4)
     flat = places.reshape(-1)

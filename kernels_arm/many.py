@@ -99,18 +99,22 @@ def zip_panel(columns, source, out):
 
 @kernel
 def make_ready(op, panel, ready, picked):
-    """Returns the address of the ready panel: `ready`, or that of weights that stand as they should."""
+    """Returns the address of the ready panel, `ready` or that of weights that stand as they should, and the
+    address of its flattened columns, `picked` or the panel's where all of them are."""
     bits, padded, wides = get_i64(op + 8 * L_BITS), get_i64(op + 8 * L_PADDED), get_i64(op + 8 * L_WIDES)
     weights = get_i64(op + 8 * L_WEIGHTS) + panel * padded * 2 * bits
     if bits == 4:
         expand_panel(op, panel, weights, ready)
         weights = ready
-    pick_columns(op, weights, picked)
+    all_wide = wides == padded
+    if not all_wide:
+        pick_columns(op, weights, picked)
     if zips():
         zip_panel(padded, weights, ready)
-        zip_panel((wides + 15) // 16 * 16, picked, picked)
+        if not all_wide:
+            zip_panel((wides + 15) // 16 * 16, picked, picked)
         weights = ready
-    return weights
+    return weights, weights if all_wide else picked
 
 
 # ----------------------------------------------------------------------------------------- tile after tile
@@ -179,10 +183,10 @@ def run_many(op, step, first, last, scratch):
     tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * L_LAST) else STEP_TOKENS))
     padded, more = get_i64(op + 8 * L_PADDED), (get_i64(op + 8 * L_WIDES) + 15) // 16
     ready = scratch + 1024
-    picked, row_size = ready + 16 * padded, padded + 16 * more
+    place, row_size = ready + 16 * padded, padded + 16 * more
     stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
     for panel in range(first, last):
-        weights = make_ready(op, panel, ready, picked)
+        weights, picked = make_ready(op, panel, ready, place)
         scale = get_i64(op + 8 * L_SCALE) + 64 * panel
         bias = get_i64(op + 8 * L_BIAS) + 64 * panel
         for token in range(0, tokens, full_ready()):

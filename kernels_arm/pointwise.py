@@ -64,6 +64,7 @@ from .simd import (
     get_u8,
     get_u16,
     greater,
+    high_digits,
     load_doubles,
     load_floats,
     max_floats,
@@ -84,6 +85,7 @@ from .simd import (
     store_steps,
     sum_doubles,
     sum_ints,
+    times_128,
     to_ints,
     zero_below,
 )  # fmt: skip
@@ -181,30 +183,42 @@ def reach_of(op, x):
     return max_floats(top)
 
 
+@inlined
+def place_digits(value, k, i, tile, digits, row, many):
+    """The low bytes of columns k … k + 16 into place i of the tile and, if `row` is not 0, side by side."""
+    if many:
+        store_ready(digits + k * tile, value, i, tile)
+    elif tile == 1:
+        store_low_bytes(digits + k, value)
+    else:
+        store_steps(digits + k * tile + 4 * i, value, 4 * tile)
+    if row:
+        store_low_bytes(row + k, value)
+
+
 @kernel
 def quantize_row(op, x, inverse_step, integers, first, last, i, tile, digits, row, many):
     """X = clip(round(x · inverse step), ±limit), int32 at `integers` (which may be x); returns Σ X.
 
-    Columns first … last.
-
-    The low bytes go into place i of the tile and, where `row` is not 0, side by side there.
+    Columns first … last. Where all columns are flattened both digits go into place, else the low bytes of X,
+    which `split_few` or `split_many` then replaces where there are two.
     """
     limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
-    total, zero = splat_int(np.int32(0)), splat_float(ZERO)
+    total, zero, half = splat_int(np.int32(0)), splat_float(ZERO), splat_int(np.int32(64))
+    padded = get_i64(op + 8 * Q_PADDED)
+    high_digit_at, high_row = digits + padded * tile, row + padded if row else 0
     for k in range(first, last, 16):
         limit = load_floats(limits + 4 * k)
         # limits are whole numbers: clipped first or rounded first is the same
         value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
         total = total + value
-        store_ints(integers + 4 * k, value)
-        if many:
-            store_ready(digits + k * tile, value, i, tile)
-        elif tile == 1:
-            store_low_bytes(digits + k, value)
+        if get_i64(op + 8 * Q_WIDES) == padded:
+            high = high_digits(value + half)
+            place_digits(value - times_128(high), k, i, tile, digits, row, many)
+            place_digits(high, k, i, tile, high_digit_at, high_row, many)
         else:
-            store_steps(digits + k * tile + 4 * i, value, 4 * tile)
-        if row:
-            store_low_bytes(row + k, value)
+            store_ints(integers + 4 * k, value)
+            place_digits(value, k, i, tile, digits, row, many)
     return sum_ints(total)
 
 
@@ -218,6 +232,8 @@ def word_place(column, i, tile):
 def split_few(op, integers, first, last, i, tile, digits):
     """The flattened channels' two digits, X = 128 · high + low: high ones by groups of 4 columns."""
     wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    if count == get_i64(op + 8 * Q_PADDED):
+        return
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for e in range(get_i64(op + 8 * Q_EXTRAS)):
         if first <= 4 * get_i32(get_i64(op + 8 * Q_GROUPS) + 4 * e) < last:
@@ -235,6 +251,8 @@ def split_few(op, integers, first, last, i, tile, digits):
 def split_many(op, integers, i, tile, digits):
     """The same, high digits side by side."""
     wide, count = get_i64(op + 8 * Q_WIDE), get_i64(op + 8 * Q_WIDES)
+    if count == get_i64(op + 8 * Q_PADDED):
+        return
     high_at = digits + get_i64(op + 8 * Q_PADDED) * tile
     for w in range(count):
         column = np.int64(get_i32(wide + 4 * w))

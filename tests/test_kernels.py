@@ -57,6 +57,22 @@ def test_a_linear_layer_equals_the_reference_for_any_shape(shape, bits, wide, ou
     assert same_bits(linear(*layer), expected(*layer))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.tuples(st.integers(1, 80), st.integers(1, 70), st.integers(1, 9)),
+    BITS,
+    st.sampled_from([1.0, 0.9]),
+    st.sampled_from([0.0, 0.02, 0.5]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_so_does_one_of_which_all_groups_have_two_digits(shape, bits, wide, outliers, by_token, seed):
+    m, n, blocks = shape
+    x, inverse_scale, limit, *rest = random_layer(seed, m, n, 16 * blocks, bits, wide, outliers, by_token)
+    limit[::4] = np.maximum(limit[::4], 254)  # all groups, of which not always all channels
+    assert same_bits(linear(x, inverse_scale, limit, *rest), expected(x, inverse_scale, limit, *rest))
+
+
 @given(st.integers(1, 70), st.integers(0, 2**31))
 def test_a_step_per_token_fills_the_range_of_one_channel_and_leaves_it_for_none(k, seed):
     x, _, limit, *_ = random_layer(seed, 5, 1, k, 8, 0.3, 0, by_token=True)
