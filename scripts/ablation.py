@@ -41,7 +41,9 @@ def without(*given: str) -> tuple[str, ...]:
     return tuple(name for name in INGREDIENTS if name not in given)
 
 
-_PLAIN4 = replace(RECIPES["edge"], weight_bits="4", activations="static", wide_channels=0.05, sigma=20.0)
+_PLAIN4 = replace(
+    RECIPES["edge"], weight_bits="4", activations="static", wide_channels=0.05, two_digits=(), sigma=20.0
+)
 _PLAIN8 = replace(RECIPES["naive8"], activations="static", wide_channels=0.12, windows=16, margin=1.05)
 _TOKEN = {"activations": "token", "wide_channels": RECIPES["edge"].wide_channels}
 _DIGITS4 = _TOKEN | {"two_digits": RECIPES["edge"].two_digits}

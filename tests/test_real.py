@@ -12,12 +12,12 @@ from runtime.evaluation.perplexity import window_nll
 from runtime.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
-def test_it_knows_the_capital_of_france(real_model):
+def test_it_knows_that_light_makes_the_sky_blue(real_model):
     with LLM(real_model, threads=2) as llm:
-        assert "Paris" in "".join(llm.stream_chat(QUESTION, n=32))
+        assert "light" in "".join(llm.stream_chat(QUESTION, n=64))
 
 
 def test_native_and_numpy_agree_bit_for_bit_on_a_text(real_model):
