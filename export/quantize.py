@@ -236,7 +236,7 @@ def _round_embedding(
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
     if not recipe.does("gptq"):
         return round_weights(weight, grid)
-    damping = recipe.damping * weight.shape[1] / seen.rows
+    damping = recipe.damping_of(weight.shape[1], seen.rows)
     return gptq(weight, seen.hessian, grid, damping, recipe.does("order"))
 
 

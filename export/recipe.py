@@ -163,6 +163,10 @@ class Recipe:
         chosen = self.size is not None and self.weight_bits == "auto"
         return self.head_bits if self.head_bits != "auto" or chosen else "8"
 
+    def damping_of(self, channels: int, tokens: int) -> float:
+        """GPTQ's damping of a layer of so many input channels, seen on so many calibration tokens."""
+        return self.damping * channels / tokens
+
     def does(self, ingredient: str) -> bool:
         return ingredient not in self.skip
 

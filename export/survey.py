@@ -149,7 +149,7 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], recipe: Reci
     for name, x in values.items() if recipe.does("gptq") else ():
         s = found.smoothing[name][1] if name in found.smoothing else np.ones(x.shape[1], np.float32)
         s = s if len(s) == x.shape[1] else np.ones(x.shape[1], np.float32)  # of a layer that was split
-        found.unexplained[name] = sensitivity.unexplained(x, s, recipe.damping * x.shape[1] / len(x))
+        found.unexplained[name] = sensitivity.unexplained(x, s, recipe.damping_of(x.shape[1], len(x)))
 
 
 def _run_and_look(

@@ -40,7 +40,7 @@ def head_inputs(graph: Graph, last: Sequence[Node], envs: Sequence[execute.Env])
 def round_tied(table: np.ndarray, grid: Grid, seen: calibrate.Moments | None, recipe: Recipe) -> np.ndarray:
     """Embedding and head in one: integers of the grid, int8 [V, k]. Without `seen`, the nearest."""
     if seen is not None:
-        damping = _DAMPING * recipe.damping * table.shape[1] / seen.rows
+        damping = _DAMPING * recipe.damping_of(table.shape[1], seen.rows)
         return gptq(table, seen.hessian, grid, damping, recipe.does("order"), dtype=np.int8)
 
     def part(start: int) -> np.ndarray:

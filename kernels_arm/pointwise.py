@@ -206,16 +206,17 @@ def quantize_row(op, x, inverse_step, integers, first, last, i, tile, digits, ro
     limits, inverse = get_i64(op + 8 * Q_LIMITS), splat_float(inverse_step)
     total, zero, half = splat_int(np.int32(0)), splat_float(ZERO), splat_int(np.int32(64))
     padded = get_i64(op + 8 * Q_PADDED)
-    high_digit_at, high_row = digits + padded * tile, row + padded if row else 0
+    all_wide = get_i64(op + 8 * Q_WIDES) == padded
+    high_digits_at, high_row = digits + padded * tile, row + padded if row else 0
     for k in range(first, last, 16):
         limit = load_floats(limits + 4 * k)
         # limits are whole numbers: clipped first or rounded first is the same
         value = nearest_ints(smaller(greater(load_floats(x + 4 * k) * inverse, zero - limit), limit))
         total = total + value
-        if get_i64(op + 8 * Q_WIDES) == padded:
+        if all_wide:
             high = high_digits(value + half)
             place_digits(value - times_128(high), k, i, tile, digits, row, many)
-            place_digits(high, k, i, tile, high_digit_at, high_row, many)
+            place_digits(high, k, i, tile, high_digits_at, high_row, many)
         else:
             store_ints(integers + 4 * k, value)
             place_digits(value, k, i, tile, digits, row, many)

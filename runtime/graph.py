@@ -55,6 +55,14 @@ class Graph:
         tensor = self.constants[name]
         return tensor.data if tensor.dtype == "uint4" else tensor.data.reshape(tensor.shape)
 
+    def users(self) -> dict[str, list[Node]]:
+        """Of every value and constant, the nodes that read it, in order."""
+        users: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                users.setdefault(name, []).append(node)
+        return users
+
     def bits(self, weight: str) -> int:
         """4 or 8: of the packed weight `weight`."""
         return {"uint4": 4, "int8": 8}[self.constants[weight].dtype]

@@ -11,7 +11,6 @@ the other:
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 from runtime.functions import LINEARS
@@ -36,14 +35,14 @@ def is_low(node: Node) -> bool:
 
 def join(graph: Graph) -> None:
     """In place: adds up the planes, whose low nodes follow their high ones unread so far."""
-    readers = Counter(name for node in graph.nodes for name in node.inputs)
+    users = graph.users()
     waiting: dict[str, Node] = {}  # low nodes by the output of the high one
     found: list[Node] = []
     for node in graph.nodes:
         if is_low(node):
             high = found.pop()
             (y,) = high.outputs
-            if readers[y] == 1 and _next_reader(graph, y).op == "Add":
+            if [user.op for user in users[y]] == ["Add"]:
                 found.append(high)
                 waiting[y] = node
             else:
@@ -73,10 +72,6 @@ def high_plane(graph: Graph) -> Graph:
         else:
             nodes.append(replace(node, inputs=inputs))
     return replace(graph, nodes=nodes, part="high plane")
-
-
-def _next_reader(graph: Graph, name: str) -> Node:
-    return next(node for node in graph.nodes if name in node.inputs)
 
 
 def _sum(plane: Node, high: str, total: str) -> Node:

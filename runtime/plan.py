@@ -77,7 +77,7 @@ class _Lowering:
         self.pool: dict[int, list[np.ndarray]] = {}
         self.makers = {output: node for node in graph.nodes for output in node.outputs}
         self.uses = _last_uses(graph)
-        self.users = _users(graph)
+        self.users = graph.users()
         self.tables: dict[str, np.ndarray] = {}
         self.product_scratch = 0
         self.quantized: tuple = ()  # what stands in the buffer of digits
@@ -363,11 +363,3 @@ _LOWER = {
 
 def _last_uses(graph: Graph) -> dict[str, int]:
     return {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
-
-
-def _users(graph: Graph) -> dict[str, list[Node]]:
-    users: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in node.inputs:
-            users.setdefault(name, []).append(node)
-    return users

@@ -73,6 +73,7 @@ class Arm:
     """Who writes, who drafts, and the arm that it is compared with."""
 
     backend: Backend
+    draft: str = "off"
     speculator: Speculator | None = None
     base: str = PLAIN
 
@@ -102,7 +103,8 @@ def main() -> None:
     result = {
         "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
         "model": str(args.model),
-        "arms": dict(arms_of(args)) | ({PEER: str(args.gguf)} if args.gguf else {}),
+        "arms": {name: arm.draft for name, arm in bench.arms.items()},
+        "gguf": str(args.gguf) if args.gguf else None,
         "n": args.n,
         "summary": summary,
         "runs": [asdict(run) for run in runs],
@@ -141,13 +143,13 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def arms_of(args: argparse.Namespace) -> list[tuple[str, str]]:
+def arms_of(args: argparse.Namespace, target: Artifact) -> list[tuple[str, str]]:
     """(name, --draft) of every arm; plain comes first."""
     arms = [(PLAIN, "off")]
     if args.arm:
         return arms + [(name, draft) for name, _, draft in (text.partition("=") for text in args.arm)]
     arms += [("maxgram", "maxgram"), ("maxgram static", "cascade:maxgram")]
-    if any(map(is_low, open_artifact(args.model).graph.nodes)):
+    if any(map(is_low, target.graph.nodes)):
         arms += [("nested", "nested"), ("nested cascade", "auto:nested")]
     if args.drafter:
         arms += [
@@ -209,18 +211,18 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
     tokenizer = load_tokenizer(args.model)
     target = stack.enter_context(closing(open_native(artifact, args)))
     arms: dict[str, Arm] = {}
-    for name, draft in arms_of(args):
+    for name, draft in arms_of(args, artifact):
         spec, speculator = parse_draft(draft), None
         if spec is not None:
             built = build_speculator(spec, artifact, tokenizer, lambda model: open_native(model, args))
             speculator = stack.enter_context(closing(built))
-        arms[name] = Arm(target, speculator)
+        arms[name] = Arm(target, draft, speculator)
     if args.gguf:
         from llama_peer import LlamaPeer, PromptLookup
 
         peer = stack.enter_context(closing(LlamaPeer(args.gguf, threads=args.t, context=args.c)))
         arms[PEER] = Arm(peer)
-        arms[f"{PEER} lookup"] = Arm(peer, Speculator(PromptLookup()), PEER)
+        arms[f"{PEER} lookup"] = Arm(peer, "lookup", Speculator(PromptLookup()), PEER)
     return Bench(target, tokenizer, prompt.load_template(args.model), arms, args.n)
 
 
@@ -362,28 +364,27 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
         "book",
         "differ",
     ]
-    rows = [
-        [
-            e["task"],
-            f"{e['temp']:g}",
-            e["arm"],
-            f"{e['ratio']:.2f}",
-            " … ".join(f"{q:.2f}" for q in e["quartiles"]),
-            *(drafted if e["tokens_per_pass"] else ["-"] * len(drafted)),
-            f"{e['differing_answers']}/{e['prompts']}",
-        ]
-        for e in summary
-        for drafted in [
-            [
-                f"{e['acceptance']:.0%}",
-                f"{e['tokens_per_pass']:.2f}",
-                f"{e['ewif']:.2f}",
-                f"{e['swi']:.2f}",
-                f"{e['bookkeeping']:.1%}",
-            ]
-        ]
+    return markdown(head, map(cells, summary), left=3)
+
+
+def cells(e: dict[str, Any]) -> list[str]:
+    """A line of the table; an arm that drafts nothing has no numbers of drafting."""
+    drafted = [
+        f"{e['acceptance']:.0%}",
+        f"{e['tokens_per_pass']:.2f}",
+        f"{e['ewif']:.2f}",
+        f"{e['swi']:.2f}",
+        f"{e['bookkeeping']:.1%}",
     ]
-    return markdown(head, rows, left=3)
+    return [
+        e["task"],
+        f"{e['temp']:g}",
+        e["arm"],
+        f"{e['ratio']:.2f}",
+        " … ".join(f"{q:.2f}" for q in e["quartiles"]),
+        *(drafted if e["tokens_per_pass"] else ["-"] * len(drafted)),
+        f"{e['differing_answers']}/{e['prompts']}",
+    ]
 
 
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -28,18 +26,17 @@ from pathlib import Path
 import numpy as np
 from bench_drafting import encode, open_native, read_tasks
 
-from runtime import engine, prompt
+from runtime import engine, prompt, rows
 from runtime.artifact import open_artifact
 from runtime.backends import Backend
 from runtime.bench import markdown
-from runtime.drafting.model import require_same_tokenizer
-from runtime.drafting.spec import NESTED, inside
+from runtime.drafting.spec import NESTED, beside, inside
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
 from runtime.sampler import make_sampler
-from runtime.tokenizer import load_tokenizer
+from runtime.tokenizer import Tokenizer, load_tokenizer
 
-ROWS = 24
+ROWS, ROUNDS = 24, 3
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 FIRST = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)  # τ
 SECOND = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # τ2
@@ -67,34 +64,29 @@ class Costs:
 def main() -> None:
     args = arguments()
     model = open_artifact(args.model)
-    if args.drafter == NESTED:
-        other = inside(model)
-    else:
-        require_same_tokenizer(args.model, args.drafter)
-        other = open_artifact(args.drafter)
+    tokenizer = load_tokenizer(args.model)
+    other = inside(model) if args.drafter == NESTED else beside(model, args.drafter, tokenizer)
     args.c = min(args.c, other.manifest.context_length)
     with ExitStack() as stack:
         target, drafter = (stack.enter_context(closing(open_native(one, args))) for one in (model, other))
-        costs = Costs(
-            np.array([0.0, *(seconds(target, rows) for rows in range(1, ROWS + 1))]), seconds(drafter, 1)
-        )
-        answers = read(args, target, drafter)
+        costs = Costs(seconds(target, ROWS), seconds(drafter, 1)[1])
+        answers = read(args, target, drafter, tokenizer)
     plain = costs.target[1]
     print("rows     " + " ".join(f"{m:5d}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))
     print("cost     " + " ".join(f"{costs.target[m] / plain:5.2f}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))
     print(f"drafter  {costs.drafter / plain:5.2f}\n")
-    rows, result = [], {}
+    lines, result = [], {}
     for task, places in answers.items():
         chain, tree = best(places, costs, [CHAIN]), best(places, costs, SECOND)
         wrong = ~np.concatenate([p.first for p in places])
         saved = np.concatenate([p.second for p in places])[wrong].sum() / max(1, wrong.sum())
-        rows.append([
+        lines.append([
             task, f"{1 - wrong.mean():.1%}", f"{saved:.1%}", f"{chain[0] * plain:.3f}",
             f"{tree[0] * plain:.3f}", f"{tree[0] / chain[0] - 1:+.1%}", f"{chain[1][:2]}", f"{tree[1]}",
         ])  # fmt: skip
         result[task] = {"likeliest": 1 - wrong.mean(), "second": saved, "chain": chain, "tree": tree}
     head = ["task", "likeliest is right", "else second is", "chain, × plain", "tree, × plain", "gain"]
-    print(markdown([*head, "chain: length, τ", "tree: length, τ, τ2"], rows, left=1))
+    print(markdown([*head, "chain: length, τ", "tree: length, τ, τ2"], lines, left=1))
     if args.json:
         found = {"target": costs.target.tolist(), "drafter": costs.drafter, "tasks": result}
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -118,21 +110,16 @@ def arguments() -> argparse.Namespace:
 
 
 # ---- measured
-def seconds(backend: Backend, rows: int) -> float:
-    """Of a pass over so many rows after 256 tokens: the median of 15."""
-    backend.truncate(0)
-    backend.forward(np.arange(1, 257), 1)
-    times = []
-    for _ in range(15):
-        started = time.perf_counter()
-        backend.forward(np.arange(1, rows + 1), rows)
-        times.append(time.perf_counter() - started)
-        backend.truncate(256)
-    return statistics.median(times)
+def seconds(backend: Backend, most: int) -> np.ndarray:
+    """Of passes over 0 (none), 1 … `most` rows after 256 tokens, [most + 1]."""
+    costs = rows.measure(backend, range(1, most + 1), ROUNDS, depth=256)
+    return np.array([0.0, *(cost.seconds for cost in costs)])
 
 
-def read(args: argparse.Namespace, target: Backend, drafter: Backend) -> dict[str, list[Places]]:
-    tokenizer, template = load_tokenizer(args.model), prompt.load_template(args.model)
+def read(
+    args: argparse.Namespace, target: Backend, drafter: Backend, tokenizer: Tokenizer
+) -> dict[str, list[Places]]:
+    template = prompt.load_template(args.model)
     tasks = read_tasks(args)
     answers: dict[str, list[Places]] = {}
     with ProgressLine("reading", "prompts") as progress:
@@ -174,18 +161,18 @@ def pace(answers: Sequence[Places], costs: Costs, length: int, least: float, sec
     for one in answers:
         at = 0
         while at < len(one.first):
-            drafted = rows = 0
+            drafted = read_rows = 0
             kept, alive = 0, True
             for place in range(at, min(at + length, len(one.first))):
                 drafted += 1
                 if one.p1[place] < least:  # seen only when the pass is made
                     break
-                beside = one.p2[place] >= second
-                rows += 1 + beside
+                leaf = one.p2[place] >= second
+                read_rows += 1 + leaf
                 if alive:
                     alive = bool(one.first[place])
-                    kept += alive or (beside and bool(one.second[place]))
-            time_taken += drafted * costs.drafter + costs.target[min(1 + rows, ROWS)]
+                    kept += alive or (leaf and bool(one.second[place]))
+            time_taken += drafted * costs.drafter + costs.target[min(1 + read_rows, ROWS)]
             written = min(kept + 1, len(one.first) - at)
             tokens, at = tokens + written, at + written
     return tokens / time_taken

@@ -90,7 +90,7 @@ def build_speculator(
             if name in MAXGRAMS:
                 leaves.append(MaxGram(load_bigrams(artifact.path, vocab), latest=MAXGRAMS[name]))
                 continue
-            model = inside(artifact) if name == NESTED else _beside(artifact, name, tokenizer)
+            model = inside(artifact) if name == NESTED else beside(artifact, name, tokenizer)
             backend = opened.enter_context(closing(open_model(model)))
             taken = any(leaf.name == Path(name).name for leaf in leaves)
             leaves.append(ModelDrafter(name if taken else Path(name).name, backend, vocab))
@@ -118,7 +118,8 @@ def inside(target: Artifact) -> Artifact:
     return replace(target, graph=graph)
 
 
-def _beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
+def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
+    """The artifact in folder `name`; UsageError where its tokens are not the target's."""
     from runtime.artifact import open_artifact
 
     require_same_tokenizer(target.path, name, tokenizer)
