@@ -306,8 +306,12 @@ def draft_rule(name: str, sampler: Sampler, options: SamplingOptions) -> Rule:
 
 def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:
     """A model that drafts for `target`: on the same kind of backend, with as much context as both have."""
-    context = min(target.context, model.manifest.context_length)
-    return open_named(target.name, model, replace(options, ctx=context, batch=1))
+    same = replace(options, ctx=min(target.context, model.manifest.context_length), batch=1)
+    if target.name != "native":
+        return open_named(target.name, model, same)
+    from runtime.drafting.short_head import with_short_head
+
+    return with_short_head(model, lambda short: open_named(target.name, short, same))
 
 
 def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:

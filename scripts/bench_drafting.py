@@ -39,6 +39,7 @@ from runtime import engine, prompt
 from runtime.artifact import Artifact, open_artifact
 from runtime.backends import Backend, open_backend
 from runtime.bench import markdown
+from runtime.drafting.short_head import with_short_head
 from runtime.drafting.spec import build_speculator, parse_draft
 from runtime.drafting.speculator import DraftTimings, Speculator
 from runtime.drafting.verify import invariant
@@ -127,6 +128,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
     )
+    parser.add_argument("--whole-heads", action="store_true", help="drafting models that know all ids")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="llama.cpp's file of the same model")
     parser.add_argument("--gsm8k", type=Path, metavar="FILE", help='JSON lines with "question"')
     parser.add_argument("--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl.gz; also the edits")
@@ -214,7 +216,7 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
     for name, draft in arms_of(args, artifact):
         spec, speculator = parse_draft(draft), None
         if spec is not None:
-            built = build_speculator(spec, artifact, tokenizer, lambda model: open_native(model, args))
+            built = build_speculator(spec, artifact, tokenizer, lambda model: open_drafter(model, args))
             speculator = stack.enter_context(closing(built))
         arms[name] = Arm(target, draft, speculator)
     if args.gguf:
@@ -229,6 +231,12 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
 def open_native(artifact: Artifact, args: argparse.Namespace) -> Backend:
     context = min(args.c, artifact.manifest.context_length)
     return open_backend("native", artifact, threads=args.t, context=context)
+
+
+def open_drafter(artifact: Artifact, args: argparse.Namespace) -> Backend:
+    if args.whole_heads:
+        return open_native(artifact, args)
+    return with_short_head(artifact, lambda short: open_native(short, args))
 
 
 def measure(bench: Bench, tasks: dict[str, list[str]], temps: Sequence[float]) -> Iterator[Run]:

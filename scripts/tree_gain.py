@@ -5,12 +5,12 @@
 
 Measured: the target's greedy answers to the prompts of bench_drafting.py; what the drafting model, reading
 the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
-passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all answers: a chain of
-the drafter's likeliest tokens, as long as each has a probability of at least τ; and the cheapest kind of
-tree, a chain with the second likeliest token as a leaf beside each place where that has at least τ2. A pass
-then costs a row more for each leaf, and a guess that fails is made good by its leaf. (Branches that go on
-after a leaf would cost passes of the drafter, too.) Both get the best τ and length there are, in tokens a
-second; masks and positions of a tree would cost it more, which is not counted.
+passes over 1 … ROWS rows and of the drafter's, with its short head, over one. Simulated from those, over all
+answers: a chain of the drafter's likeliest tokens, as long as each has a probability of at least τ; and the
+cheapest kind of tree, a chain with the second likeliest token as a leaf beside each place where that has at
+least τ2. A pass then costs a row more for each leaf, and a guess that fails is made good by its leaf.
+(Branches that go on after a leaf would cost passes of the drafter, too.) Both get the best τ and length there
+are, in tokens a second; masks and positions of a tree would cost it more, which is not counted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from runtime import engine, prompt, rows
 from runtime.artifact import open_artifact
 from runtime.backends import Backend
 from runtime.bench import markdown
+from runtime.drafting.short_head import with_short_head
 from runtime.drafting.spec import NESTED, beside, inside
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
@@ -69,7 +70,8 @@ def main() -> None:
     args.c = min(args.c, other.manifest.context_length)
     with ExitStack() as stack:
         target, drafter = (stack.enter_context(closing(open_native(one, args))) for one in (model, other))
-        costs = Costs(seconds(target, ROWS), seconds(drafter, 1)[1])
+        short = stack.enter_context(closing(with_short_head(other, lambda one: open_native(one, args))))
+        costs = Costs(seconds(target, ROWS), seconds(short, 1)[1])
         answers = read(args, target, drafter, tokenizer)
     plain = costs.target[1]
     print("rows     " + " ".join(f"{m:5d}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))

@@ -45,6 +45,7 @@ class NativeBackend:
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
         require_memory(artifact.graph, self.context, slots)
         self.vocab = int(metadata["vocab_size"])
+        self._head_rows = int(artifact.graph.nodes[-1].attrs["rows"])  # fewer in a drafter's short head
         self.slots, self.positions = slots, [0] * slots
         self.kernels = kernels
         batch = min(BATCH, self.context * slots)
@@ -103,7 +104,7 @@ class NativeBackend:
         self.team.step()
         for segment in segments:
             self.positions[segment.slot] += len(segment.ids)
-        return [plan.logits[place, : self.vocab].copy() for place in places]
+        return [plan.logits[place, : self._head_rows].copy() for place in places]
 
     def truncate(self, length: int, slot: int = 0) -> None:
         self.positions[slot] = min(self.positions[slot], length)

@@ -125,8 +125,8 @@ def _lenient(row: np.ndarray, given: Guess | None, mine: Guess, lenience: float)
 
 
 def share(logits: np.ndarray, token: int) -> float:
-    """The probability of `token` by logits [V]."""
-    return float(1.0 / np.exp(logits - logits[token]).sum())
+    """The probability of `token` by logits [V], which may be −∞."""
+    return 0.0 if logits[token] == -np.inf else float(1.0 / np.exp(logits - logits[token]).sum())
 
 
 def require_same_tokenizer(

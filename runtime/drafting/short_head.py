@@ -1,0 +1,148 @@
+"""A drafting model whose head knows only the ids that are likely to come.
+
+Half of what a small model reads for a token may be its head, a row for each id of a large vocabulary, and
+most of those ids never come. A drafter needs few: what it does not know it does not guess, and the target
+says it itself. (Zhao et al., FR-Spec, arXiv 2502.14856, rank the ids by their frequency in a corpus.) Known
+here are
+
+- the first ids of the vocabulary: byte-pair encoding numbers tokens in the order in which it merged them, the
+  most frequent first;
+- the ids that were met in what the drafter read, wherever they stand: the latest of them.
+
+The head is a copy of those rows, and rows change places in it between two passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels_arm import layout
+from kernels_arm.team import aligned
+from runtime.backends import Segment
+from runtime.functions import LINEARS, named
+from runtime.graph import Graph, Tensor
+
+if TYPE_CHECKING:
+    from runtime.artifact import Artifact
+    from runtime.backends import Backend
+
+FIRST = 16384  # ids from 0 on that are always known
+MET = 4096  # others that were met: an English text of 100,000 tokens has about as many
+
+
+def with_short_head(
+    artifact: Artifact, open_model: Callable[[Artifact], Backend], first: int = FIRST, met: int = MET
+) -> Backend:
+    """`artifact` opened by `open_model` with a head of `first` + `met` rows (multiples of 16).
+
+    Whole where that is no shorter, or where the head's weights have sparse excess. `open_model` must open a
+    backend that reads a head's constants where they are, in each pass: the native one.
+    """
+    node = artifact.graph.nodes[-1]
+    if node.op not in LINEARS or int(node.attrs["rows"]) <= first + met:
+        return open_model(artifact)
+    if artifact.graph.constants[named(node)["excess_delta"]].data.size:
+        return open_model(artifact)
+    rows = Rows(artifact.graph, first, met)
+    return ShortHead(open_model(replace(artifact, graph=rows.graph)), rows)
+
+
+class Rows:
+    """The rows of a head that are known: those of the ids below `first`, and `met` places for others.
+
+    `graph` is the model with these for its head; rows are changed in its constants.
+    """
+
+    def __init__(self, graph: Graph, first: int, met: int) -> None:
+        node, total = graph.nodes[-1], first + met
+        roles, columns = named(node), int(node.attrs["columns"])
+        bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
+        self.vocab, self.first = int(node.attrs["rows"]), first
+        self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
+        self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # of each id; -1: none
+        self._next = 0  # of the places, the one to be taken
+        self._all = _panels(weight.data, self.vocab)
+        self._known = _panels(aligned(self._all[0].nbytes * total // layout.ROWS), total)
+        self._known[: first // layout.ROWS] = self._all[: first // layout.ROWS]
+        self._floats = []  # scale and bias: (of all ids, of the known ones)
+        shape = layout.packed_shape(total, columns, bits)
+        data = self._known.reshape(-1).view(weight.data.dtype)
+        constants = {"short.weight": Tensor(weight.dtype, shape, data)}
+        for role in ("scale", "bias"):
+            whole = graph.array(roles[role])
+            self._floats.append((whole, np.append(whole[:first], np.zeros(met, whole.dtype))))
+            constants[f"short.{role}"] = Tensor.of(self._floats[-1][1])
+        taken = {role: f"short.{role}" for role in ("weight", "scale", "bias")}
+        head = replace(node, inputs=tuple({**roles, **taken}.values()), attrs={**node.attrs, "rows": total})
+        self.graph = replace(
+            graph,
+            nodes=[*graph.nodes[:-1], head],
+            constants={**graph.constants, **constants},
+            part="short head",
+        )
+
+    def meet(self, ids: np.ndarray) -> np.ndarray:
+        """Take in those of `ids` that are not known, as many as there are places; returns the ids that go."""
+        places = len(self.ids) - self.first
+        new = np.unique(ids[self._row[ids] < 0])[:places]
+        rows = self.first + (self._next + np.arange(new.size)) % places
+        self._next += new.size
+        gone = self.ids[rows[self.ids[rows] >= 0]]
+        self._row[gone] = -1
+        self._row[new], self.ids[rows] = rows, new
+        to, of = divmod(rows, layout.ROWS), divmod(new, layout.ROWS)
+        self._known[to[0], :, to[1]] = self._all[of[0], :, of[1]]
+        for whole, known in self._floats:
+            known[rows] = whole[new]
+        return gone
+
+
+class ShortHead:
+    """A backend with one sequence; logits of ids that are not known are −∞. It owns `backend`."""
+
+    def __init__(self, backend: Backend, rows: Rows) -> None:
+        self._backend, self._rows = backend, rows
+        self.name, self.context, self.vocab, self.slots = backend.name, backend.context, rows.vocab, 1
+        self._logits = np.zeros((0, rows.vocab), np.float32)
+
+    @property
+    def position(self) -> int:
+        return self._backend.position
+
+    @property
+    def positions(self) -> Sequence[int]:
+        return self._backend.positions
+
+    def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
+        """As Backend says, but the rows are overwritten by the next pass."""
+        self._logits[:, self._rows.meet(ids)] = -np.inf
+        rows = self._backend.forward(ids, logits)
+        if len(rows) > len(self._logits):
+            self._logits = np.full((len(rows), self.vocab), -np.inf, np.float32)
+        found, first = self._logits[: len(rows)], self._rows.first
+        met = self._rows.ids[first:]
+        met = met[met >= 0]
+        found[:, :first] = rows[:, :first]
+        found[:, met] = rows[:, first : first + met.size]
+        return found
+
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        return [self.forward(np.asarray(segment.ids), segment.logits) for segment in segments]
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        self._backend.truncate(length, slot)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._backend.copy(source, target, length)
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def _panels(packed: np.ndarray, rows: int) -> np.ndarray:
+    """A view of the packed weights of `rows` rows, 4 bits or 8, as bytes [panels, steps, 16 rows, 4]."""
+    return packed.view(np.uint8).reshape(layout.padded(rows, layout.ROWS) // layout.ROWS, -1, layout.ROWS, 4)
