@@ -126,14 +126,14 @@ class Auto:
             expected += agreed
             if costs(1 + count) / expected < cheapest:
                 used, cheapest = count, costs(1 + count) / expected
-        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
-        gain, total, chance = float("-inf"), 0.0, certain
+        right, rate = schedule.odds(model.name, NEXT, MODEL[NEXT]), schedule.rate()
+        gain, total, chance, before = float("-inf"), 0.0, certain, schedule.target(rows)
         for count in range(1, AHEAD + 1):
             chance *= right
             total += chance
-            gain = max(gain, total - schedule.rate() * count * cheapest - schedule.added(rows, count))
+            gain = max(gain, total - rate * (count * cheapest + schedule.target(rows + count) - before))
         behind = model.behind(ids)
-        return Way(model, used, gain - schedule.rate() * (costs(behind) / HORIZON if behind > FEW else 0.0))
+        return Way(model, used, gain - rate * (costs(behind) / HORIZON if behind > FEW else 0.0))
 
     def _go(self, way: Way, ids: Sequence[int], run: Sequence[Guess]) -> list[Guess]:
         """The tokens of a way; none where it does not pay."""

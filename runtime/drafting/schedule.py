@@ -76,10 +76,6 @@ class Schedule:
         record.right, record.total = record.right * keep + right, record.total * keep + 1
         record.seen = self._written
 
-    def added(self, rows: int, more: float) -> float:
-        """λ times the seconds that `more` rows add to a pass of the target over `rows`: tokens' worth."""
-        return self.rate() * (self.target(rows + more) - self.target(rows))
-
     def best_length(self, odds: Iterable[float], certain: float = 1.0, rows: int = 1) -> tuple[int, float]:
         """How many of the next guesses to verify, and what that gains in tokens, time counted.
 
