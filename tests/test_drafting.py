@@ -255,8 +255,10 @@ def flatlm(tmp_path, monkeypatch, capsys):
     machine = Machine(target, monkeypatch)
     script = [*byte_level().encode("abcabcabcabc").ids, 0]
     machine.backends["native"] = lambda: Scripted(script, context=128)
+    graph = quantized_graph()
     monkeypatch.setattr(
-        "runtime.artifact.open_artifact", lambda path: SimpleNamespace(path=Path(path), manifest=MANIFEST)
+        "runtime.artifact.open_artifact",
+        lambda path: SimpleNamespace(path=Path(path), manifest=MANIFEST, graph=graph),
     )
 
     def run(verb, *arguments):
