@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from runtime.errors import UsageError
+from runtime.evaluation.hub_file import local
 from runtime.evaluation.runner import Asking, request
 from runtime.evaluation.tasks import TASKS, exemplars_of, messages, read_items
 from runtime.options import PromptOptions
@@ -112,3 +115,30 @@ def test_a_base_model_continues_a_function_as_it_is(tmp_path):
     (item,) = read_items(TASKS["humaneval"], write(tmp_path / "x.jsonl", HUMANEVAL))
     asked = request(TASKS["humaneval"], item, Asking(PromptOptions(), chat=False))
     assert (asked.prompt, "\ndef " in asked.stop) == ("def square(x):\n", True)
+
+
+def test_a_file_may_lie_on_the_hub(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(repo_id, filename, *, repo_type):
+        asked.append((repo_id, filename, repo_type))
+        if filename == "missing.jsonl":
+            raise OSError("404 Client Error\nmore")
+        return str(tmp_path / "test.jsonl")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert local("here/test.jsonl") == Path("here/test.jsonl")
+    assert local("hub:someone/gsm8k/data/test.jsonl") == tmp_path / "test.jsonl"
+    assert asked == [("someone/gsm8k", "data/test.jsonl", "dataset")]
+    with pytest.raises(UsageError, match=r"404 Client Error\. Check the name and the network"):
+        local("hub:someone/gsm8k/missing.jsonl")
+    for name in ("hub:someone/gsm8k", "hub:someone//x", "hub:"):
+        with pytest.raises(UsageError, match="write hub:OWNER/DATASET/PATH"):
+            local(name)
+
+
+def test_the_hub_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match="pip install huggingface_hub"):
+        local("hub:someone/gsm8k/test.jsonl")

@@ -58,7 +58,7 @@ class TaskOptions:
     """The tasks: what is asked, and where the answers are kept."""
 
     file: str | None = option(
-        None, "--file", metavar="FILE", help="the task's file, as its authors publish it"
+        None, "--file", metavar="FILE", help="the task's file, as its authors publish it; a path or hub:…"
     )
     out: str | None = option(
         None, "--out", metavar="FILE", help="the run, a line per item; one that exists is continued"
@@ -171,13 +171,17 @@ def _task(args: argparse.Namespace) -> int:
     """Answer the items of a task's file, continuing the run in --out, and print what it says."""
     from runtime.evaluation import runner, summary
     from runtime.evaluation.answerer import answerer, prompt_of
+    from runtime.evaluation.hub_file import local
     from runtime.evaluation.run_file import RunFile
     from runtime.evaluation.tasks import TASKS, read_items
 
     options, sampling = from_args(args, TaskOptions), from_args(args, SamplingOptions)
     sampling = replace(sampling, seed=max(sampling.seed, 0))
     task = TASKS[args.measure]
-    file, out = _check(task, options, sampling)
+    out = _check(task, options, sampling)
+    file = local(str(options.file))
+    if options.shots_file:
+        options = replace(options, shots_file=str(local(options.shots_file)))
     items = read_items(task, file, options.limit)
     with _open_for(args, options) as llm, ProgressLine(task.name, "items") as progress:
         asking = _asking(args, llm, task, options, sampling)
@@ -213,8 +217,8 @@ def _open_for(args: argparse.Namespace, options: TaskOptions) -> LLM:
             together //= 2
 
 
-def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> tuple[Path, Path]:
-    """The task's file and the run's. UsageError for what cannot work, before anything is loaded."""
+def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> Path:
+    """The run's file. UsageError for what cannot work, before anything is fetched or loaded."""
     if options.file is None or options.out is None:
         raise UsageError(f"{task.name} needs --file FILE (the task) and --out FILE (the run that is kept)")
     if task.kind == "program" and not options.allow_code_execution:
@@ -228,7 +232,7 @@ def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> tuple
         raise UsageError("--samples needs --temp: at temperature 0 all answers are the same")
     if (options.shots > 0) != (options.shots_file is not None):
         raise UsageError("--shots N and --shots-file FILE go together")
-    return Path(options.file), Path(options.out)
+    return Path(options.out)
 
 
 def _asking(
