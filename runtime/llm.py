@@ -305,7 +305,10 @@ def draft_rule(name: str, sampler: Sampler, options: SamplingOptions) -> Rule:
 
 
 def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:
-    """A model that drafts for `target`: on the same kind of backend, with as much context as both have."""
+    """A model that drafts for `target`: on the same kind of backend, with as much context as both have.
+
+    Native ones get a short head.
+    """
     same = replace(options, ctx=min(target.context, model.manifest.context_length), batch=1)
     if target.name != "native":
         return open_named(target.name, model, same)

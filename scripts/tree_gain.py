@@ -5,7 +5,7 @@
 
 Measured: the target's greedy answers to the prompts of bench_drafting.py; what the drafting model, reading
 the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
-passes over 1 … ROWS rows and of the drafter's, with its short head, over one. Simulated from those, over all
+passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all
 answers: a chain of the drafter's likeliest tokens, as long as each has a probability of at least τ; and the
 cheapest kind of tree, a chain with the second likeliest token as a leaf beside each place where that has at
 least τ2. A pass then costs a row more for each leaf, and a guess that fails is made good by its leaf.
@@ -69,9 +69,9 @@ def main() -> None:
     other = inside(model) if args.drafter == NESTED else beside(model, args.drafter, tokenizer)
     args.c = min(args.c, other.manifest.context_length)
     with ExitStack() as stack:
-        target, drafter = (stack.enter_context(closing(open_native(one, args))) for one in (model, other))
-        short = stack.enter_context(closing(with_short_head(other, lambda one: open_native(one, args))))
-        costs = Costs(seconds(target, ROWS), seconds(short, 1)[1])
+        target = stack.enter_context(closing(open_native(model, args)))
+        drafter = stack.enter_context(closing(with_short_head(other, lambda one: open_native(one, args))))
+        costs = Costs(seconds(target, ROWS), seconds(drafter, 1)[1])
         answers = read(args, target, drafter, tokenizer)
     plain = costs.target[1]
     print("rows     " + " ".join(f"{m:5d}" for m in (1, 2, 3, 4, 6, 8, 12, 16, 24)))
@@ -139,7 +139,9 @@ def read(
 
 def places(drafter: Backend, ids: Sequence[int], written: Sequence[int]) -> Places:
     drafter.truncate(0)
-    logits = drafter.forward(np.array([*ids, *written[:-1]]), len(written))
+    drafter.forward(np.array(ids[:-1]))
+    read = [ids[-1], *written[:-1]]
+    logits = np.concatenate([drafter.forward(np.array([one])) for one in read])  # as a short head meets ids
     top = np.argpartition(logits, -2, 1)[:, :-3:-1]  # [n, 2], the likeliest first
     chances = np.exp(logits - logits.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)

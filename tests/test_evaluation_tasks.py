@@ -124,7 +124,7 @@ def test_a_file_may_lie_on_the_hub(tmp_path, monkeypatch):
     def download(repo_id, filename, *, repo_type):
         asked.append((repo_id, filename, repo_type))
         if filename == "missing.jsonl":
-            raise OSError("404 Client Error\nmore")
+            raise RuntimeError("404 Client Error.\nmore")
         return str(tmp_path / "test.jsonl")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from runtime.backends.native import NativeBackend
 from runtime.drafting import short_head
 from runtime.drafting.model import share
-from runtime.drafting.short_head import ShortHead, with_short_head
+from runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
+from runtime.errors import BackendError
 from runtime.functions import named
 from runtime.graph import Graph, Tensor
 from runtime.llm import LLM
@@ -25,9 +27,9 @@ class Model:
     graph: Graph
 
 
-def with_head(bits: int, excess: int = 0) -> Model:
+def with_head(bits: int, excess: int = 0, **kind: str) -> Model:
     """A tiny model whose head has weights of its own."""
-    rng, graph = np.random.default_rng(5), quantized_graph()
+    rng, graph = np.random.default_rng(5), quantized_graph(**kind)
     tensor, delta, value = packed(matrix(rng, VOCABULARY, HIDDEN, bits, excess), bits)
     own = {"head.w": tensor, "head.d": Tensor.of(delta), "head.v": Tensor.of(value)}
     roles = {**named(graph.nodes[-1]), "weight": "head.w", "excess_delta": "head.d", "excess_value": "head.v"}
@@ -35,13 +37,25 @@ def with_head(bits: int, excess: int = 0) -> Model:
     return Model(replace(graph, nodes=[*graph.nodes[:-1], head], constants={**dict(graph.constants), **own}))
 
 
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("source"), "nested")
+
+
 def opened(model: Model) -> NativeBackend:
     return NativeBackend(model, threads=1, context=CONTEXT)
 
 
+def assert_known_equal(theirs: np.ndarray, ours: np.ndarray, known: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    assert np.array_equal(ours[:, known], theirs[:, known])
+    assert np.all(ours[:, ~known] == -np.inf)
+
+
+@pytest.mark.parametrize("kind", [{"activations": "token"}, {"kv": "int8"}])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_known_ids_have_the_logits_of_the_whole_head(bits):
-    model, rng = with_head(bits), np.random.default_rng(1)
+def test_known_ids_have_the_logits_of_the_whole_head(bits, kind):
+    model, rng = with_head(bits, **kind), np.random.default_rng(1)
     whole, short = opened(model), with_short_head(model, opened, FIRST, MET)
     assert isinstance(short, ShortHead)
     met: list[int] = []
@@ -52,13 +66,53 @@ def test_known_ids_have_the_logits_of_the_whole_head(bits):
         ids = rng.integers(0, VOCABULARY, rng.integers(1, 5))
         met += sorted({int(i) for i in ids if i >= FIRST} - set(met[-MET:]))
         wanted = int(rng.integers(1, 4))
-        theirs, ours = whole.forward(ids, wanted), short.forward(ids, wanted)
         known = np.isin(np.arange(VOCABULARY), [*range(FIRST), *met[-MET:]])
-        assert ours.shape == theirs.shape
-        assert np.array_equal(ours[:, known], theirs[:, known])
-        assert np.all(ours[:, ~known] == -np.inf)
+        assert_known_equal(whole.forward(ids, wanted), short.forward(ids, wanted), known)
     assert len(met) > 2 * MET  # places were taken again
     whole.close()
+    short.close()
+
+
+def test_an_interrupt_leaves_every_known_id_with_its_own_row():
+    model = with_head(8)
+    whole, short = opened(model), with_short_head(model, opened, FIRST, MET)
+    meet, rng = KnownRows.meet.__code__, np.random.default_rng(2)
+    interrupted = 0
+    for line in range(1, 200):
+        left = line % 17
+
+        def trace(frame, event, _):
+            nonlocal left
+            left -= event == "line" and frame.f_code is meet
+            if left < 0:
+                raise KeyboardInterrupt
+            return trace
+
+        ids = rng.integers(FIRST, VOCABULARY, 5)
+        sys.settrace(trace)
+        try:
+            short.forward(ids)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        whole.truncate(0)
+        short.truncate(0)
+        theirs, ours = whole.forward(ids[:1]), short.forward(ids[:1])
+        known = np.isfinite(ours[0])
+        assert known[[*range(FIRST), ids[0]]].all()
+        assert_known_equal(theirs, ours, known)
+    assert interrupted > 100
+    whole.close()
+    short.close()
+
+
+def test_ids_that_do_not_exist_are_refused_and_not_met():
+    short = with_short_head(with_head(8), opened, FIRST, MET)
+    for ids in ([VOCABULARY], [-1, 20]):
+        with pytest.raises(BackendError, match="token ids"):
+            short.forward(np.array(ids))
+    assert np.isfinite(short.forward(np.array([20]))[0]).sum() == FIRST + 1
     short.close()
 
 
@@ -76,18 +130,21 @@ def test_a_head_that_is_short_or_has_excess_stays_whole():
         backend.close()
 
 
-@pytest.mark.parametrize("temp", [0.0, 1.5])
+@pytest.mark.parametrize("rule", ["invariant", "rejection"])
 @pytest.mark.parametrize("draft", ["nested", "auto:nested", "cascade:nested,maxgram:3,2/4:3"])
-def test_answers_are_the_plain_ones(tmp_path_factory, monkeypatch, draft, temp):
+def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
     monkeypatch.setattr(with_short_head, "__defaults__", (32, 16))
     made: list[ShortHead] = []
     monkeypatch.setattr(short_head, "ShortHead", lambda *parts: made.append(ShortHead(*parts)) or made[-1])
-    path = exported(tmp_path_factory.mktemp("source"), "nested")
-    sampling = {"n": 40, "temp": temp, "seed": 3}
-    plain = LLM(path, ctx=128).generate("once upon a time", **sampling)
-    drafted = LLM(path, ctx=128, draft=draft).generate("once upon a time", **sampling)
-    assert made
-    assert drafted.tokens == plain.tokens
+    sampling = {"n": 60, "temp": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
+    plain = LLM(nested, ctx=128).generate("once upon a time", **sampling)
+    drafted = LLM(nested, ctx=128, draft=draft, draft_rule=rule).generate("once upon a time", **sampling)
+    assert len(made) == 1
+    assert len(set(plain.tokens)) > 5
+    assert rule == "rejection" or drafted.tokens == plain.tokens
+    if draft.startswith("cascade"):
+        sources = {source.name: source.accepted for source in drafted.timings.drafting.sources}
+        assert sources["nested"] > 0
 
 
 def test_an_id_without_a_logit_has_no_chance():

@@ -38,7 +38,7 @@ def download(repo_id: str, out_dir: Path | None = None) -> Path:
         ) from error
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), local_dir=out_dir))
-    except (OSError, ValueError) as error:  # the library's HTTP, cache and validation errors are these
+    except Exception as error:  # the library's errors of network, cache and validation share no class
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SourceError(
             f"cannot fetch {repo_id} from the hub: {reason}\n"

@@ -89,7 +89,7 @@ class NativeBackend:
                 )
 
     def _step(self, segments: Sequence[Segment]) -> list[np.ndarray]:
-        """One walk of the plan; logits [wanted, vocab] by segment."""
+        """One walk of the plan; logits [wanted, rows of the head] by segment."""
         plan, row, wanted, places = self.plan, 0, 0, []
         for segment in segments:
             plan.ids[row : row + len(segment.ids)] = segment.ids

@@ -7,7 +7,7 @@ here are
 
 - the first ids of the vocabulary: byte-pair encoding numbers tokens in the order in which it merged them, the
   most frequent first;
-- the ids that were met in what the drafter read, wherever they stand: the latest of them.
+- others that the drafter read, in this conversation or before; for a new one the first of them goes.
 
 The head is a copy of those rows, and rows change places in it between two passes.
 """
@@ -37,7 +37,7 @@ MET = 4096  # others that were met: an English text of 100,000 tokens has about 
 def with_short_head(
     artifact: Artifact, open_model: Callable[[Artifact], Backend], first: int = FIRST, met: int = MET
 ) -> Backend:
-    """`artifact` opened by `open_model` with a head of `first` + `met` rows (multiples of 16).
+    """`artifact` opened by `open_model` with a head of `first` + `met` rows (both multiples of 16).
 
     Whole where that is no shorter, or where the head's weights have sparse excess. `open_model` must open a
     backend that reads a head's constants where they are, in each pass: the native one.
@@ -47,17 +47,18 @@ def with_short_head(
         return open_model(artifact)
     if artifact.graph.constants[named(node)["excess_delta"]].data.size:
         return open_model(artifact)
-    rows = Rows(artifact.graph, first, met)
-    return ShortHead(open_model(replace(artifact, graph=rows.graph)), rows)
+    known = KnownRows(artifact.graph, first, met)
+    return ShortHead(open_model(replace(artifact, graph=known.graph)), known)
 
 
-class Rows:
-    """The rows of a head that are known: those of the ids below `first`, and `met` places for others.
+class KnownRows:
+    """The rows of a head that are known: those of the ids below `first`, and places for `met` others.
 
     `graph` is the model with these for its head; rows are changed in its constants.
     """
 
     def __init__(self, graph: Graph, first: int, met: int) -> None:
+        assert first % layout.ROWS == met % layout.ROWS == 0, "a panel belongs to one kind of rows"
         node, total = graph.nodes[-1], first + met
         roles, columns = named(node), int(node.attrs["columns"])
         bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
@@ -85,29 +86,41 @@ class Rows:
             part="short head",
         )
 
-    def meet(self, ids: np.ndarray) -> np.ndarray:
-        """Take in those of `ids` that are not known, as many as there are places; returns the ids that go."""
+    def meet(self, ids: np.ndarray) -> None:
+        """Take in those of `ids` that are not known, as many as there are places.
+
+        An interrupt at any moment leaves ids unknown, and never one with a row that is not its own.
+        """
         places = len(self.ids) - self.first
         new = np.unique(ids[self._row[ids] < 0])[:places]
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
-        gone = self.ids[rows[self.ids[rows] >= 0]]
-        self._row[gone] = -1
-        self._row[new], self.ids[rows] = rows, new
+        gone = self.ids[rows]
+        self._row[gone[gone >= 0]] = -1
+        self.ids[rows] = -1
         to, of = divmod(rows, layout.ROWS), divmod(new, layout.ROWS)
         self._known[to[0], :, to[1]] = self._all[of[0], :, of[1]]
         for whole, known in self._floats:
             known[rows] = whole[new]
-        return gone
+        self.ids[rows] = new
+        self._row[new] = rows
+
+    def spread(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [m, rows] → [m, vocab], −∞ of what is not known."""
+        found = np.full((len(logits), self.vocab), -np.inf, np.float32)
+        found[:, : self.first] = logits[:, : self.first]
+        places = self.first + np.flatnonzero(self.ids[self.first :] >= 0)
+        found[:, self.ids[places]] = logits[:, places]
+        return found
 
 
 class ShortHead:
-    """A backend with one sequence; logits of ids that are not known are −∞. It owns `backend`."""
+    """A backend whose logits of ids that are not known are −∞. It owns `backend`."""
 
-    def __init__(self, backend: Backend, rows: Rows) -> None:
-        self._backend, self._rows = backend, rows
-        self.name, self.context, self.vocab, self.slots = backend.name, backend.context, rows.vocab, 1
-        self._logits = np.zeros((0, rows.vocab), np.float32)
+    def __init__(self, backend: Backend, known: KnownRows) -> None:
+        self._backend, self._known = backend, known
+        self.name, self.context, self.slots = backend.name, backend.context, backend.slots
+        self.vocab = known.vocab
 
     @property
     def position(self) -> int:
@@ -118,20 +131,15 @@ class ShortHead:
         return self._backend.positions
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        """As Backend says, but the rows are overwritten by the next pass."""
-        self._logits[:, self._rows.meet(ids)] = -np.inf
-        rows = self._backend.forward(ids, logits)
-        if len(rows) > len(self._logits):
-            self._logits = np.full((len(rows), self.vocab), -np.inf, np.float32)
-        found, first = self._logits[: len(rows)], self._rows.first
-        met = self._rows.ids[first:]
-        met = met[met >= 0]
-        found[:, :first] = rows[:, :first]
-        found[:, met] = rows[:, first : first + met.size]
-        return found
+        return self.forward_many([Segment(0, ids, logits)])[0]
 
     def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
-        return [self.forward(np.asarray(segment.ids), segment.logits) for segment in segments]
+        for segment in segments:
+            ids = np.asarray(segment.ids, np.int64).reshape(-1)
+            self._known.meet(
+                ids[(ids >= 0) & (ids < self.vocab)]
+            )  # the backend says what is wrong with others
+        return [self._known.spread(logits) for logits in self._backend.forward_many(segments)]
 
     def truncate(self, length: int, slot: int = 0) -> None:
         self._backend.truncate(length, slot)

@@ -111,7 +111,7 @@ def assemble(
 
 
 def inside(target: Artifact) -> Artifact:
-    """The target's own high plane: the same constants, so it has no weights of its own in memory."""
+    """The target's own high plane: the same constants, so its weights are in memory once."""
     graph = high_plane(target.graph)
     if graph is target.graph:
         raise UsageError(f"{NESTED}: {target.path} has no model inside; --recipe nested makes one")

@@ -33,9 +33,9 @@ def local(name: str) -> Path:
         ) from error
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
-    except (OSError, ValueError) as error:  # the library's HTTP, cache and validation errors are these
+    except Exception as error:  # the library's errors of network, cache and validation share no class
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
-            f"cannot fetch {name}: {reason}. Check the name and the network; with the file at hand, give its "
-            "path"
+            f"cannot fetch {name}: {reason.rstrip('.')}. Check the name and the network; with the file at "
+            "hand, give its path"
         ) from error
