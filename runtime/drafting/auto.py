@@ -79,7 +79,10 @@ class Auto:
             current += [guess.token for guess in more]
             for guess in more:
                 certain *= self._odds(guess)
-            run = self._run(current, n - len(guesses))
+            if way.model is None and way.used < len(run):
+                run = run[way.used :]  # Max-Gram would say it again
+            else:
+                run = self._run(current, n - len(guesses))
         self._considered = guesses
         if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
             return guesses
