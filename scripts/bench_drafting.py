@@ -17,6 +17,8 @@ prompt lookup of its Python package (its ratio is to its own plain decoding, and
              draft k and drafter's cost c in plain steps, (1 − α^(k+1)) / ((1 − α)(1 + k·c)); it takes a pass
              to cost the same whatever its length
     SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), passes alike
+
+Under the table: MB resident after an answer, in a process of its own for each arm: own memory + mapped files.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ from runtime.drafting.short_head import with_short_head
 from runtime.drafting.spec import build_speculator, parse_draft
 from runtime.drafting.speculator import DraftTimings, Speculator
 from runtime.drafting.verify import invariant
+from runtime.llm import LLM
 from runtime.nested import is_low
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
@@ -101,12 +106,16 @@ def main() -> None:
         runs = list(measure(bench, tasks, args.temp))
     summary = summarize(runs)
     print(table(summary))
+    ours = {name: arm.draft for name, arm in bench.arms.items() if not name.startswith(PEER)}
+    memory = {name: resident(args, draft) for name, draft in ours.items()}
+    print("\n" + ", ".join(f"{name} {own:.0f} + {mapped:.0f} MB" for name, (own, mapped) in memory.items()))
     result = {
         "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
         "model": str(args.model),
         "arms": {name: arm.draft for name, arm in bench.arms.items()},
         "gguf": str(args.gguf) if args.gguf else None,
         "n": args.n,
+        "resident_mb": memory,
         "summary": summary,
         "runs": [asdict(run) for run in runs],
     }
@@ -293,6 +302,21 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
         decode_seconds=ended - first,
         drafting=speculator.timings() if speculator else None,
     )
+
+
+def resident(args: argparse.Namespace, draft: str) -> list[float]:
+    """MB of own memory and of mapped files, after an answer in a new process. Linux."""
+    options = {"ctx": args.c, "threads": args.t, "draft": draft}
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_resident, str(args.model), options).result()
+
+
+def _resident(model: str, options: dict[str, Any]) -> list[float]:
+    with LLM(model, **options) as llm:
+        llm.chat([{"role": "user", "content": "Count from one to fifty in words."}], n=64)
+        lines = Path("/proc/self/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return [int(found[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile")]
 
 
 # ---- what comes out
