@@ -104,7 +104,7 @@ def main() -> None:
     with ExitStack() as stack:
         bench = open_bench(args, stack)
         runs = list(measure(bench, tasks, args.temp))
-    summary = summarize(runs)
+    summary = summarize(runs, list(bench.arms))
     print(table(summary))
     ours = {name: arm.draft for name, arm in bench.arms.items() if not name.startswith(PEER)}
     memory = {name: resident(args, draft) for name, draft in ours.items()}
@@ -322,17 +322,19 @@ def _resident(model: str, options: dict[str, Any]) -> list[float]:
 # ---- what comes out
 
 
-def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry for each task, temperature and arm but plain."""
+def summarize(runs: Sequence[Run], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry for each task, temperature and arm but plain, in this order."""
     every = {(r.task, r.temp, r.prompt, r.arm): r for r in runs}
     groups: dict[tuple[str, float, str], list[tuple[Run, Run]]] = {}
     for one in runs:
         base = every[one.task, one.temp, one.prompt, one.base]
         if one.arm != PLAIN and min(len(one.tokens), len(base.tokens)) > 1:
             groups.setdefault((one.task, one.temp, one.arm), []).append((base, one))
+    tasks = list(dict.fromkeys(one.task for one in runs))
+    in_order = sorted(groups.items(), key=lambda g: (tasks.index(g[0][0]), g[0][1], arms.index(g[0][2])))
     return [
         {"task": task, "temp": temp, "arm": arm, **facts(*zip(*found, strict=True))}
-        for (task, temp, arm), found in groups.items()
+        for (task, temp, arm), found in in_order
     ]
 
 
@@ -427,11 +429,13 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     places = list(dict.fromkeys((e["task"], e["temp"]) for e in summary))
+    arms = list(dict.fromkeys(e["arm"] for e in summary))
     figure, panels = pyplot.subplots(
-        1, len(places), figsize=(2.6 * len(places), 3.2), squeeze=False, sharey=True
+        1, len(places), figsize=(2.6 * len(places), 3.4), squeeze=False, sharey=True, layout="constrained"
     )
     for panel, place in zip(panels[0], places, strict=True):
-        for i, entry in enumerate(e for e in summary if (e["task"], e["temp"]) == place):
+        for entry in (e for e in summary if (e["task"], e["temp"]) == place):
+            i = arms.index(entry["arm"])
             low, high = entry["quartiles"]
             error = [[max(entry["ratio"] - low, 0)], [max(high - entry["ratio"], 0)]]
             panel.bar(i, entry["ratio"], yerr=error, color=f"C{i}", label=entry["arm"], capsize=2)
@@ -439,8 +443,7 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set_title(f"{place[0]}, T = {place[1]:g}", fontsize=9)
         panel.set_xticks([])
     panels[0][0].set_ylabel("times plain decoding")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
