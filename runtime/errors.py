@@ -56,3 +56,8 @@ class BackendError(FlatlmError): ...
 
 
 class ResourceError(FlatlmError): ...
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in a line; its class where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

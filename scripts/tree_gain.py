@@ -5,12 +5,12 @@
 
 Measured: the target's greedy answers to the prompts of bench_drafting.py; what the drafting model, reading
 the same text, takes for the likeliest and the second likeliest token at each place; seconds of the target's
-passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all
-answers: a chain of the drafter's likeliest tokens, as long as each has a probability of at least τ; and the
-cheapest kind of tree, a chain with the second likeliest token as a leaf beside each place where that has at
-least τ2. A pass then costs a row more for each leaf, and a guess that fails is made good by its leaf.
-(Branches that go on after a leaf would cost passes of the drafter, too.) Both get the best τ and length there
-are, in tokens a second; masks and positions of a tree would cost it more, which is not counted.
+passes over 1 … ROWS rows and of the drafter's over one. Simulated from those, over all answers: a chain of
+the drafter's likeliest tokens, as long as each has a probability of at least τ; and the cheapest kind of
+tree, a chain with the second likeliest token as a leaf beside each place where that has at least τ2. A pass
+then costs a row more for each leaf, and a guess that fails is made good by its leaf. (Branches that go on
+after a leaf would cost passes of the drafter, too.) Both get the best τ and length there are, in tokens a
+second; masks and positions of a tree would cost it more, which is not counted.
 """
 
 from __future__ import annotations

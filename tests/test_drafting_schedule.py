@@ -89,10 +89,12 @@ def test_the_length_that_gains_most_is_verified():
 
 def test_time_is_worth_more_where_tokens_come_faster():
     schedule = schedule_with({1: 1.0, 4: 1.3})
+    slow = schedule.rate() * (schedule.target(4) - schedule.target(1))
     assert schedule.rate() == 1.0
     for _ in range(50):
         schedule.spend(4, 1.3, 1.3, 4, 0.0)
     assert schedule.rate() == pytest.approx(4 / 1.3, rel=0.3)
+    assert schedule.rate() * (schedule.target(4) - schedule.target(1)) > 2 * slow
 
 
 def test_losses_use_up_the_credit_and_time_restores_it():

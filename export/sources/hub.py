@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runtime.errors import SourceError
+from runtime.errors import SourceError, first_line
 
 # `model*` leaves out copies in other layouts, such as Meta's consolidated.safetensors.
 PATTERNS = (
@@ -39,9 +39,8 @@ def download(repo_id: str, out_dir: Path | None = None) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), local_dir=out_dir))
     except Exception as error:  # the library's errors of network, cache and validation share no class
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SourceError(
-            f"cannot fetch {repo_id} from the hub: {reason}\n"
+            f"cannot fetch {repo_id} from the hub: {first_line(error)}\n"
             "Check the name and the network; a gated model needs `hf auth login`; "
             "with the files at hand, give their folder"
         ) from error

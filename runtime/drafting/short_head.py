@@ -93,6 +93,8 @@ class KnownRows:
         """
         places = len(self.ids) - self.first
         new = np.unique(ids[self._row[ids] < 0])[:places]
+        if not new.size:  # as in most passes
+            return
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
         gone = self.ids[rows]
@@ -136,9 +138,7 @@ class ShortHead:
     def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         for segment in segments:
             ids = np.asarray(segment.ids, np.int64).reshape(-1)
-            self._known.meet(
-                ids[(ids >= 0) & (ids < self.vocab)]
-            )  # the backend says what is wrong with others
+            self._known.meet(ids[(ids >= 0) & (ids < self.vocab)])  # of others the backend complains
         return [self._known.spread(logits) for logits in self._backend.forward_many(segments)]
 
     def truncate(self, length: int, slot: int = 0) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.errors import UsageError
+from runtime.errors import UsageError, first_line
 
 PREFIX = "hub:"
 
@@ -34,8 +34,7 @@ def local(name: str) -> Path:
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
     except Exception as error:  # the library's errors of network, cache and validation share no class
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
-            f"cannot fetch {name}: {reason.rstrip('.')}. Check the name and the network; with the file at "
-            "hand, give its path"
+            f"cannot fetch {name}: {first_line(error).rstrip('.')}. Check the name and the network; with the "
+            "file at hand, give its path"
         ) from error
