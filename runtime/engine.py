@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PREFILL_CHUNK = (
     128  # tokens per call while reading a prompt: weights are read once per chunk, Ctrl-C waits for one
 )
-COMPARED = 256  # ids per comparison in `common_start`
 
 
 def generate(
@@ -91,14 +90,18 @@ def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
 
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first ids are the same; in blocks, since Python compares lists without a loop of ours."""
+    """How many first ids are the same: halved, since Python compares lists without a loop of ours."""
     a, b = (x if isinstance(x, list) else list(x) for x in (a, b))
-    most = min(len(a), len(b))
-    for start in range(0, most, COMPARED):
-        end = min(start + COMPARED, most)
-        if a[start:end] != b[start:end]:
-            return next(i for i in range(start, end) if a[i] != b[i])
-    return most
+    same, most = 0, min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    while most - same > 1:  # the first `same` are the same, the first `most` are not
+        middle = (same + most) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            most = middle
+    return same
 
 
 def reuse(backend: Backend, held: list[int], prompt: Sequence[int]) -> int:

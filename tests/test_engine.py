@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime import engine
 from runtime.errors import BackendError, ContextError, TokenizerError, UsageError
@@ -37,6 +39,14 @@ def answering(tokenizer):
 
 
 # ---- ids
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40), st.integers(0, 40))
+def test_common_start_is_where_two_sequences_part(a, b, shared):
+    b = a[:shared] + b
+    different = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+    assert engine.common_start(a, b) == min([*different, len(a), len(b)])
+    assert engine.common_start(tuple(a), b) == engine.common_start(b, a)
 
 
 def test_an_answer_is_the_script_up_to_its_stop_id():

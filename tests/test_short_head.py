@@ -68,6 +68,7 @@ def test_known_ids_have_the_logits_of_the_whole_head(bits, kind):
         wanted = int(rng.integers(1, 4))
         known = np.isin(np.arange(VOCABULARY), [*range(FIRST), *met[-MET:]])
         assert_known_equal(whole.forward(ids, wanted), short.forward(ids, wanted), known)
+        assert sorted(short.known_ids) == np.flatnonzero(known).tolist()
     assert len(met) > 2 * MET  # places were taken again
     whole.close()
     short.close()
@@ -149,4 +150,4 @@ def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
 
 def test_an_id_without_a_logit_has_no_chance():
     logits = np.array([0.0, -np.inf, 0.0], np.float32)
-    assert [share(logits, token) for token in range(3)] == [0.5, 0.0, 0.5]
+    assert [share(logits, logit) for logit in logits] == [0.5, 0.0, 0.5]

@@ -12,13 +12,14 @@ What Max-Gram would have said is compared with what was written even then, so it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from runtime.drafting import Choose, Guess
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import CLASSES as MODEL_CLASSES
 from runtime.drafting.model import FEW, ModelDrafter
-from runtime.drafting.schedule import HORIZON, NEXT, Odds, Schedule
+from runtime.drafting.schedule import HOPELESS, HORIZON, NEXT, Odds, Schedule
 
 RUN = 16  # tokens asked of Max-Gram at once
 AHEAD = 8  # passes of a model that are thought of at once
@@ -35,6 +36,7 @@ class Way(NamedTuple):
     model: ModelDrafter | None
     used: int
     gain: float
+    invested: bool = False  # the model reads much that it has missed
 
 
 class Auto:
@@ -120,23 +122,24 @@ class Auto:
     ) -> Way:
         """What passes of `model` gain, the first over as much of `run` as makes its tokens cheapest."""
         schedule, costs = self.schedule, model.costs
-        if not model.reads(ids, [guess.token for guess in run]):
-            return Way(model, 0, float("-inf"))
+        behind = model.behind(ids, [guess.token for guess in run])
+        if behind is None:
+            return Way(model, 0, 0.0)
         used, cheapest = 0, costs(1)
         expected, agreed = 1.0, 1.0
         for count, guess in enumerate(run, start=1):
             agreed *= schedule.odds(_reviews(model), guess.trust, MAXGRAM[guess.trust])
             expected += agreed
-            if costs(1 + count) / expected < cheapest:
-                used, cheapest = count, costs(1 + count) / expected
-        right, rate = schedule.odds(model.name, NEXT, MODEL[NEXT]), schedule.rate()
-        gain, total, chance, before = float("-inf"), 0.0, certain, schedule.target(rows)
-        for count in range(1, AHEAD + 1):
-            chance *= right
-            total += chance
-            gain = max(gain, total - rate * (count * cheapest + schedule.target(rows + count) - before))
-        behind = model.behind(ids)
-        return Way(model, used, gain - rate * (costs(behind) / HORIZON if behind > FEW else 0.0))
+            cost = costs(1 + count) / expected
+            if cost < cheapest:
+                used, cheapest = count, cost
+            if agreed < HOPELESS:
+                break
+        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
+        _, gain = schedule.best_length(repeat(right, AHEAD), certain, rows, each=cheapest)
+        if behind <= FEW:
+            return Way(model, used, gain)
+        return Way(model, used, gain - schedule.rate() * costs(behind) / HORIZON, invested=True)
 
     def _go(self, way: Way, ids: Sequence[int], run: Sequence[Guess]) -> list[Guess]:
         """The tokens of a way; none where it does not pay."""
@@ -145,10 +148,10 @@ class Auto:
         run = run[: way.used]
         if way.model is None:
             return list(run)
-        behind, seconds = way.model.behind(ids), way.model.seconds
+        before = way.model.seconds
         more = way.model.review(ids, run)
-        if behind > FEW:
-            self._invested += way.model.seconds - seconds
+        if way.invested:
+            self._invested += way.model.seconds - before
         for mine, other in zip(more, run, strict=False):
             self.schedule.note(_reviews(way.model), other.trust, mine.token == other.token)
         return more

@@ -16,6 +16,7 @@ import numpy as np
 from runtime import engine
 from runtime.drafting import Choose, Guess
 from runtime.drafting.costs import Costs
+from runtime.drafting.short_head import ShortHead
 from runtime.engine import common_start
 from runtime.errors import UsageError
 from runtime.tokenizer import Tokenizer, load_tokenizer
@@ -59,15 +60,16 @@ class ModelDrafter:
         lenient review has no law: it is not drawn from this model's. Empty at the end of the context.
         """
         tokens = [guess.token for guess in draft]
-        if not self.reads(ids, tokens):
+        start = engine.reuse(self._backend, self._held, ids)
+        if not self._reads(ids, start, tokens):
             return []
-        rows = self._pass(ids, tokens)
+        rows = self._pass(list(ids[start:]), tokens)
         past, result = list(ids), []
         for i, row in enumerate(rows):
             given = draft[i] if i < len(draft) else None
             mine = self._guess(row, past)
             if lenience > 1:
-                mine = _lenient(row, given, mine, lenience)
+                mine = self._lenient(row, given, mine, lenience)
             result.append(mine)
             past.append(mine.token)
             if given is None or given.token != mine.token:
@@ -77,27 +79,41 @@ class ModelDrafter:
     def _guess(self, row: np.ndarray, past: Sequence[int]) -> Guess:
         assert self._choose is not None, "begin() comes before the first guess"
         token, law = self._choose(row, past)
-        chance = share(row, token)
+        chance = self._share(row, token)
         return Guess(token, self.name, chance, min(int(chance * CLASSES), CLASSES - 1), law)
 
-    def behind(self, ids: Sequence[int]) -> int:
-        """How many of `ids` this model has not read yet."""
-        return len(ids) - common_start(self._held, ids)
+    def _lenient(self, row: np.ndarray, given: Guess | None, mine: Guess, lenience: float) -> Guess:
+        """`given` where it passes, else `mine`."""
+        if given is not None and given.token != mine.token:
+            chance = self._share(row, given.token)
+            if chance * lenience >= given.chance:
+                return given._replace(chance=chance, law=None)
+        return mine._replace(law=None)
 
-    def reads(self, ids: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Whether they fit the context, and are all known. (The target's padding ids may not be.)"""
-        known = self._backend.vocab
-        fits = len(ids) + len(tokens) <= self._backend.context
-        new = ids[common_start(self._held, ids) :]
-        return fits and max(new, default=0) < known and max(tokens, default=0) < known
+    def _share(self, row: np.ndarray, token: int) -> float:
+        """The probability of `token`. What a short head does not know has none, and is not added up."""
+        known = row.take(self._backend.known_ids) if isinstance(self._backend, ShortHead) else row
+        return share(known, row[token])
+
+    def behind(self, ids: Sequence[int], tokens: Sequence[int] = ()) -> int | None:
+        """How many of `ids` this model has not read yet; None where it cannot read them and `tokens`.
+
+        They may not fit its context, or not be known to it: the target's padding ids.
+        """
+        start = common_start(self._held, ids)
+        return len(ids) - start if self._reads(ids, start, tokens) else None
 
     def close(self) -> None:
         self._backend.close()
 
-    def _pass(self, ids: Sequence[int], tokens: list[int]) -> np.ndarray:
-        """Logits [1 + tokens, vocab] after `ids` and after each of `tokens`."""
-        start = engine.reuse(self._backend, self._held, ids)
-        new = list(ids[start:])
+    def _reads(self, ids: Sequence[int], start: int, tokens: Sequence[int]) -> bool:
+        """Whether `ids` and `tokens` fit the context, and those from `start` on are known."""
+        known = self._backend.vocab
+        fits = len(ids) + len(tokens) <= self._backend.context
+        return fits and max(ids[start:], default=0) < known and max(tokens, default=0) < known
+
+    def _pass(self, new: list[int], tokens: list[int]) -> np.ndarray:
+        """Logits [1 + tokens, vocab] after `new`, which follow the ids held, and after each of `tokens`."""
         started = self._clock()
         if len(new) > FEW:  # apart, so that it is known what a pass over few rows costs
             engine.prefill(self._backend, self._held, new[:-1])
@@ -115,18 +131,9 @@ class ModelDrafter:
         self.costs.add(rows, seconds)
 
 
-def _lenient(row: np.ndarray, given: Guess | None, mine: Guess, lenience: float) -> Guess:
-    """`given` where it passes, else `mine`."""
-    if given is not None and given.token != mine.token:
-        chance = share(row, given.token)
-        if chance * lenience >= given.chance:
-            return given._replace(chance=chance, law=None)
-    return mine._replace(law=None)
-
-
-def share(logits: np.ndarray, token: int) -> float:
-    """The probability of `token` by logits [V], which may be −∞."""
-    return 0.0 if logits[token] == -np.inf else float(1.0 / np.exp(logits - logits[token]).sum())
+def share(logits: np.ndarray, logit: float) -> float:
+    """The probability of a token whose logit is `logit`, one of `logits` [V], which may be −∞."""
+    return 0.0 if logit == -np.inf else float(1.0 / np.exp(logits - logit).sum())
 
 
 def require_same_tokenizer(

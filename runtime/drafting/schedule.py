@@ -76,17 +76,20 @@ class Schedule:
         record.right, record.total = record.right * keep + right, record.total * keep + 1
         record.seen = self._written
 
-    def best_length(self, odds: Iterable[float], certain: float = 1.0, rows: int = 1) -> tuple[int, float]:
+    def best_length(
+        self, odds: Iterable[float], certain: float = 1.0, rows: int = 1, each: float = 0.0
+    ) -> tuple[int, float]:
         """How many of the next guesses to verify, and what that gains in tokens, time counted.
 
-        `odds` are theirs, `certain` the probability that all before are right, `rows` the target's so far.
+        `odds` are theirs, `certain` the probability that all before are right, `rows` the target's so far,
+        `each` the seconds a guess costs before it is verified.
         """
         best, gain, expected = 0, 0.0, 0.0
         rate, before = self.rate(), self.target(rows)
         for count, chance in enumerate(odds, start=1):
             certain *= chance
             expected += certain
-            value = expected - rate * (self.target(rows + count) - before)
+            value = expected - rate * (count * each + self.target(rows + count) - before)
             if value > gain:
                 best, gain = count, value
             if certain < HOPELESS:

@@ -66,6 +66,7 @@ class KnownRows:
         self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
         self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # of each id; -1: none
         self._next = 0  # of the places, the one to be taken
+        self._known_ids: np.ndarray | None = None  # those of `ids` that are some
         self._all = _panels(weight.data, self.vocab)
         self._known = _panels(aligned(self._all[0].nbytes * total // layout.ROWS), total)
         self._known[: first // layout.ROWS] = self._all[: first // layout.ROWS]
@@ -95,6 +96,7 @@ class KnownRows:
         new = np.unique(ids[self._row[ids] < 0])[:places]
         if not new.size:  # as in most passes
             return
+        self._known_ids = None
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
         gone = self.ids[rows]
@@ -106,6 +108,13 @@ class KnownRows:
             known[rows] = whole[new]
         self.ids[rows] = new
         self._row[new] = rows
+
+    @property
+    def known_ids(self) -> np.ndarray:
+        """Those that have a row, in no order."""
+        if self._known_ids is None:
+            self._known_ids = self.ids[self.ids >= 0]
+        return self._known_ids
 
     def spread(self, logits: np.ndarray) -> np.ndarray:
         """Logits [m, rows] → [m, vocab], −∞ of what is not known."""
@@ -131,6 +140,11 @@ class ShortHead:
     @property
     def positions(self) -> Sequence[int]:
         return self._backend.positions
+
+    @property
+    def known_ids(self) -> np.ndarray:
+        """The ids that have a logit, in no order."""
+        return self._known.known_ids
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         return self.forward_many([Segment(0, ids, logits)])[0]
