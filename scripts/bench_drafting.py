@@ -18,7 +18,8 @@ prompt lookup of its Python package (its ratio is to its own plain decoding, and
              to cost the same whatever its length
     SWI      the paper's measure: tokens / (target passes + drafters' seconds in plain steps), passes alike
 
-Under the table: MB resident after an answer, in a process of its own for each arm: own memory + mapped files.
+Under the table: MB resident after an answer, in a process of its own for each arm: own memory + mapped files
+(not with --whole-heads, which programs do not have).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def main() -> None:
     summary = summarize(runs, list(bench.arms))
     print(table(summary))
     ours = {name: arm.draft for name, arm in bench.arms.items() if not name.startswith(PEER)}
-    memory = {name: resident(args, draft) for name, draft in ours.items()}
+    memory = {} if args.whole_heads else {name: resident(args, draft) for name, draft in ours.items()}
     print("\n" + ", ".join(f"{name} {own:.0f} + {mapped:.0f} MB" for name, (own, mapped) in memory.items()))
     result = {
         "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
