@@ -109,7 +109,10 @@ def main() -> None:
     print(table(summary))
     ours = {name: arm.draft for name, arm in bench.arms.items() if not name.startswith(PEER)}
     memory = {} if args.whole_heads else {name: resident(args, draft) for name, draft in ours.items()}
-    print("\n" + ", ".join(f"{name} {own:.0f} + {mapped:.0f} MB" for name, (own, mapped) in memory.items()))
+    if memory:
+        print(
+            "\n" + ", ".join(f"{name} {own:.0f} + {mapped:.0f} MB" for name, (own, mapped) in memory.items())
+        )
     result = {
         "machine": {"platform": platform.platform(), "threads": args.t, "load_before": load},
         "model": str(args.model),

@@ -10,7 +10,7 @@ import pytest
 
 from runtime.backends.native import NativeBackend
 from runtime.drafting import short_head
-from runtime.drafting.model import share
+from runtime.drafting.model import CLASSES, ModelDrafter, share
 from runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
 from runtime.errors import BackendError
 from runtime.functions import named
@@ -102,6 +102,7 @@ def test_an_interrupt_leaves_every_known_id_with_its_own_row():
         theirs, ours = whole.forward(ids[:1]), short.forward(ids[:1])
         known = np.isfinite(ours[0])
         assert known[[*range(FIRST), ids[0]]].all()
+        assert sorted(short.known_ids) == np.flatnonzero(known).tolist()
         assert_known_equal(theirs, ours, known)
     assert interrupted > 100
     whole.close()
@@ -146,6 +147,23 @@ def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
     if draft.startswith("cascade"):
         sources = {source.name: source.accepted for source in drafted.timings.drafting.sources}
         assert sources["nested"] > 0
+
+
+def test_a_guess_has_its_chance_among_the_ids_that_are_known():
+    short, whole = (with_short_head(with_head(8), opened, FIRST, MET) for _ in range(2))
+    few = 12  # the target's vocabulary: fewer ids than are known here
+    drafter = ModelDrafter("small", short, few)
+    drafter.begin(lambda logits, _: (int(np.argmax(logits)), None))
+    for ids in ([1, 2, 30], [1, 2, 30, 5, 40]):
+        (guess,) = drafter.review(ids)
+        whole.truncate(0)
+        logits = whole.forward(np.array(ids))[0]
+        assert guess.token == np.argmax(logits[:few])
+        chances = np.exp(logits) / np.exp(logits).sum()
+        assert guess.chance == pytest.approx(chances[guess.token])
+        assert guess.trust == int(guess.chance * CLASSES)
+    drafter.close()
+    whole.close()
 
 
 def test_an_id_without_a_logit_has_no_chance():

@@ -60,10 +60,9 @@ class ModelDrafter:
         lenient review has no law: it is not drawn from this model's. Empty at the end of the context.
         """
         tokens = [guess.token for guess in draft]
-        start = engine.reuse(self._backend, self._held, ids)
-        if not self._reads(ids, start, tokens):
+        if self.behind(ids, tokens) is None:
             return []
-        rows = self._pass(list(ids[start:]), tokens)
+        rows = self._pass(ids, tokens)
         past, result = list(ids), []
         for i, row in enumerate(rows):
             given = draft[i] if i < len(draft) else None
@@ -78,7 +77,7 @@ class ModelDrafter:
 
     def _guess(self, row: np.ndarray, past: Sequence[int]) -> Guess:
         assert self._choose is not None, "begin() comes before the first guess"
-        token, law = self._choose(row, past)
+        token, law = self._choose(row[: self._vocab], past)
         chance = self._share(row, token)
         return Guess(token, self.name, chance, min(int(chance * CLASSES), CLASSES - 1), law)
 
@@ -91,7 +90,7 @@ class ModelDrafter:
         return mine._replace(law=None)
 
     def _share(self, row: np.ndarray, token: int) -> float:
-        """The probability of `token`. What a short head does not know has none, and is not added up."""
+        """The probability of `token` by logits [its own vocab]. What a short head does not know has none."""
         known = row.take(self._backend.known_ids) if isinstance(self._backend, ShortHead) else row
         return share(known, row[token])
 
@@ -100,20 +99,17 @@ class ModelDrafter:
 
         They may not fit its context, or not be known to it: the target's padding ids.
         """
-        start = common_start(self._held, ids)
-        return len(ids) - start if self._reads(ids, start, tokens) else None
+        known, new = self._backend.vocab, ids[common_start(self._held, ids) :]
+        fits = len(ids) + len(tokens) <= self._backend.context
+        reads = fits and max(new, default=0) < known and max(tokens, default=0) < known
+        return len(new) if reads else None
 
     def close(self) -> None:
         self._backend.close()
 
-    def _reads(self, ids: Sequence[int], start: int, tokens: Sequence[int]) -> bool:
-        """Whether `ids` and `tokens` fit the context, and those from `start` on are known."""
-        known = self._backend.vocab
-        fits = len(ids) + len(tokens) <= self._backend.context
-        return fits and max(ids[start:], default=0) < known and max(tokens, default=0) < known
-
-    def _pass(self, new: list[int], tokens: list[int]) -> np.ndarray:
-        """Logits [1 + tokens, vocab] after `new`, which follow the ids held, and after each of `tokens`."""
+    def _pass(self, ids: Sequence[int], tokens: list[int]) -> np.ndarray:
+        """Logits [1 + tokens, its own vocab] after `ids` and after each of `tokens`."""
+        new = list(ids[engine.reuse(self._backend, self._held, ids) :])
         started = self._clock()
         if len(new) > FEW:  # apart, so that it is known what a pass over few rows costs
             engine.prefill(self._backend, self._held, new[:-1])
@@ -123,7 +119,7 @@ class ModelDrafter:
         rows = self._backend.forward(np.array(fed, np.int64), logits=1 + len(tokens))
         self._held.extend(fed)
         self._count(len(fed), started)
-        return rows[:, : self._vocab]
+        return rows
 
     def _count(self, rows: int, started: float) -> None:
         seconds = self._clock() - started

@@ -64,9 +64,9 @@ class KnownRows:
         bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
         self.vocab, self.first = int(node.attrs["rows"]), first
         self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
-        self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # of each id; -1: none
+        self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # where an id may be
         self._next = 0  # of the places, the one to be taken
-        self._known_ids: np.ndarray | None = None  # those of `ids` that are some
+        self._known_ids: np.ndarray | None = None  # `ids` without the -1; None: they changed
         self._all = _panels(weight.data, self.vocab)
         self._known = _panels(aligned(self._all[0].nbytes * total // layout.ROWS), total)
         self._known[: first // layout.ROWS] = self._all[: first // layout.ROWS]
@@ -93,21 +93,19 @@ class KnownRows:
         An interrupt at any moment leaves ids unknown, and never one with a row that is not its own.
         """
         places = len(self.ids) - self.first
-        new = np.unique(ids[self._row[ids] < 0])[:places]
+        new = np.unique(ids[self.ids[self._row[ids]] != ids])[:places]
         if not new.size:  # as in most passes
             return
         self._known_ids = None
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
-        gone = self.ids[rows]
-        self._row[gone[gone >= 0]] = -1
         self.ids[rows] = -1
         to, of = divmod(rows, layout.ROWS), divmod(new, layout.ROWS)
         self._known[to[0], :, to[1]] = self._all[of[0], :, of[1]]
         for whole, known in self._floats:
             known[rows] = whole[new]
-        self.ids[rows] = new
         self._row[new] = rows
+        self.ids[rows] = new
 
     @property
     def known_ids(self) -> np.ndarray:
