@@ -132,25 +132,31 @@ def main() -> None:
         sys.exit(f"{differing} answers differ from plain decoding: drafting is broken")
 
 
-def arguments() -> argparse.Namespace:
+def task_parser(description: str | None, limit: int = 40) -> argparse.ArgumentParser:
+    """Flags of every script that answers these prompts: of `read_tasks`, the target, and the lengths."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="folder of the target")
+    parser.add_argument("--gsm8k", type=Path, metavar="FILE", help='JSON lines with "question"')
+    parser.add_argument("--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl.gz; also the edits")
+    parser.add_argument("--tasks", default="gsm8k,humaneval,edit", help="which of these (default all)")
+    parser.add_argument("--limit", type=int, default=limit, help=f"prompts of each task (default {limit})")
+    parser.add_argument("-n", type=int, default=256, help="most tokens of an answer (default 256)")
+    parser.add_argument("-c", type=int, default=1536, help="context; longer prompts are left out")
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    parser = task_parser(__doc__)
     parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="a smaller model of the same family")
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
     )
     parser.add_argument("--whole-heads", action="store_true", help="drafting models that know all ids")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="llama.cpp's file of the same model")
-    parser.add_argument("--gsm8k", type=Path, metavar="FILE", help='JSON lines with "question"')
-    parser.add_argument("--humaneval", type=Path, metavar="FILE", help="HumanEval.jsonl.gz; also the edits")
-    parser.add_argument("--tasks", default="gsm8k,humaneval,edit", help="which of these (default all)")
     parser.add_argument("--temp", default="0,0.7", help="temperatures (default 0,0.7)")
-    parser.add_argument("--limit", type=int, default=40, help="prompts of each task (default 40)")
-    parser.add_argument("-n", type=int, default=256, help="most tokens of an answer (default 256)")
     parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
-    parser.add_argument("-c", type=int, default=1536, help="context; longer prompts are left out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the ratios")
     args = parser.parse_args()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_drafting import encode, open_native, read_tasks
+from bench_drafting import encode, open_native, read_tasks, task_parser
 
 from runtime import engine, prompt, rows
 from runtime.artifact import open_artifact
@@ -95,19 +95,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="folder of the target")
+    parser = task_parser(__doc__)
     parser.add_argument("--drafter", required=True, metavar="FOLDER", help="or `nested`")
-    parser.add_argument("--gsm8k", type=Path, metavar="FILE")
-    parser.add_argument("--humaneval", type=Path, metavar="FILE")
-    parser.add_argument("--tasks", default="gsm8k,humaneval,edit")
-    parser.add_argument("--limit", type=int, default=40, help="prompts of each task")
-    parser.add_argument("-n", type=int, default=256, help="most tokens of an answer")
-    parser.add_argument("-t", type=int, default=2, help="threads")
-    parser.add_argument("-c", type=int, default=1536, help="context; longer prompts are left out")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("-t", type=int, default=2, help="threads (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     return parser.parse_args()
 
 
