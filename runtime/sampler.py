@@ -134,17 +134,21 @@ def draw(law: Law, uniform: float) -> int:
 def likeliest(values: np.ndarray, k: int) -> np.ndarray:
     """The places of the k greatest values and of any equal to the k-th, ascending.
 
-    The k-th greatest of the maxima of blocks is not above the k-th greatest value: what is below it needs no
-    sorting (0.3 instead of 4 ms for 40 of 151,936).
+    The k-th greatest of the maxima of blocks is not above the k-th greatest value: a block whose maximum is
+    below it needs no look (25 µs instead of 4 ms for 40 of 151,936). A block is every n-th value, so that
+    its maximum is taken together with its neighbours'.
     """
     if k >= len(values):
         return np.arange(len(values))
-    places = np.arange(len(values))
-    whole = len(values) // BLOCK * BLOCK
-    if whole // BLOCK >= k:
-        maxima = values[:whole].reshape(-1, BLOCK).max(axis=1)
-        places = np.flatnonzero(values >= _kth(maxima, k))
-    return places[values[places] >= _kth(values[places], k)]
+    blocks = len(values) // BLOCK
+    if blocks < k:
+        return np.flatnonzero(values >= _kth(values, k))
+    whole = blocks * BLOCK
+    maxima = values[:whole].reshape(BLOCK, blocks).max(axis=0)
+    columns = np.flatnonzero(maxima >= _kth(maxima, k))
+    places = np.append(np.arange(0, whole, blocks)[:, None] + columns, np.arange(whole, len(values)))
+    found = values[places]
+    return places[found >= _kth(found, k)]
 
 
 def _kth(values: np.ndarray, k: int) -> float:

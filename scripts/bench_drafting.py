@@ -6,8 +6,9 @@
 Tasks: GSM8K's questions, HumanEval's functions, and an edit made of HumanEval's solutions (rewrite this code
 with a name changed), whose answer is mostly in its prompt. Each prompt is answered by every arm before the
 next one, in an order that turns; a ratio is plain / arm of one prompt, so what else the machine does falls on
-both. Arms keep what they learned from one prompt to the next, as a program would. The answers of all arms
-must be the same, token for token, sampled ones too: differences are counted and are an error.
+both. Arms keep what they learned from one prompt to the next, as a program would; those named in --fresh know
+nothing before each, like a program just started. The answers of all arms must be the same, token for token,
+sampled ones too: differences are counted and are an error.
 
 --gguf adds llama.cpp on the same prompts: plain (its ratio is to flatlm's plain decoding), and with the
 prompt lookup of its Python package (its ratio is to its own plain decoding, and its answers may differ).
@@ -44,8 +45,10 @@ from runtime import engine, prompt
 from runtime.artifact import Artifact, open_artifact
 from runtime.backends import Backend, open_backend
 from runtime.bench import markdown
+from runtime.drafting.costs import Costs
+from runtime.drafting.model import ModelDrafter
 from runtime.drafting.short_head import with_short_head
-from runtime.drafting.spec import build_speculator, parse_draft
+from runtime.drafting.spec import assemble, build_speculator, parse_draft
 from runtime.drafting.speculator import DraftTimings, Speculator
 from runtime.drafting.verify import invariant
 from runtime.llm import LLM
@@ -83,6 +86,7 @@ class Arm:
     draft: str = "off"
     speculator: Speculator | None = None
     base: str = PLAIN
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="a smaller model of the same family")
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
+    )
+    parser.add_argument(
+        "--fresh", action="append", default=[], metavar="NAME", help="an arm that learns each answer anew"
     )
     parser.add_argument("--whole-heads", action="store_true", help="drafting models that know all ids")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="llama.cpp's file of the same model")
@@ -231,13 +238,15 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
     artifact = open_artifact(args.model)
     tokenizer = load_tokenizer(args.model)
     target = stack.enter_context(closing(open_native(artifact, args)))
-    arms: dict[str, Arm] = {}
-    for name, draft in arms_of(args, artifact):
+    named, arms = arms_of(args, artifact), dict[str, Arm]()
+    if unknown := set(args.fresh) - {name for name, _ in named}:
+        sys.exit(f"--fresh: there is no arm {', '.join(sorted(unknown))}")
+    for name, draft in named:
         spec, speculator = parse_draft(draft), None
         if spec is not None:
             built = build_speculator(spec, artifact, tokenizer, lambda model: open_drafter(model, args))
             speculator = stack.enter_context(closing(built))
-        arms[name] = Arm(target, draft, speculator)
+        arms[name] = Arm(target, draft, speculator, fresh=name in args.fresh)
     if args.gguf:
         from llama_peer import LlamaPeer, PromptLookup
 
@@ -290,6 +299,8 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
     sampler, chosen = make_sampler(options), bench.arms[arm]
     speculator = chosen.speculator
     if speculator is not None:
+        if chosen.fresh:
+            speculator = renewed(speculator, chosen.draft)
         speculator.begin(invariant(sampler))
     chosen.backend.truncate(0)
     answer = engine.generate(
@@ -312,6 +323,16 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
         decode_seconds=ended - first,
         drafting=speculator.timings() if speculator else None,
     )
+
+
+def renewed(speculator: Speculator, draft: str) -> Speculator:
+    """The same drafters, with nothing known of costs and chances."""
+    spec = parse_draft(draft)
+    assert spec is not None
+    for leaf in speculator.leaves:
+        if isinstance(leaf, ModelDrafter):
+            leaf.costs = Costs()
+    return assemble(speculator.leaves, spec)
 
 
 def resident(args: argparse.Namespace, draft: str) -> list[float]:

@@ -288,8 +288,8 @@ def folder(tmp_path, monkeypatch):
     ("text", "expected"),
     [
         ("off", None),
-        ("auto", DraftSpec(("maxgram-latest",))),
-        ("auto:small,tiny", DraftSpec(("maxgram-latest", "small", "tiny"))),
+        ("auto", DraftSpec(("maxgram",))),
+        ("auto:small,tiny", DraftSpec(("maxgram", "small", "tiny"))),
         ("maxgram", DraftSpec(("maxgram",))),
         ("maxgram-latest", DraftSpec(("maxgram-latest",))),
         ("small", DraftSpec(("small",))),

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from runtime.tokenizer import Tokenizer
 
 MAXGRAMS = {"maxgram": False, "maxgram-latest": True}  # name: whether the latest match counts
-AUTO_MAXGRAM = "maxgram-latest"  # 8 % more tokens a pass than the earliest on GSM8K, else no difference
 DEFAULT_K = {1: (((10,),), 1.0), 2: PUBLISHED["llama2"], 3: PUBLISHED["flan-t5"]}
 NESTED = "nested"
 MOST_K = 512  # tokens in a row of K: the rows of logits a backend gives at once
@@ -63,7 +62,7 @@ def parse_draft(text: str) -> DraftSpec | None:
         models = _names(text, rest) if mark else ()
         if any(name in MAXGRAMS for name in models):
             raise UsageError(f"--draft {text}: auto has maxgram already; name models only")
-        return DraftSpec((AUTO_MAXGRAM, *models))
+        return DraftSpec((MaxGram.name, *models))
     if kind == "cascade":
         return _cascade(text, rest)
     if _is_drafter(text):

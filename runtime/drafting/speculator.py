@@ -62,7 +62,7 @@ class Speculator:
         learn: Learn | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._drafter, self._leaves = drafter, tuple(leaves) or (drafter,)
+        self._drafter, self.leaves = drafter, tuple(leaves) or (drafter,)
         self._learn, self._clock = learn, clock
         self._rule: Rule | None = None
         self._reset()
@@ -70,7 +70,7 @@ class Speculator:
     @property
     def names(self) -> list[str]:
         """Of the drafters, those that `source_of` may give."""
-        return [leaf.name for leaf in self._leaves]
+        return [leaf.name for leaf in self.leaves]
 
     def begin(self, rule: Rule) -> None:
         """A new answer starts, sampled and judged by `rule`."""
@@ -129,7 +129,7 @@ class Speculator:
                     leaf.passes - before[0],
                     leaf.seconds - before[1],
                 )
-                for leaf, before in zip(self._leaves, self._before, strict=True)
+                for leaf, before in zip(self.leaves, self._before, strict=True)
             ),
         )
 
@@ -147,10 +147,10 @@ class Speculator:
         self._drafted: dict[str, int] = {}
         self._accepted: dict[str, int] = {}
         self._origins = [""]  # of the first token, which the target writes when it has read the prompt
-        self._before = [(leaf.passes, leaf.seconds) for leaf in self._leaves]
+        self._before = [(leaf.passes, leaf.seconds) for leaf in self.leaves]
 
     def _model_seconds(self) -> float:
-        return sum(leaf.seconds for leaf in self._leaves)
+        return sum(leaf.seconds for leaf in self.leaves)
 
     def _count(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
         self._passes += 1
