@@ -26,6 +26,7 @@ Law = tuple[np.ndarray, np.ndarray]  # ids that may follow, ascending; their pro
 COLD = 1e-6  # temperatures below it are greedy: the division would only overflow
 BLOCK = 64  # values under one maximum in `likeliest`
 MASK = 2**64 - 1
+ROUNDING = 1e-6  # relative, more than that of a weight
 FIRST_CANDIDATES = 256  # top-p looks at this many first, at 8 times more while they do not hold the share
 
 
@@ -37,7 +38,10 @@ def make_sampler(options: SamplingOptions) -> Sampler:
         logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
         if is_greedy(options):
             return greedy(logits)
-        return race(distribution(logits, options), noise_key(seed, len(history)))
+        ids, shares = distribution(logits, options)
+        if len(ids) == 1:
+            return int(ids[0])
+        return race((ids, shares), noise_key(seed, len(history)))
 
     return sample
 
@@ -80,8 +84,11 @@ def penalize(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarr
 
 def distribution(logits: np.ndarray, options: SamplingOptions) -> Law:
     """The ids that may follow, ascending, and their probabilities (float64, sum 1). Needs temp > 0."""
-    highest = float(logits.max())
+    best = int(np.argmax(logits))
+    highest = float(logits[best])
     demand_numbers(highest)
+    if _alone(logits, highest, options):
+        return np.array([best]), np.ones(1)
     ids = likeliest(logits, options.top_k or len(logits))
     weights = np.exp((logits[ids].astype(np.float64) - highest) / options.temp)  # the best weighs 1
     total = float(weights.sum())
@@ -90,6 +97,16 @@ def distribution(logits: np.ndarray, options: SamplingOptions) -> Law:
         kept = kept[_within(weights[kept], options.top_p * total)]
     ids, weights = ids[kept], weights[kept]
     return ids, weights / weights.sum()
+
+
+def _alone(logits: np.ndarray, highest: float, options: SamplingOptions) -> bool:
+    """Whether min-p surely drops all but the likeliest, as for most tokens of a confident model: one look at
+    the logits then replaces the sorting.
+    """
+    if options.min_p == 0:
+        return False
+    least = highest + options.temp * math.log(options.min_p) - ROUNDING * (options.temp + abs(highest))
+    return np.count_nonzero(logits >= least) == 1
 
 
 def race(law: Law, key: int) -> int:

@@ -82,6 +82,23 @@ def test_min_p_is_relative_to_the_likeliest(min_p, expected):
     assert kept([0.1, 0.45, 0.15, 0.3], min_p=min_p) == expected
 
 
+def test_min_p_drops_what_the_formula_drops_whether_one_id_is_left_or_more():
+    rng, left = np.random.default_rng(0), set[int]()
+    for _ in range(300):
+        logits = (rng.normal(size=500) * rng.uniform(0.1, 8)).astype(np.float32)
+        temp, min_p = rng.uniform(0.1, 2), rng.uniform(0.01, 1)
+        ids, shares = distribution(logits, SamplingOptions(**{**OPEN, "temp": temp, "min_p": min_p}))
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / temp)
+        assert ids.tolist() == np.flatnonzero(weights >= min_p).tolist()
+        np.testing.assert_allclose(shares, weights[ids] / weights[ids].sum())
+        left.add(min(len(ids), 2))
+    assert left == {1, 2}
+
+
+def test_ids_as_likely_as_the_likeliest_are_kept_by_any_min_p():
+    assert kept([0.4, 0.4, 0.2], min_p=1.0) == [0, 1]
+
+
 def test_top_p_looks_beyond_its_first_candidates():
     ids, _ = distribution(np.zeros(5000, np.float32), SamplingOptions(**{**OPEN, "top_p": 0.5}))
     assert ids.tolist() == list(range(2500))

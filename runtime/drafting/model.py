@@ -91,7 +91,7 @@ class ModelDrafter:
 
     def _share(self, row: np.ndarray, token: int) -> float:
         """The probability of `token` by logits [its own vocab]. What a short head does not know has none."""
-        known = row.take(self._backend.known_ids) if isinstance(self._backend, ShortHead) else row
+        known = self._backend.known(row) if isinstance(self._backend, ShortHead) else row
         return share(known, row[token])
 
     def behind(self, ids: Sequence[int], tokens: Sequence[int] = ()) -> int | None:

@@ -66,7 +66,7 @@ class KnownRows:
         self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
         self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # where an id may be
         self._next = 0  # of the places, the one to be taken
-        self._known_ids: np.ndarray | None = None  # `ids` without the -1; None: they changed
+        self._met: tuple[np.ndarray, np.ndarray] | None = None  # see `_met_rows`; None: they changed
         self._all = _panels(weight.data, self.vocab)
         self._known = _panels(aligned(self._all[0].nbytes * total // layout.ROWS), total)
         self._known[: first // layout.ROWS] = self._all[: first // layout.ROWS]
@@ -96,7 +96,7 @@ class KnownRows:
         new = np.unique(ids[self.ids[self._row[ids]] != ids])[:places]
         if not new.size:  # as in most passes
             return
-        self._known_ids = None
+        self._met = None
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
         self.ids[rows] = -1
@@ -107,20 +107,24 @@ class KnownRows:
         self._row[new] = rows
         self.ids[rows] = new
 
-    @property
-    def known_ids(self) -> np.ndarray:
-        """Those that have a row, in no order."""
-        if self._known_ids is None:
-            self._known_ids = self.ids[self.ids >= 0]
-        return self._known_ids
-
     def spread(self, logits: np.ndarray) -> np.ndarray:
         """Logits [m, rows] → [m, vocab], −∞ of what is not known."""
+        rows, ids = self._met_rows()
         found = np.full((len(logits), self.vocab), -np.inf, np.float32)
         found[:, : self.first] = logits[:, : self.first]
-        places = self.first + np.flatnonzero(self.ids[self.first :] >= 0)
-        found[:, self.ids[places]] = logits[:, places]
+        found[:, ids] = logits[:, rows]
         return found
+
+    def known(self, values: np.ndarray) -> np.ndarray:
+        """Of `values` [vocab], those of the ids that have a row, in no order."""
+        return np.append(values[: self.first], values.take(self._met_rows()[1]))
+
+    def _met_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows beyond the first that belong to an id, and the ids."""
+        if self._met is None:
+            rows = self.first + np.flatnonzero(self.ids[self.first :] >= 0)
+            self._met = rows, self.ids[rows]
+        return self._met
 
 
 class ShortHead:
@@ -139,10 +143,9 @@ class ShortHead:
     def positions(self) -> Sequence[int]:
         return self._backend.positions
 
-    @property
-    def known_ids(self) -> np.ndarray:
-        """The ids that have a logit, in no order."""
-        return self._known.known_ids
+    def known(self, values: np.ndarray) -> np.ndarray:
+        """Of `values` [vocab], those of the ids that have a logit, in no order."""
+        return self._known.known(values)
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         return self.forward_many([Segment(0, ids, logits)])[0]
