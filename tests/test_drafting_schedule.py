@@ -29,6 +29,14 @@ def test_costs_are_straight_lines_between_what_was_measured():
     assert [costs(1), costs(2), costs(3.5), costs(5)] == [10.0, 12.0, 15.0, 18.0]
 
 
+def test_what_is_assumed_counts_until_the_first_pass():
+    costs = Costs()
+    costs.assumed = 10.0
+    assert not costs and [costs(1), costs(11)] == [10.0, 20.0]
+    costs.add(2, 100.0)  # no pause of the machine: nothing was known of it
+    assert costs and costs(2) == 100.0
+
+
 def test_a_pause_of_the_machine_is_no_cost_and_a_lasting_change_is():
     costs = Costs()
     costs.add(1, 10.0)
@@ -238,3 +246,12 @@ def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_inves
     slow = Timed(clock, text, 0.1, 0.1)  # reading the prompt takes four plain steps
     plain, drafted = seconds_of(text, [ModelDrafter("m", slow, 64, clock)], clock)
     assert plain / drafted > 2
+
+
+def test_a_model_that_never_ran_is_not_taken_for_free():
+    text = a_text("random", 200)
+    for size, runs in ((0.0, True), (0.9, False)):
+        clock = Clock()
+        model = ModelDrafter("m", Timed(clock, text, 0.9, 0.09), 64, clock, size)
+        seconds_of(text, [MaxGram(), model], clock)
+        assert (model.passes > 0) == runs

@@ -122,6 +122,8 @@ class Auto:
     ) -> Way:
         """What passes of `model` gain, the first over as much of `run` as makes its tokens cheapest."""
         schedule, costs = self.schedule, model.costs
+        if not costs:
+            costs.assumed = model.size * schedule.target(1)
         behind = model.behind(ids, [guess.token for guess in run])
         if behind is None:
             return Way(model, 0, 0.0)

@@ -11,9 +11,13 @@ STALE = 512  # passes after which a number of rows that was not used again is gu
 
 
 class Costs:
-    """Seconds of a pass by its rows: a moving average for each number of rows, straight lines between."""
+    """Seconds of a pass by its rows: a moving average for each number of rows, straight lines between.
 
-    def __init__(self) -> None:
+    `assumed` is what one row is taken to cost before the first pass.
+    """
+
+    def __init__(self, assumed: float = 0.0) -> None:
+        self.assumed = assumed
         self._passes = 0
         self._average: dict[int, float] = {}
         self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
@@ -24,9 +28,8 @@ class Costs:
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took `seconds`."""
-        expected = self(rows)
-        if expected:
-            seconds = min(seconds, OUTLIER * expected)
+        if self._rows:
+            seconds = min(seconds, OUTLIER * self(rows))
         known = self._average.get(rows, seconds)
         self._average[rows] = known + WEIGHT * (seconds - known)
         self._passes += 1
@@ -37,9 +40,9 @@ class Costs:
         self._rows = sorted(self._average)
 
     def __call__(self, rows: float) -> float:
-        """Expected seconds of a pass over `rows` rows, which need be no whole number; 0 before the first."""
+        """Expected seconds of a pass over `rows` rows, which need be no whole number."""
         if not self._rows:
-            return 0.0
+            return self.assumed * (1 + (rows - 1) * SLOPE)
         at = bisect_left(self._rows, rows)
         if at == 0:
             return self._average[self._rows[0]]

@@ -29,13 +29,21 @@ CLASSES = 8  # of trust: equal parts of the probability the model gives its gues
 
 
 class ModelDrafter:
-    """Drafts with `backend`, for a target that knows the ids below `vocab`. Owns the backend."""
+    """Drafts with `backend`, for a target that knows the ids below `vocab`. Owns the backend.
+
+    `size` is what it reads for a token, as a share of what the target does.
+    """
 
     def __init__(
-        self, name: str, backend: Backend, vocab: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        name: str,
+        backend: Backend,
+        vocab: int,
+        clock: Callable[[], float] = time.perf_counter,
+        size: float = 0.0,
     ) -> None:
         self.name, self.passes, self.seconds = name, 0, 0.0
-        self.costs = Costs()
+        self.costs, self.size = Costs(), size
         self._backend, self._vocab, self._clock = backend, vocab, clock
         self._held: list[int] = []
         self._choose: Choose | None = None

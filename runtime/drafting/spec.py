@@ -30,6 +30,8 @@ from runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from runtime.drafting.schedule import Schedule
 from runtime.drafting.speculator import Speculator
 from runtime.errors import UsageError
+from runtime.functions import LINEARS
+from runtime.graph import Graph
 from runtime.nested import high_plane
 from runtime.options import did_you_mean
 
@@ -92,7 +94,8 @@ def build_speculator(
             model = inside(artifact) if name == NESTED else beside(artifact, name, tokenizer)
             backend = opened.enter_context(closing(open_model(model)))
             taken = any(leaf.name == Path(name).name for leaf in leaves)
-            leaves.append(ModelDrafter(name if taken else Path(name).name, backend, vocab))
+            size = _bytes_read(model.graph) / _bytes_read(artifact.graph)
+            leaves.append(ModelDrafter(name if taken else Path(name).name, backend, vocab, size=size))
         opened.pop_all()  # all went well: they stay open
     return assemble(leaves, spec)
 
@@ -123,6 +126,12 @@ def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
 
     require_same_tokenizer(target.path, name, tokenizer)
     return open_artifact(name)
+
+
+def _bytes_read(graph: Graph) -> int:
+    """By a token: its weights, all of the head's."""
+    names = {name for node in graph.nodes if node.op in LINEARS for name in node.inputs}
+    return sum(tensor.data.nbytes for name, tensor in graph.constants.items() if name in names)
 
 
 def _is_drafter(name: str) -> bool:
