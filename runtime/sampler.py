@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from runtime.errors import BackendError
 from runtime.options import SamplingOptions
 
 Sampler = Callable[[np.ndarray, Sequence[int]], int]
+Bits = TypeVar("Bits", int, np.ndarray)  # 64 of them, or an array of uint64
 Law = tuple[np.ndarray, np.ndarray]  # ids that may follow, ascending; their probabilities, float64, sum 1
 
 COLD = 1e-6  # temperatures below it are greedy: the division would only overflow
@@ -123,21 +125,21 @@ def race(law: Law, key: int) -> int:
 
 def noise_key(seed: int, position: int) -> int:
     """The key of one position's noise."""
-    return int(mixed(np.array([seed & MASK], np.uint64) + mixed(np.array([position], np.uint64)))[0])
+    return mixed((seed + mixed(position)) & MASK)
 
 
 def uniforms(ids: np.ndarray, key: int) -> np.ndarray:
     """A number in (0, 1) for each of `ids`, that of its place in the stream of `key`."""
-    bits = mixed(np.uint64(key) ^ mixed(ids.astype(np.uint64)))
+    bits = mixed(mixed(ids.astype(np.uint64)) ^ np.uint64(key))
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def mixed(x: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, each bit depending on all: splitmix64 (Steele, Lea, Flood 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def mixed(x: Bits) -> Bits:
+    """64 bits to 64 bits, each depending on all: splitmix64 (Steele, Lea, Flood 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
 
 
 def draw(law: Law, uniform: float) -> int:
