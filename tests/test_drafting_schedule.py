@@ -255,3 +255,11 @@ def test_a_model_that_never_ran_is_not_taken_for_free():
         model = ModelDrafter("m", Timed(clock, text, 0.9, 0.09), 64, clock, size)
         seconds_of(text, [MaxGram(), model], clock)
         assert (model.passes > 0) == runs
+
+
+def test_a_model_that_was_read_in_vain_does_not_keep_max_gram_from_drafting():
+    text, clock = a_text("random", 100) + a_text("repeating", 300), Clock()
+    model = ModelDrafter("m", Timed(clock, altered(text, 1.0), 0.3, 0.2), 64, clock)
+    plain, drafted = seconds_of(text, [MaxGram(), model], clock)
+    assert model.passes > 0
+    assert plain / drafted > 2.5

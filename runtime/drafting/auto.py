@@ -93,6 +93,8 @@ class Auto:
     def learn(self, rows: int, target_seconds: float, seconds: float, written: Sequence[int]) -> None:
         """How the step ended: see Schedule.spend."""
         first = self._considered[0] if self._considered else None
+        if self._ready and self.schedule.credit <= 0:
+            self.schedule.miss(self._odds(self._ready[0]), self._ready[0].token == written[0])
         self.schedule.learn(self._considered, written)
         if first is None or first.source != MaxGram.name:
             self.schedule.learn(self._ready, written)

@@ -7,7 +7,7 @@ assumed at first, so that what did not pay is tried again.
 
 What trying may cost is bounded by a credit, counted in plain steps: a pass that drafted earns the tokens it
 wrote and spends the plain steps it took; without credit nothing is drafted. It grows by INTEREST per plain
-step.
+step, and by what drafting would have earned meanwhile.
 """
 
 from __future__ import annotations
@@ -104,6 +104,15 @@ class Schedule:
             self.note(guess.source, guess.trust, guess.token == number)
             if guess.token != number:
                 break
+
+    def miss(self, chance: float, right: bool) -> None:
+        """Without credit a guess of this chance was not drafted, and would have been `right` or not.
+
+        Where it would have been drafted, what it would have brought is earned: one drafter's losses do not
+        keep another that pays from being tried.
+        """
+        if self.best_length([chance])[0]:
+            self.credit = min(self.credit + right + 1 - self.target(2) / self.target(1), START)
 
     def spend(self, rows: int, target_seconds: float, seconds: float, tokens: int, invested: float) -> None:
         """A step wrote `tokens`: the target's pass over `rows` took `target_seconds`, all of it `seconds`.
