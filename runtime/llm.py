@@ -33,6 +33,7 @@ from runtime.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.backends import Backend
+    from runtime.drafting.kept_costs import KeptCosts
     from runtime.drafting.speculator import Speculator
 
 
@@ -52,6 +53,8 @@ class NoTemplateWarning(UserWarning):
 class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
+    _kept: KeptCosts | None = None
+
     def __init__(self, path: str | Path, **options: Any) -> None:
         """`options` are BackendOptions (backend, device, threads, ctx, batch) and DraftOptions (draft,
         draft_rule).
@@ -65,23 +68,26 @@ class LLM:
         drafting = from_json(options, DraftOptions, ignore=names[0])
         spec = None
         if drafting.draft != "off":
+            from runtime.drafting.kept_costs import KeptCosts
             from runtime.drafting.spec import build_speculator, parse_draft
 
             spec = parse_draft(drafting.draft)
         read_tokenizer = beside(lambda: load_tokenizer(path))  # most of it is not Python: a core of its own
         artifact = open_artifact(path)
         template = prompt.load_template(Path(artifact.path))
-        backend, speculator = open_chosen(artifact, chosen), None
+        backend, speculator, kept = open_chosen(artifact, chosen), None, None
         try:
             tokenizer = read_tokenizer()
             if spec is not None:
+                kept = KeptCosts(f"{backend.name}, {chosen.threads} threads")
                 speculator = build_speculator(
-                    spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen)
+                    spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen), kept
                 )
         except BaseException:
             backend.close()
             raise
         self._set(backend, tokenizer, template, speculator, drafting.draft_rule)
+        self._kept = kept
 
     @classmethod
     def of(
@@ -199,6 +205,8 @@ class LLM:
         self.backend.close()
         if self.speculator is not None:
             self.speculator.close()
+        if self._kept is not None:
+            self._kept.write()
 
     def __enter__(self) -> LLM:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 
 WEIGHT = 0.25  # of the newest measurement in the moving average
 OUTLIER = 2.5  # times the expected: a pause of the machine, not a cost
@@ -13,18 +14,29 @@ STALE = 512  # passes after which a number of rows that was not used again is gu
 class Costs:
     """Seconds of a pass by its rows: a moving average for each number of rows, straight lines between.
 
-    `assumed` is what one row is taken to cost before the first pass.
+    They begin with `averages` of an earlier process; where nothing at all is known, a row is taken to cost
+    `assumed`.
     """
 
-    def __init__(self, assumed: float = 0.0) -> None:
-        self.assumed = assumed
+    def __init__(self, averages: Mapping[int, float] | None = None) -> None:
+        self.assumed = 0.0
         self._passes = 0
-        self._average: dict[int, float] = {}
-        self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
-        self._rows: list[int] = []  # sorted
+        self._average = dict(averages or {})
+        self._used = dict.fromkeys(self._average, 0)  # the pass at which a number of rows was measured last
+        self._rows = sorted(self._average)
 
     def __bool__(self) -> bool:
         return bool(self._rows)
+
+    @property
+    def measured(self) -> bool:
+        """Whether a pass was added."""
+        return self._passes > 0
+
+    @property
+    def averages(self) -> dict[int, float]:
+        """Seconds by rows, as far as known."""
+        return dict(self._average)
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took `seconds`."""

@@ -31,7 +31,8 @@ CLASSES = 8  # of trust: equal parts of the probability the model gives its gues
 class ModelDrafter:
     """Drafts with `backend`, for a target that knows the ids below `vocab`. Owns the backend.
 
-    `size` is what it reads for a token, as a share of what the target does.
+    `size` is what it reads for a token, as a share of what the target does; `costs` what is known of its
+    passes.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class ModelDrafter:
         vocab: int,
         clock: Callable[[], float] = time.perf_counter,
         size: float = 0.0,
+        costs: Costs | None = None,
     ) -> None:
         self.name, self.passes, self.seconds = name, 0, 0.0
-        self.costs, self.size = Costs(), size
+        self.costs, self.size = Costs() if costs is None else costs, size
         self._backend, self._vocab, self._clock = backend, vocab, clock
         self._held: list[int] = []
         self._choose: Choose | None = None

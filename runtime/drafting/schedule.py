@@ -41,10 +41,10 @@ class _Record:
 
 
 class Schedule:
-    """What is known of costs and chances; lives as long as the model is open."""
+    """What is known of the costs of `target` and of chances; lives as long as the model is open."""
 
-    def __init__(self) -> None:
-        self.target = Costs()
+    def __init__(self, target: Costs | None = None) -> None:
+        self.target = Costs() if target is None else target
         self.credit = START
         self._records: dict[tuple[str, int], _Record] = {}
         self._written = 0
