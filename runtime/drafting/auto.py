@@ -127,7 +127,7 @@ class Auto:
         if not costs:
             costs.assumed = model.size * schedule.target(1)
         behind = model.behind(ids, [guess.token for guess in run])
-        if behind is None or (behind > FEW and not schedule.may_invest()):
+        if behind is None:
             return Way(model, 0, 0.0)
         used, cheapest = 0, costs(1)
         expected, agreed = 1.0, 1.0

@@ -26,7 +26,6 @@ INTEREST = 0.015  # of time that may be lost to trying, in the long run
 START, MOST = 4.0, 16.0  # credit at first and at most
 HOPELESS = 0.02  # chances below it are not added up
 HORIZON = 64  # steps over which the credit pays for what a drafter had to read first
-SETTLED = 8  # passes after which λ says something of the text
 REFRESH = 128  # passes after which the cost of a plain one is measured again
 
 NEXT = -1  # the class "whatever this source guesses next", asked before it has guessed
@@ -48,7 +47,7 @@ class Schedule:
         self.target = Costs() if target is None else target
         self.credit = START
         self._records: dict[tuple[str, int], _Record] = {}
-        self._written = self._passes = 0
+        self._written = 0
         self._passes_since_plain = 0
         self._tokens = self._seconds = 0.0  # moving sums
         self._debt = 0.0  # plain steps' worth of investments not paid yet
@@ -56,12 +55,6 @@ class Schedule:
     def may_draft(self) -> bool:
         """Whether there is credit, and the cost of a plain pass is known and fresh."""
         return bool(self.target) and self.credit > 0 and self._passes_since_plain < REFRESH
-
-    def may_invest(self) -> bool:
-        """Whether enough was written to know λ: at first it is that of plain decoding, and every drafter
-        seems worth what it has to read.
-        """
-        return self._passes >= SETTLED
 
     def rate(self) -> float:
         """λ, tokens per second."""
@@ -129,7 +122,6 @@ class Schedule:
         """
         self.target.add(rows, target_seconds)
         self._written += tokens
-        self._passes += 1
         plain = self.target(1)
         self._passes_since_plain = 0 if rows == 1 else self._passes_since_plain + 1
         current = min(seconds - invested, OUTLIER * self.target(rows) + (seconds - invested - target_seconds))
