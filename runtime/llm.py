@@ -33,7 +33,7 @@ from runtime.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.backends import Backend
-    from runtime.drafting.kept_costs import KeptCosts
+    from runtime.drafting.kept import Kept
     from runtime.drafting.speculator import Speculator
 
 
@@ -53,7 +53,7 @@ class NoTemplateWarning(UserWarning):
 class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
-    _kept: KeptCosts | None = None
+    _kept: Kept | None = None
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         """`options` are BackendOptions (backend, device, threads, ctx, batch) and DraftOptions (draft,
@@ -68,7 +68,7 @@ class LLM:
         drafting = from_json(options, DraftOptions, ignore=names[0])
         spec = None
         if drafting.draft != "off":
-            from runtime.drafting.kept_costs import KeptCosts
+            from runtime.drafting.kept import Kept
             from runtime.drafting.spec import build_speculator, parse_draft
 
             spec = parse_draft(drafting.draft)
@@ -79,7 +79,7 @@ class LLM:
         try:
             tokenizer = read_tokenizer()
             if spec is not None:
-                kept = KeptCosts(f"{backend.name}, {chosen.threads} threads")
+                kept = Kept(f"{backend.name}, {chosen.threads} threads")
                 speculator = build_speculator(
                     spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen), kept
                 )

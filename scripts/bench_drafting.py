@@ -6,10 +6,9 @@
 Tasks: GSM8K's questions, HumanEval's functions, and an edit made of HumanEval's solutions (rewrite this code
 with a name changed), whose answer is mostly in its prompt. Each prompt is answered by every arm before the
 next one, in an order that turns; a ratio is plain / arm of one prompt, so what else the machine does falls on
-both. Arms keep what they learned from one prompt to the next, as a program would; those named in --restart
-know no more than what passes cost before each, like a program just started, those in --fresh not even that,
-like the first one on a device. The answers of all arms must be the same, token for token, sampled ones too:
-differences are counted and are an error.
+both. Arms keep what they learned from one prompt to the next, as programs do; those named in --fresh know
+nothing before each, like the first program on a device. The answers of all arms must be the same, token for
+token, sampled ones too: differences are counted and are an error.
 
 --gguf adds llama.cpp on the same prompts: plain (its ratio is to flatlm's plain decoding), and with the
 prompt lookup of its Python package (its ratio is to its own plain decoding, and its answers may differ).
@@ -87,8 +86,7 @@ class Arm:
     draft: str = "off"
     speculator: Speculator | None = None
     base: str = PLAIN
-    costs: Costs | None = None  # the target's, for arms that begin each answer anew
-    fresh: bool = False  # and these know not even costs
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=DRAFT", help="in the place of the usual arms"
     )
-    for flag, text in (("--restart", "knows costs alone before each answer"), ("--fresh", "knows nothing")):
-        parser.add_argument(flag, action="append", default=[], metavar="NAME", help=f"an arm that {text}")
+    parser.add_argument(
+        "--fresh", action="append", default=[], metavar="NAME", help="an arm that learns each answer anew"
+    )
     parser.add_argument("--whole-heads", action="store_true", help="drafting models that know all ids")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="llama.cpp's file of the same model")
     parser.add_argument("--temp", default="0,0.7", help="temperatures (default 0,0.7)")
@@ -240,15 +239,14 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
     tokenizer = load_tokenizer(args.model)
     target = stack.enter_context(closing(open_native(artifact, args)))
     named, arms = arms_of(args, artifact), dict[str, Arm]()
-    if unknown := {*args.fresh, *args.restart} - {name for name, _ in named}:
-        sys.exit(f"--fresh, --restart: there is no arm {', '.join(sorted(unknown))}")
+    if unknown := set(args.fresh) - {name for name, _ in named}:
+        sys.exit(f"--fresh: there is no arm {', '.join(sorted(unknown))}")
     for name, draft in named:
         spec, speculator = parse_draft(draft), None
         if spec is not None:
             built = build_speculator(spec, artifact, tokenizer, lambda model: open_drafter(model, args))
             speculator = stack.enter_context(closing(built))
-        costs = Costs() if name in (*args.fresh, *args.restart) else None
-        arms[name] = Arm(target, draft, speculator, costs=costs, fresh=name in args.fresh)
+        arms[name] = Arm(target, draft, speculator, fresh=name in args.fresh)
     if args.gguf:
         from llama_peer import LlamaPeer, PromptLookup
 
@@ -299,7 +297,7 @@ def encode(tokenizer: Tokenizer, template: str | None, message: str) -> list[int
 def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place: tuple[str, int]) -> Run:
     """One answer, from an empty context."""
     sampler, chosen = make_sampler(options), bench.arms[arm]
-    speculator = chosen.speculator if chosen.costs is None else begun_anew(chosen)
+    speculator = begun_anew(chosen) if chosen.fresh else chosen.speculator
     if speculator is not None:
         speculator.begin(invariant(sampler))
     chosen.backend.truncate(0)
@@ -326,14 +324,14 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
 
 
 def begun_anew(arm: Arm) -> Speculator | None:
-    """The arm's drafters with nothing known of chances; of costs what is kept, or nothing."""
+    """The arm's drafters, with nothing known of costs and chances."""
     spec = parse_draft(arm.draft)
     if spec is None or arm.speculator is None:
         return arm.speculator
     for leaf in arm.speculator.leaves:
-        if arm.fresh and isinstance(leaf, ModelDrafter):
+        if isinstance(leaf, ModelDrafter):
             leaf.costs = Costs()
-    return assemble(arm.speculator.leaves, spec, costs=Costs() if arm.fresh else arm.costs)
+    return assemble(arm.speculator.leaves, spec)
 
 
 def resident(args: argparse.Namespace, draft: str) -> list[float]:

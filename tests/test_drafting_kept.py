@@ -1,4 +1,4 @@
-"""runtime.drafting.kept_costs: a process begins with what the last one measured, and nothing can break it."""
+"""runtime.drafting.kept: a process begins with what the last one learned, and nothing can break it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from runtime.artifact import open_artifact
 from runtime.drafting.costs import SLOPE
-from runtime.drafting.kept_costs import KeptCosts
-from runtime.drafting.schedule import Schedule
+from runtime.drafting.kept import Kept
+from runtime.drafting.schedule import FADE
 from runtime.llm import LLM
 from tests.test_nested import exported
 
@@ -21,71 +21,113 @@ def artifact(sha256="ab"):
     return SimpleNamespace(manifest=SimpleNamespace(files={"model.onnx.data": entry}))
 
 
-def measure(folder, seconds, role="target", how=HOW):
-    kept = KeptCosts(how, folder)
-    costs = kept.of(artifact(), role)
+def measure(folder, seconds):
+    kept = Kept(HOW, folder)
+    costs = kept.costs(artifact(), "target")
     for rows, time in seconds.items():
         costs.add(rows, time)
     kept.write()
 
 
+def begun(folder):
+    return Kept(HOW, folder).costs(artifact(), "target")
+
+
 def test_the_next_process_knows_what_this_one_measured(tmp_path):
-    assert not KeptCosts(HOW, tmp_path).of(artifact(), "target")
-    measure(tmp_path, {1: 0.02, 8: 0.03})
-    costs = KeptCosts(HOW, tmp_path).of(artifact(), "target")
-    assert costs.averages == {1: 0.02, 8: 0.03}
+    assert not begun(tmp_path)
+    measure(tmp_path, {8: 0.03, 1: 0.02})
+    costs = begun(tmp_path)
+    assert (costs(1), costs(8)) == (0.02, 0.03)
     assert costs(9) == pytest.approx(0.03 + SLOPE * 0.02)
-    assert Schedule(costs).may_draft()
     costs.add(1, 0.04)
     assert costs(1) == pytest.approx(0.025)  # a moving average of both
 
 
+def test_chances_and_the_rate_are_kept_as_faded_as_they_are(tmp_path):
+    def schedule(drafters=("maxgram", "m")):
+        kept = Kept(HOW, tmp_path)
+        return kept, kept.schedule(artifact(), drafters)
+
+    kept, first = schedule()
+    for _ in range(50):
+        first.note("m", 3, right=True)
+    first.spend(4, 1.0, 1.0, 4, 0.0)
+    for _ in range(FADE):
+        first.spend(1, 0.5, 0.5, 1, 0.0)
+    kept.write()
+    _, second = schedule()
+    assert second.may_draft()
+    assert second.rate() == pytest.approx(first.rate())
+    assert second.odds("m", 3, 0.1) == pytest.approx(first.odds("m", 3, 0.1))
+    _, other = schedule(("maxgram",))
+    assert other.odds("m", 3, 0.1) == 0.1
+
+
 def test_a_pass_costs_what_it_did_in_the_same_role_and_run_the_same_way(tmp_path):
     measure(tmp_path, {1: 0.02})
+    assert begun(tmp_path)
     for how, role, sha256 in (
         ("numpy, 2 threads", "target", "ab"),
         (HOW, "drafter", "ab"),
         (HOW, "target", "cd"),
     ):
-        assert not KeptCosts(how, tmp_path).of(artifact(sha256), role)
+        assert not Kept(how, tmp_path).costs(artifact(sha256), role)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [b"", b"{", b"[1, 2]", b'{"1": "x"}', b'{"0": 1}', b'{"1": -1}', b'{"1": NaN}', b'{"1": [1]}', b"\xff"],
-)
+DAMAGE = (
+    b"", b"{", b"\xff", b"[1, 2]", b'"x"', b'{"1": "x"}', b'{"0": 1}', b'{"1": -1}', b'{"1": NaN}',
+    b'{"1": [1]}', b'{"tokens": 1, "seconds": 1}', b'{"tokens": 0, "seconds": 1, "chances": []}',
+    b'{"tokens": 1, "seconds": 1, "chances": [["m", 3]]}',
+    b'{"tokens": 1, "seconds": 1, "chances": [["m", 3, 2.0, 1.0]]}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_one_that_is_not_there_and_is_replaced(damage, tmp_path):
-    measure(tmp_path, {1: 0.02})
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(damage)
-    assert not KeptCosts(HOW, tmp_path).of(artifact(), "target")
-    measure(tmp_path, {1: 0.03})
-    assert KeptCosts(HOW, tmp_path).of(artifact(), "target").averages == {1: 0.03}
+    def learn():
+        kept = Kept(HOW, tmp_path)
+        schedule = kept.schedule(artifact(), ["m"])
+        schedule.note("m", 3, right=True)
+        schedule.spend(1, 0.5, 0.5, 1, 0.0)
+        kept.write()
+
+    learn()
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(whole) == 2
+    for path in whole:
+        path.write_bytes(damage)
+    schedule = Kept(HOW, tmp_path).schedule(artifact(), ["m"])
+    assert not schedule.target and schedule.odds("m", 3, 0.1) == 0.1
+    learn()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
     (tmp_path / "file").write_text("in the way")
     measure(tmp_path / "file" / "costs", {1: 0.02})
-    assert not KeptCosts(HOW, tmp_path / "file" / "costs").of(artifact(), "target")
+    assert not begun(tmp_path / "file" / "costs")
 
 
-def test_who_measured_nothing_leaves_the_file_alone(tmp_path):
+def test_who_learned_nothing_leaves_the_file_alone(tmp_path):
     measure(tmp_path, {1: 0.02})
     (path,) = tmp_path.iterdir()
-    path.chmod(0o444)
     before = path.stat()
     measure(tmp_path, {})
-    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_ino == before.st_ino
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_a_model_that_is_closed_keeps_its_costs_and_those_of_its_drafters(tmp_path, monkeypatch):
+def test_a_model_that_is_closed_keeps_what_it_knows_and_answers_the_same_with_it(tmp_path, monkeypatch):
     folder = exported(tmp_path, "nested")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with LLM(folder, threads=1, draft="auto:nested") as llm:
-        llm.generate("ab", n=24)
-        target = llm.speculator._drafter.schedule.target.averages
-        models = [leaf.costs.averages for leaf in llm.speculator.leaves if leaf.name == "nested"]
-    assert target and not list((tmp_path / "cache").rglob("*.part"))
-    kept = KeptCosts("native, 1 threads")
-    assert kept.of(open_artifact(folder), "target").averages == target
-    assert [kept.of(open_artifact(folder), "nested").averages] == models
+    answers = []
+    for _ in range(2):
+        with LLM(folder, threads=1, ctx=128, draft="auto:nested") as llm:
+            answers.append(llm.generate("once upon a time", n=40).tokens)
+            (model,) = (leaf for leaf in llm.speculator.leaves if leaf.name == "nested")
+            model.review([1, 2, 3])  # whether the schedule asked it depends on the clock
+    assert answers[0] == answers[1]
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 3 and not list(tmp_path.rglob("*.part"))
+    kept = Kept("native, 1 threads")
+    assert kept.schedule(open_artifact(folder), ["maxgram", "nested"]).may_draft()
+    costs = kept.costs(open_artifact(folder), "nested")
+    assert costs and costs(1) == model.costs(1)

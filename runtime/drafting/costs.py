@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 
@@ -14,29 +15,29 @@ STALE = 512  # passes after which a number of rows that was not used again is gu
 class Costs:
     """Seconds of a pass by its rows: a moving average for each number of rows, straight lines between.
 
-    They begin with `averages` of an earlier process; where nothing at all is known, a row is taken to cost
-    `assumed`.
+    Where nothing at all is known, a row is taken to cost `assumed`.
     """
 
-    def __init__(self, averages: Mapping[int, float] | None = None) -> None:
+    def __init__(self) -> None:
         self.assumed = 0.0
         self._passes = 0
-        self._average = dict(averages or {})
-        self._used = dict.fromkeys(self._average, 0)  # the pass at which a number of rows was measured last
-        self._rows = sorted(self._average)
+        self._average: dict[int, float] = {}
+        self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
+        self._rows: list[int] = []  # sorted
 
     def __bool__(self) -> bool:
         return bool(self._rows)
 
-    @property
-    def measured(self) -> bool:
-        """Whether a pass was added."""
-        return self._passes > 0
+    def memory(self) -> dict[str, float]:
+        """The averages, as JSON can hold them; empty where no pass was added."""
+        return {str(rows): seconds for rows, seconds in self._average.items()} if self._passes else {}
 
-    @property
-    def averages(self) -> dict[int, float]:
-        """Seconds by rows, as far as known."""
-        return dict(self._average)
+    def recall(self, memory: Mapping[str, float]) -> None:
+        """Begin with the averages of an earlier process. ValueError where they are none."""
+        averages = {int(rows): float(seconds) for rows, seconds in memory.items()}
+        if not all(rows >= 1 and 0 < seconds < math.inf for rows, seconds in averages.items()):
+            raise ValueError("no costs of passes")
+        self._average, self._used, self._rows = averages, dict.fromkeys(averages, 0), sorted(averages)
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took `seconds`."""

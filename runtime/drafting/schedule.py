@@ -12,8 +12,10 @@ step, and by what drafting would have earned meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.drafting import Guess
 from runtime.drafting.costs import OUTLIER, Costs
@@ -41,7 +43,7 @@ class _Record:
 
 
 class Schedule:
-    """What is known of the costs of `target` and of chances; lives as long as the model is open."""
+    """What is known of the costs of `target` and of chances."""
 
     def __init__(self, target: Costs | None = None) -> None:
         self.target = Costs() if target is None else target
@@ -95,6 +97,28 @@ class Schedule:
             if certain < HOPELESS:
                 break
         return best, gain
+
+    def memory(self) -> dict[str, Any]:
+        """What is known but for costs, as JSON can hold it; empty where nothing was written."""
+        if not self._written:
+            return {}
+        faded = {key: 0.5 ** ((self._written - record.seen) / FADE) for key, record in self._records.items()}
+        chances = [[*k, r.right * faded[k], r.total * faded[k]] for k, r in self._records.items()]
+        return {"tokens": self._tokens, "seconds": self._seconds, "chances": chances}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what an earlier process knew. ValueError and the like where it is nothing that
+        `memory` gave.
+        """
+        tokens, seconds = float(memory["tokens"]), float(memory["seconds"])
+        records = {
+            (str(source), int(trust)): _Record(float(right), float(total), 0)
+            for source, trust, right, total in memory["chances"]
+        }
+        sound = all(0 <= record.right <= record.total < math.inf for record in records.values())
+        if not (sound and 0 < tokens < math.inf and 0 < seconds < math.inf):
+            raise ValueError("no memory of a schedule")
+        self._tokens, self._seconds, self._records = tokens, seconds, records
 
     def learn(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
         """Compare what was guessed with what was `written` instead: as far as the two agree, and one

@@ -25,8 +25,7 @@ from runtime.drafting import Drafter
 from runtime.drafting.auto import Auto
 from runtime.drafting.bigrams import load_bigrams
 from runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
-from runtime.drafting.costs import Costs
-from runtime.drafting.kept_costs import KeptCosts
+from runtime.drafting.kept import Kept
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from runtime.drafting.schedule import Schedule
@@ -80,10 +79,10 @@ def build_speculator(
     artifact: Artifact,
     tokenizer: Tokenizer,
     open_model: Callable[[Artifact], Backend],
-    kept: KeptCosts | None = None,
+    kept: Kept | None = None,
 ) -> Speculator:
     """The drafters of `spec` for the target `artifact`; `open_model` runs another artifact beside it.
-    Costs begin with those that are `kept`.
+    What is `kept` is where costs and chances begin.
 
     Raises UsageError for a model with another tokenizer and for a target without a model inside, and what
     opening raises.
@@ -99,27 +98,25 @@ def build_speculator(
             backend = opened.enter_context(closing(open_model(model)))
             taken = any(leaf.name == Path(name).name for leaf in leaves)
             size = _bytes_read(model.graph) / _bytes_read(artifact.graph)
-            costs = kept.of(model, NESTED if name == NESTED else "drafter") if kept else None
+            costs = kept.costs(model, NESTED if name == NESTED else "drafter") if kept else None
             name = name if taken else Path(name).name
             leaves.append(ModelDrafter(name, backend, vocab, size=size, costs=costs))
         opened.pop_all()  # all went well: they stay open
-    return assemble(leaves, spec, costs=kept.of(artifact, "target") if kept else None)
+    return assemble(leaves, spec, schedule=kept.schedule(artifact, spec.drafters) if kept else None)
 
 
 def assemble(
     leaves: Sequence[Drafter],
     spec: DraftSpec,
     clock: Callable[[], float] = time.perf_counter,
-    costs: Costs | None = None,
+    schedule: Schedule | None = None,
 ) -> Speculator:
-    """A speculator of drafters that are open already, one for each of `spec.drafters`; the target's `costs`,
-    as far as known.
-    """
+    """A speculator of drafters that are open already, one for each of `spec.drafters`."""
     if spec.K is not None:
         return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock=clock)
     maxgram = next((leaf for leaf in leaves if isinstance(leaf, MaxGram)), None)
     models = [leaf for leaf in leaves if isinstance(leaf, ModelDrafter)]
-    auto = Auto(Schedule(costs), maxgram, models)
+    auto = Auto(schedule or Schedule(), maxgram, models)
     return Speculator(auto, leaves, auto.learn, clock)
 
 
