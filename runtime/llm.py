@@ -68,6 +68,7 @@ class LLM:
         drafting = from_json(options, DraftOptions, ignore=names[0])
         spec = None
         if drafting.draft != "off":
+            from kernels_arm.team import default_threads
             from runtime.drafting.kept import Kept
             from runtime.drafting.spec import build_speculator, parse_draft
 
@@ -79,7 +80,8 @@ class LLM:
         try:
             tokenizer = read_tokenizer()
             if spec is not None:
-                kept = Kept(f"{backend.name}, {chosen.threads} threads")
+                threads = chosen.threads or default_threads()
+                kept = Kept(f"{backend.name}, {chosen.device}, {threads} threads")
                 speculator = build_speculator(
                     spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen), kept
                 )

@@ -107,7 +107,8 @@ def _alone(logits: np.ndarray, highest: float, options: SamplingOptions) -> bool
     """
     if options.min_p == 0:
         return False
-    least = highest + options.temp * math.log(options.min_p) - ROUNDING * (options.temp + abs(highest))
+    below = options.temp * -math.log(options.min_p)
+    least = highest - below - ROUNDING * (options.temp + below + abs(highest))
     return np.count_nonzero(logits >= least) == 1
 
 

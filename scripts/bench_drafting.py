@@ -35,10 +35,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from runtime import engine, prompt
@@ -342,11 +343,19 @@ def resident(args: argparse.Namespace, draft: str) -> list[float]:
 
 
 def _resident(model: str, options: dict[str, Any]) -> list[float]:
-    with LLM(model, **options) as llm:
+    with nothing_kept(), LLM(model, **options) as llm:
         llm.chat([{"role": "user", "content": "Count from one to fifty in words."}], n=64)
         lines = Path("/proc/self/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return [int(found[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile")]
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """In this process drafting begins with nothing that another learned, and leaves nothing behind."""
+    with TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        yield
 
 
 # ---- what comes out

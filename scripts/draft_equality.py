@@ -24,7 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench_drafting import read_tasks, task_parser
+from bench_drafting import nothing_kept, read_tasks, task_parser
 
 from runtime.artifact import open_artifact
 from runtime.bench import markdown
@@ -105,7 +105,7 @@ def answer(
     file: RunFile,
 ) -> None:
     parent, batch = os.getppid(), BATCH if draft == PLAIN else 1
-    with LLM(args.model, threads=threads, ctx=args.c, draft=draft, batch=batch) as llm:
+    with nothing_kept(), LLM(args.model, threads=threads, ctx=args.c, draft=draft, batch=batch) as llm:
         messages = [[{"role": "user", "content": tasks[task][number]}] for task, number in places]
         prompts = [llm.chat_prompt(one, n=args.n) for one in messages]
         fits = [len(prompt.ids) + args.n <= args.c for prompt in prompts]

@@ -92,6 +92,10 @@ class Auto:
 
     def learn(self, rows: int, target_seconds: float, seconds: float, written: Sequence[int]) -> None:
         """How the step ended: see Schedule.spend."""
+        if self.schedule.unsettled:
+            slower = self.schedule.settle(target_seconds)
+            for model in self._models:
+                model.costs.scale(slower)
         first = self._considered[0] if self._considered else None
         if self._ready and self.schedule.credit <= 0:
             self.schedule.miss(self._odds(self._ready[0]), self._ready[0].token == written[0])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
+from typing import Any
 
 WEIGHT = 0.25  # of the newest measurement in the moving average
 OUTLIER = 2.5  # times the expected: a pause of the machine, not a cost
 SLOPE = 0.1  # of one row's cost, for each row beyond what was measured; smollm2 on two Zen 4 cores: 0.09
+TINY = 1e-9  # seconds that no pass takes
 STALE = 512  # passes after which a number of rows that was not used again is guessed anew
 
 
@@ -21,6 +23,7 @@ class Costs:
     def __init__(self) -> None:
         self.assumed = 0.0
         self._passes = 0
+        self._measured = False
         self._average: dict[int, float] = {}
         self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
         self._rows: list[int] = []  # sorted
@@ -28,16 +31,24 @@ class Costs:
     def __bool__(self) -> bool:
         return bool(self._rows)
 
-    def memory(self) -> dict[str, float]:
-        """The averages, as JSON can hold them; empty where no pass was added."""
-        return {str(rows): seconds for rows, seconds in self._average.items()} if self._passes else {}
+    def memory(self) -> dict[str, Any]:
+        """The averages and their ages, as JSON can hold them; empty where no pass was added."""
+        ages = {rows: self._passes - used for rows, used in self._used.items()}
+        rows = [[rows, seconds, ages[rows]] for rows, seconds in self._average.items()]
+        return {"rows": rows} if self._measured else {}
 
-    def recall(self, memory: Mapping[str, float]) -> None:
-        """Begin with the averages of an earlier process. ValueError where they are none."""
-        averages = {int(rows): float(seconds) for rows, seconds in memory.items()}
-        if not all(rows >= 1 and 0 < seconds < math.inf for rows, seconds in averages.items()):
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Begin with the averages of an earlier process. ValueError and the like where they are none."""
+        found = [(int(rows), float(seconds), int(age)) for rows, seconds, age in memory["rows"]]
+        if not all(rows >= 1 and TINY < seconds < math.inf and age >= 0 for rows, seconds, age in found):
             raise ValueError("no costs of passes")
-        self._average, self._used, self._rows = averages, dict.fromkeys(averages, 0), sorted(averages)
+        self._average = {rows: seconds for rows, seconds, _ in found}
+        self._used = {rows: -age for rows, _, age in found}
+        self._rows = sorted(self._average)
+
+    def scale(self, factor: float) -> None:
+        """The machine has become slower by `factor`."""
+        self._average = {rows: seconds * factor for rows, seconds in self._average.items()}
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took `seconds`."""
@@ -45,7 +56,7 @@ class Costs:
             seconds = min(seconds, OUTLIER * self(rows))
         known = self._average.get(rows, seconds)
         self._average[rows] = known + WEIGHT * (seconds - known)
-        self._passes += 1
+        self._passes, self._measured = self._passes + 1, True
         self._used[rows] = self._passes
         smallest = min(self._average)
         for old in [r for r in self._average if r != smallest and self._passes - self._used[r] > STALE]:

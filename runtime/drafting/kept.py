@@ -24,12 +24,15 @@ from runtime.drafting.schedule import Schedule
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
 
+# What reading a file raises that something else wrote.
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
 
 class Kept:
     """What the models of one process know; `how` they run: whatever else a pass depends on."""
 
     def __init__(self, how: str, folder: Path | None = None) -> None:
-        self._how, self._folder = how, folder or default_folder()
+        self._how, self._folder = how, folder or default_folder()  # None: nothing is kept
         self._files: list[tuple[Path, Callable[[], Any]]] = []  # and what is to be written, if anything
 
     def costs(self, artifact: Artifact, role: str) -> Costs:
@@ -54,16 +57,22 @@ class Kept:
     def _begin(
         self, artifact: Artifact, role: str, recall: Callable[[Any], None], memory: Callable[[], Any]
     ) -> None:
+        if self._folder is None:
+            return
         weights = sorted(entry.sha256 for entry in artifact.manifest.files.values())
         identity = json.dumps([platform.node(), self._how, role, weights])
         path = self._folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with suppress(OSError, *DAMAGED):
             recall(json.loads(path.read_bytes()))
         self._files.append((path, memory))
 
 
-def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatlm" / "drafting"
+def default_folder() -> Path | None:
+    """None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatlm" / "drafting"
+    except RuntimeError:
+        return None
 
 
 def _write(path: Path, memory: Any) -> None:

@@ -47,16 +47,19 @@ class Schedule:
 
     def __init__(self, target: Costs | None = None) -> None:
         self.target = Costs() if target is None else target
+        self.unsettled = bool(self.target)  # costs are an earlier process's, no plain pass was measured yet
         self.credit = START
         self._records: dict[tuple[str, int], _Record] = {}
         self._written = 0
         self._passes_since_plain = 0
         self._tokens = self._seconds = 0.0  # moving sums
+        self._recalled = 1.0  # λ of an earlier process, in tokens per plain step
         self._debt = 0.0  # plain steps' worth of investments not paid yet
 
     def may_draft(self) -> bool:
         """Whether there is credit, and the cost of a plain pass is known and fresh."""
-        return bool(self.target) and self.credit > 0 and self._passes_since_plain < REFRESH
+        known = bool(self.target) and not self.unsettled
+        return known and self.credit > 0 and self._passes_since_plain < REFRESH
 
     def rate(self) -> float:
         """λ, tokens per second."""
@@ -104,21 +107,32 @@ class Schedule:
             return {}
         faded = {key: 0.5 ** ((self._written - record.seen) / FADE) for key, record in self._records.items()}
         chances = [[*k, r.right * faded[k], r.total * faded[k]] for k, r in self._records.items()]
-        return {"tokens": self._tokens, "seconds": self._seconds, "chances": chances}
+        return {"tokens_per_plain_step": max(self.rate() * self.target(1), 1.0), "chances": chances}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Begin with what an earlier process knew. ValueError and the like where it is nothing that
         `memory` gave.
         """
-        tokens, seconds = float(memory["tokens"]), float(memory["seconds"])
+        rate = float(memory["tokens_per_plain_step"])
         records = {
             (str(source), int(trust)): _Record(float(right), float(total), 0)
             for source, trust, right, total in memory["chances"]
         }
         sound = all(0 <= record.right <= record.total < math.inf for record in records.values())
-        if not (sound and 0 < tokens < math.inf and 0 < seconds < math.inf):
+        if not (sound and 1 <= rate < math.inf):
             raise ValueError("no memory of a schedule")
-        self._tokens, self._seconds, self._records = tokens, seconds, records
+        self._recalled, self._records = rate, records
+
+    def settle(self, seconds: float) -> float:
+        """The first plain pass took `seconds`: how much slower the machine is than it was.
+
+        λ counts as much as one pass, for the text may be another.
+        """
+        factor = seconds / self.target(1)
+        self.target.scale(factor)
+        self.unsettled = False
+        self._tokens, self._seconds = self._recalled, seconds
+        return factor
 
     def learn(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
         """Compare what was guessed with what was `written` instead: as far as the two agree, and one

@@ -102,7 +102,8 @@ def build_speculator(
             name = name if taken else Path(name).name
             leaves.append(ModelDrafter(name, backend, vocab, size=size, costs=costs))
         opened.pop_all()  # all went well: they stay open
-    return assemble(leaves, spec, schedule=kept.schedule(artifact, spec.drafters) if kept else None)
+    names = [leaf.name for leaf in leaves]
+    return assemble(leaves, spec, schedule=kept.schedule(artifact, names) if kept else None)
 
 
 def assemble(
