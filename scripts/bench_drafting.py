@@ -39,8 +39,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from runtime import engine, prompt
 from runtime.artifact import Artifact, open_artifact
@@ -353,8 +353,7 @@ def _resident(model: str, options: dict[str, Any]) -> list[float]:
 @contextmanager
 def nothing_kept() -> Iterator[None]:
     """In this process drafting begins with nothing that another learned, and leaves nothing behind."""
-    with TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
+    with patch("runtime.drafting.kept.default_folder", return_value=None):
         yield
 
 

@@ -29,6 +29,8 @@ def real_model() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept for the next process no other test sees."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / f"cache-{next(NUMBERS)}"))
+def kept_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What drafting learned no other test sees."""
+    folder = tmp_path_factory.getbasetemp() / f"kept-{next(NUMBERS)}"
+    monkeypatch.setattr("runtime.drafting.kept.default_folder", lambda: folder)
+    return folder

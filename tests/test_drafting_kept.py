@@ -114,13 +114,17 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
     assert not begun(tmp_path / "file" / "costs")
 
 
-def test_a_user_without_a_home_keeps_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("runtime.drafting.kept.cache_folder", homeless)
     kept = Kept(HOW)
     kept.costs(artifact(), "target").add(1, 0.02)
     kept.write()
     assert not Kept(HOW).costs(artifact(), "target")
+
+
+def homeless():
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_what_was_not_measured_again_for_long_is_forgotten_by_short_processes_too(tmp_path):
@@ -142,9 +146,8 @@ def test_who_learned_nothing_leaves_the_file_alone(tmp_path):
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_a_model_that_is_closed_keeps_what_it_knows_and_answers_the_same_with_it(tmp_path, monkeypatch):
+def test_a_model_that_is_closed_keeps_what_it_knows_and_answers_the_same_with_it(tmp_path, kept_folder):
     folder = exported(tmp_path, "nested")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     answers = []
     for _ in range(2):
         with LLM(folder, threads=1, ctx=128, draft="auto:nested") as llm:
@@ -152,7 +155,7 @@ def test_a_model_that_is_closed_keeps_what_it_knows_and_answers_the_same_with_it
             (model,) = (leaf for leaf in llm.speculator.leaves if leaf.name == "nested")
             model.review([1, 2, 3])  # whether the schedule asked it depends on the clock
     assert answers[0] == answers[1]
-    assert len(list((tmp_path / "cache").rglob("*.json"))) == 3 and not list(tmp_path.rglob("*.part"))
+    assert [path.suffix for path in kept_folder.iterdir()] == [".json"] * 3
     kept = Kept("native, cpu, 1 threads")
     assert kept.schedule(open_artifact(folder), ["maxgram", "nested"]).unsettled
     costs = kept.costs(open_artifact(folder), "nested")

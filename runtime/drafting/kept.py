@@ -2,7 +2,7 @@
 
 A process that knows nothing drafts too much or too little in its first answer, which is often its only one.
 So when a model is closed, costs of passes, chances of guesses and the rate of the text are written: a few KB
-of JSON for each model in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). Averages begin there; it
+of JSON for each model in the cache folder ($FLATLM_CACHE, else the user's). Averages begin there; it
 changes what is drafted, never what is answered. A file that cannot be read is one that is not there, and
 where none can be written nothing is kept.
 """
@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernels_arm.library import cache_folder
 from runtime.drafting.costs import Costs
 from runtime.drafting.schedule import Schedule
 
@@ -68,9 +69,9 @@ class Kept:
 
 
 def default_folder() -> Path | None:
-    """None for a user without a home."""
+    """In the cache folder that the kernels have too; None for a user without a home."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatlm" / "drafting"
+        return cache_folder() / "drafting"
     except RuntimeError:
         return None
 
