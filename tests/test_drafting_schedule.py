@@ -116,6 +116,16 @@ def test_losses_use_up_the_credit_and_time_restores_it():
     assert schedule.may_draft()
 
 
+def test_a_process_that_was_stopped_while_a_drafter_wrote_drafts_again():
+    schedule = schedule_with({1: 1.0, 2: 1.1})
+    schedule.spend(2, 1.1, 3600.0, 2, 0.0)
+    assert not schedule.may_draft()
+    for _ in range(15):
+        schedule.spend(1, 1.0, 1.0, 1, 0.0)
+        schedule.miss(0.9, right=True)
+    assert schedule.may_draft()
+
+
 def test_before_the_first_plain_pass_nothing_is_drafted():
     assert not Schedule().may_draft()
 

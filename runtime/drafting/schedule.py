@@ -163,6 +163,7 @@ class Schedule:
         plain = self.target(1)
         self._passes_since_plain = 0 if rows == 1 else self._passes_since_plain + 1
         current = min(seconds - invested, OUTLIER * self.target(rows) + (seconds - invested - target_seconds))
+        current = min(current, MOST * plain)  # a drafter paused: a stopped process, a machine asleep
         keep = 1 - 1 / RATE_MEMORY
         self._tokens, self._seconds = self._tokens * keep + tokens, self._seconds * keep + current
         steps = current / plain
