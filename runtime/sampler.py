@@ -40,10 +40,7 @@ def make_sampler(options: SamplingOptions) -> Sampler:
         logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
         if is_greedy(options):
             return greedy(logits)
-        ids, shares = distribution(logits, options)
-        if len(ids) == 1:
-            return int(ids[0])
-        return race((ids, shares), noise_key(seed, len(history)))
+        return race(distribution(logits, options), noise_key(seed, len(history)))
 
     return sample
 
@@ -120,6 +117,8 @@ def race(law: Law, key: int) -> int:
     arXiv 2408.07978: Gumbel sampling).
     """
     ids, shares = law
+    if len(ids) == 1:
+        return int(ids[0])
     with np.errstate(divide="ignore"):  # a share of 0 never arrives
         return int(ids[np.argmin(-np.log(uniforms(ids, key)) / shares)])
 

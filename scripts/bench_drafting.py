@@ -35,7 +35,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -350,11 +350,9 @@ def _resident(model: str, options: dict[str, Any]) -> list[float]:
     return [int(found[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile")]
 
 
-@contextmanager
-def nothing_kept() -> Iterator[None]:
+def nothing_kept() -> AbstractContextManager[Any]:
     """In this process drafting begins with nothing that another learned, and leaves nothing behind."""
-    with patch("runtime.drafting.kept.default_folder", return_value=None):
-        yield
+    return patch("runtime.drafting.kept.default_folder", return_value=None)
 
 
 # ---- what comes out

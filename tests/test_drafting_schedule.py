@@ -275,20 +275,25 @@ def test_a_model_that_was_read_in_vain_does_not_keep_max_gram_from_drafting():
     assert plain / drafted > 2.5
 
 
+def in_the_next_process(schedule):
+    target = Costs()
+    target.recall(schedule.target.memory())
+    result = Schedule(target)
+    result.recall(schedule.memory())
+    return result
+
+
 @pytest.mark.parametrize("then", [0.4, 3.0])
 def test_what_an_earlier_process_measured_on_a_faster_or_slower_machine_does_no_harm(then):
     text, clock = a_text("random", 200), Clock()
-    memories = None
+    before, schedule = None, Schedule()
     for factor in (then, 1.0, 1.0):
         model = ModelDrafter("m", Timed(clock, altered(text, 0.1), 0.1 * factor, 0.01 * factor), 64, clock)
-        schedule = Schedule(Costs())
-        if memories:
-            model.costs.recall(memories[0])
-            schedule.target.recall(memories[1])
-            schedule = Schedule(schedule.target)
-            schedule.recall(memories[2])
+        if before:
+            model.costs.recall(before.costs.memory())
+            schedule = in_the_next_process(schedule)
         plain, drafted = seconds_of(text, [MaxGram(), model], clock, factor, 0.1 * factor, schedule)
-        memories = model.costs.memory(), schedule.target.memory(), schedule.memory()
+        before = model
         assert plain / drafted > 1.8
 
 
@@ -296,14 +301,10 @@ def test_another_text_in_the_next_process_is_drafted_as_well_as_in_a_first_one()
     clock, ratios = Clock(), []
     for before in (None, a_text("repeating", 300)):
         text = a_text("random", 200)
-        schedule, known = Schedule(), None
+        schedule = Schedule()
         if before:
             seconds_of(before, [MaxGram()], clock, schedule=schedule)
-            known = schedule.target.memory(), schedule.memory()
-            target = Costs()
-            target.recall(known[0])
-            schedule = Schedule(target)
-            schedule.recall(known[1])
+            schedule = in_the_next_process(schedule)
         model = ModelDrafter("m", Timed(clock, altered(text, 0.1), 0.2, 0.02), 64, clock, 0.2)
         plain, drafted = seconds_of(text, [MaxGram(), model], clock, schedule=schedule)
         ratios.append(plain / drafted)

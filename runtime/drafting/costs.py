@@ -22,8 +22,7 @@ class Costs:
 
     def __init__(self) -> None:
         self.assumed = 0.0
-        self._passes = 0
-        self._measured = False
+        self._passes = 0  # of this process
         self._average: dict[int, float] = {}
         self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
         self._rows: list[int] = []  # sorted
@@ -35,7 +34,7 @@ class Costs:
         """The averages and their ages, as JSON can hold them; empty where no pass was added."""
         ages = {rows: self._passes - used for rows, used in self._used.items()}
         rows = [[rows, seconds, ages[rows]] for rows, seconds in self._average.items()]
-        return {"rows": rows} if self._measured else {}
+        return {"rows": rows} if self._passes else {}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Begin with the averages of an earlier process. ValueError and the like where they are none."""
@@ -56,7 +55,7 @@ class Costs:
             seconds = min(seconds, OUTLIER * self(rows))
         known = self._average.get(rows, seconds)
         self._average[rows] = known + WEIGHT * (seconds - known)
-        self._passes, self._measured = self._passes + 1, True
+        self._passes += 1
         self._used[rows] = self._passes
         smallest = min(self._average)
         for old in [r for r in self._average if r != smallest and self._passes - self._used[r] > STALE]:
