@@ -1,8 +1,8 @@
 """From logits to the next token.
 
-A sampler is a function (logits [V] float32, history: ids so far) -> id. The steps and their order are those
-of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the ids left. Equal
-logits are never left to the order of a sort.
+A sampler takes logits [V] float32 and the history, ids so far, and gives the next id. The steps and their
+order are those of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the
+ids left. Equal logits are never left to the order of a sort.
 
 A sampler keeps no state: the noise of a draw belongs to (seed, position, id). So the same logits at the same
 position give the same id whatever was drawn before, and models that share a seed draw the same id as often as
@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from runtime.errors import BackendError
 from runtime.options import SamplingOptions
 
-Sampler = Callable[[np.ndarray, Sequence[int]], int]
 Bits = TypeVar("Bits", int, np.ndarray)  # 64 of them, or an array of uint64
 Law = tuple[np.ndarray, np.ndarray]  # ids that may follow, ascending; their probabilities, float64, sum 1
 
@@ -32,25 +31,32 @@ ROUNDING = 1e-6  # relative, more than that of a weight
 FIRST_CANDIDATES = 256  # top-p looks at this many first, at 8 times more while they do not hold the share
 
 
+class Sampler(Protocol):
+    """The id after `history`, given logits [V] of all ids; or [n] of some, `ids` [n], ascending."""
+
+    def __call__(self, logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int: ...
+
+
 def make_sampler(options: SamplingOptions) -> Sampler:
     """A sampler whose noise is that of `options.seed`; -1 takes the system's entropy."""
     seed = options.seed if options.seed >= 0 else secrets.randbits(63)
 
-    def sample(logits: np.ndarray, history: Sequence[int]) -> int:
-        logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
-        if is_greedy(options):
-            return greedy(logits)
-        return race(distribution(logits, options), noise_key(seed, len(history)))
+    def sample(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
+        return race(next_law(logits, history, options, ids), noise_key(seed, len(history)))
 
     return sample
 
 
-def next_law(logits: np.ndarray, history: Sequence[int], options: SamplingOptions) -> Law:
-    """What a sampler of `options` draws from; one id where it is greedy."""
-    logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty)
+def next_law(
+    logits: np.ndarray, history: Sequence[int], options: SamplingOptions, ids: np.ndarray | None = None
+) -> Law:
+    """What a sampler of `options` draws from; one id where it is greedy. `ids`: see Sampler."""
+    logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty, ids)
     if is_greedy(options):
-        return np.array([greedy(logits)]), np.ones(1)
-    return distribution(logits, options)
+        places, shares = np.array([greedy(logits)]), np.ones(1)
+    else:
+        places, shares = distribution(logits, options)
+    return places if ids is None else ids[places], shares
 
 
 def is_greedy(options: SamplingOptions) -> bool:
@@ -70,11 +76,18 @@ def recent(history: Sequence[int], last: int) -> Sequence[int]:
     return history if last < 0 else history[len(history) - min(last, len(history)) :]
 
 
-def penalize(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarray:
-    """logits [V] with those of `ids` divided by `penalty`, or multiplied where negative; a new array."""
-    if penalty == 1.0 or not len(ids):
+def penalize(
+    logits: np.ndarray, last: Sequence[int], penalty: float, ids: np.ndarray | None = None
+) -> np.ndarray:
+    """`logits` (of `ids`: see Sampler) with those of `last` divided by `penalty`, or multiplied where
+    negative; a new array.
+    """
+    if penalty == 1.0 or not len(last):
         return logits
-    seen = np.unique(np.asarray(ids, np.int64))
+    seen = np.unique(np.asarray(last, np.int64))
+    if ids is not None:
+        places, there = find(ids, seen)
+        seen = places[there]
     result = logits.copy()
     values = logits[seen]
     result[seen] = np.where(values > 0, values / penalty, values * penalty)
@@ -107,6 +120,12 @@ def _alone(logits: np.ndarray, highest: float, options: SamplingOptions) -> bool
     below = options.temp * -math.log(options.min_p)
     least = highest - below - ROUNDING * (options.temp + below + abs(highest))
     return np.count_nonzero(logits >= least) == 1
+
+
+def find(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of `wanted` in `ids`, ascending and not empty, and which of them are there."""
+    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return places, ids[places] == wanted
 
 
 def race(law: Law, key: int) -> int:

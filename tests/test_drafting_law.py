@@ -172,7 +172,7 @@ def test_rejection_keeps_a_guess_as_often_as_any_rule_can():
     p, q = np.log(np.float32([0.5, 0.3, 0.2])), np.log(np.float32([0.2, 0.3, 0.5]))
     rule = rejection(options, np.random.default_rng(0))
     for _ in range(3000):
-        token, law = rule.choose(q, ())
+        token, law = rule.choose(q, (), np.arange(3))
         kept += rule.judge(p, (), Guess(token, "m", law=law)) == token
     shares = [next_law(row, (), options)[1] for row in (p, q)]
     assert kept / 3000 == pytest.approx(np.minimum(*shares).sum(), abs=0.03)

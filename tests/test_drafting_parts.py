@@ -37,7 +37,7 @@ def tokens(guesses):
 
 def followed(drafter):
     """A drafting model that writes greedily."""
-    drafter.begin(lambda logits, _: (greedy(logits), None))
+    drafter.begin(lambda logits, _, ids: (int(ids[greedy(logits)]), None))
     return drafter
 
 

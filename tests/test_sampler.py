@@ -15,6 +15,7 @@ from runtime.sampler import (
     greedy,
     likeliest,
     make_sampler,
+    next_law,
     noise_key,
     penalize,
     race,
@@ -135,6 +136,27 @@ def test_a_penalty_divides_positive_and_multiplies_negative_logits_once_each():
     logits = np.array([2.0, -2.0, 2.0], np.float32)
     assert penalize(logits, [0, 1, 0, 1], 2.0).tolist() == [1.0, -4.0, 2.0]
     assert logits.tolist() == [2.0, -2.0, 2.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("settings", [{"temp": 0.0}, {**OPEN, "temp": 1.3}, {"temp": 0.9, "top_p": 0.8}])
+def test_of_some_ids_one_is_chosen_as_if_no_other_could_come(settings, seed):
+    rng, options = (
+        np.random.default_rng(seed),
+        SamplingOptions(**{**settings, "seed": seed, "repeat_penalty": 1.3}),
+    )
+    ids = np.sort(rng.choice(500, 90, replace=False))
+    logits = rng.standard_normal(90).astype(np.float32) * 2
+    everywhere = np.full(500, -np.inf, np.float32)
+    everywhere[ids] = logits
+    for length in range(1, 40):
+        history = rng.integers(0, 500, length).tolist()
+        some, whole = next_law(logits, history, options, ids), next_law(everywhere, history, options)
+        likely = whole[1] > 0
+        assert np.array_equal(some[0], whole[0][likely])
+        assert some[1] == pytest.approx(whole[1][likely])
+        sampler = make_sampler(options)
+        assert sampler(logits, history, ids) == sampler(everywhere, history)
 
 
 @pytest.mark.parametrize(("last", "expected"), [(2, [3, 4]), (0, []), (-1, [1, 2, 3, 4]), (9, [1, 2, 3, 4])])

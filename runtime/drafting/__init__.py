@@ -24,8 +24,9 @@ class Guess(NamedTuple):
     law: Law | None = None  # what it was drawn from; None: nothing was left to chance
 
 
-# What a drafting model writes after `history`, given its logits [V]: the id, and its law if it was drawn.
-Choose = Callable[[np.ndarray, Sequence[int]], tuple[int, Law | None]]
+# What a drafting model writes after a history, given its logits [n], that history and the ids [n] they belong
+# to, ascending: the id, and its law if it was drawn.
+Choose = Callable[[np.ndarray, Sequence[int], np.ndarray], tuple[int, Law | None]]
 
 
 class Drafter(Protocol):

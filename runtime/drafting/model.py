@@ -19,6 +19,7 @@ from runtime.drafting.costs import Costs
 from runtime.drafting.short_head import ShortHead
 from runtime.engine import common_start
 from runtime.errors import UsageError
+from runtime.sampler import find
 from runtime.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ModelDrafter:
         self.name, self.passes, self.seconds = name, 0, 0.0
         self.costs, self.size = Costs() if costs is None else costs, size
         self._backend, self._vocab, self._clock = backend, vocab, clock
+        self._all_ids = np.arange(backend.vocab)
         self._held: list[int] = []
         self._choose: Choose | None = None
 
@@ -87,7 +89,9 @@ class ModelDrafter:
 
     def _guess(self, row: np.ndarray, past: Sequence[int]) -> Guess:
         assert self._choose is not None, "begin() comes before the first guess"
-        token, law = self._choose(row[: self._vocab], past)
+        ids = self._ids()
+        sayable = np.searchsorted(ids, self._vocab)
+        token, law = self._choose(row[:sayable], past, ids[:sayable])
         chance = self._share(row, token)
         return Guess(token, self.name, chance, min(int(chance * CLASSES), CLASSES - 1), law)
 
@@ -100,9 +104,13 @@ class ModelDrafter:
         return mine._replace(law=None)
 
     def _share(self, row: np.ndarray, token: int) -> float:
-        """The probability of `token` by logits [its own vocab]. What a short head does not know has none."""
-        known = self._backend.known(row) if isinstance(self._backend, ShortHead) else row
-        return share(known, row[token])
+        """The probability of `token` by a row of logits; 0 of what a short head does not know."""
+        place, there = find(self._ids(), np.array(token))
+        return float(1.0 / np.exp(row - row[place]).sum()) if there else 0.0
+
+    def _ids(self) -> np.ndarray:
+        """Those that logits belong to, ascending."""
+        return self._backend.ids if isinstance(self._backend, ShortHead) else self._all_ids
 
     def behind(self, ids: Sequence[int], tokens: Sequence[int] = ()) -> int | None:
         """How many of `ids` this model has not read yet; None where it cannot read them and `tokens`.
@@ -118,7 +126,7 @@ class ModelDrafter:
         self._backend.close()
 
     def _pass(self, ids: Sequence[int], tokens: list[int]) -> np.ndarray:
-        """Logits [1 + tokens, its own vocab] after `ids` and after each of `tokens`."""
+        """Logits [1 + tokens, ids] after `ids` and after each of `tokens`."""
         new = list(ids[engine.reuse(self._backend, self._held, ids) :])
         started = self._clock()
         if len(new) > FEW:  # apart, so that it is known what a pass over few rows costs
@@ -135,11 +143,6 @@ class ModelDrafter:
         seconds = self._clock() - started
         self.passes, self.seconds = self.passes + 1, self.seconds + seconds
         self.costs.add(rows, seconds)
-
-
-def share(logits: np.ndarray, logit: float) -> float:
-    """The probability of a token whose logit is `logit`, one of `logits` [V], which may be −∞."""
-    return 0.0 if logit == -np.inf else float(1.0 / np.exp(logits - logit).sum())
 
 
 def require_same_tokenizer(

@@ -66,7 +66,7 @@ class KnownRows:
         self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
         self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # where an id may be
         self._next = 0  # of the places, the one to be taken
-        self._met: tuple[np.ndarray, np.ndarray] | None = None  # see `_met_rows`; None: they changed
+        self._order: tuple[np.ndarray, np.ndarray] | None = None  # see `_ordered`; None: rows changed
         self._all = _panels(weight.data, self.vocab)
         self._known = _panels(aligned(self._all[0].nbytes * total // layout.ROWS), total)
         self._known[: first // layout.ROWS] = self._all[: first // layout.ROWS]
@@ -96,7 +96,7 @@ class KnownRows:
         new = np.unique(ids[self.ids[self._row[ids]] != ids])[:places]
         if not new.size:  # as in most passes
             return
-        self._met = None
+        self._order = None
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
         self.ids[rows] = -1
@@ -107,28 +107,26 @@ class KnownRows:
         self._row[new] = rows
         self.ids[rows] = new
 
-    def spread(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [m, rows] → [m, vocab], −∞ of what is not known."""
-        rows, ids = self._met_rows()
-        found = np.full((len(logits), self.vocab), -np.inf, np.float32)
-        found[:, : self.first] = logits[:, : self.first]
-        found[:, ids] = logits[:, rows]
-        return found
+    @property
+    def known(self) -> np.ndarray:
+        """The ids that have a row, ascending."""
+        return self._ordered()[1]
 
-    def known(self, values: np.ndarray) -> np.ndarray:
-        """Of `values` [vocab], those of the ids that have a row, in no order."""
-        return np.append(values[: self.first], values.take(self._met_rows()[1]))
+    def sort(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [m, rows] → [m, known]."""
+        return np.hstack((logits[:, : self.first], logits.take(self._ordered()[0], axis=1)))
 
-    def _met_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows beyond the first that belong to an id, and the ids."""
-        if self._met is None:
-            rows = self.first + np.flatnonzero(self.ids[self.first :] >= 0)
-            self._met = rows, self.ids[rows]
-        return self._met
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows beyond the first that belong to an id, in the order of their ids; and all ids known."""
+        if self._order is None:
+            rows = self.first + np.argsort(self.ids[self.first :])
+            rows = rows[self.ids[rows] >= 0]
+            self._order = rows, np.append(self.ids[: self.first], self.ids[rows])
+        return self._order
 
 
 class ShortHead:
-    """A backend whose logits of ids that are not known are −∞. It owns `backend`."""
+    """A backend that gives logits of the ids it knows and of no others. It owns `backend`."""
 
     def __init__(self, backend: Backend, known: KnownRows) -> None:
         self._backend, self._known = backend, known
@@ -143,18 +141,20 @@ class ShortHead:
     def positions(self) -> Sequence[int]:
         return self._backend.positions
 
-    def known(self, values: np.ndarray) -> np.ndarray:
-        """Of `values` [vocab], those of the ids that have a logit, in no order."""
-        return self._known.known(values)
+    @property
+    def ids(self) -> np.ndarray:
+        """Those that the logits of the last pass belong to, ascending."""
+        return self._known.known
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
+        """Logits [logits, len(self.ids)]."""
         return self.forward_many([Segment(0, ids, logits)])[0]
 
     def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         for segment in segments:
             ids = np.asarray(segment.ids, np.int64).reshape(-1)
             self._known.meet(ids[(ids >= 0) & (ids < self.vocab)])  # of others the backend complains
-        return [self._known.spread(logits) for logits in self._backend.forward_many(segments)]
+        return [self._known.sort(logits) for logits in self._backend.forward_many(segments)]
 
     def truncate(self, length: int, slot: int = 0) -> None:
         self._backend.truncate(length, slot)

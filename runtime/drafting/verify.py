@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.drafting import Choose, Guess
 from runtime.options import SamplingOptions
-from runtime.sampler import Law, Sampler, draw, next_law
+from runtime.sampler import Law, Sampler, draw, find, next_law
 
 # What the target writes after `history` where `guess` was made, given its logits [V].
 Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
@@ -55,7 +55,7 @@ def verify(
 def invariant(sampler: Sampler) -> Rule:
     """Everyone uses `sampler`, whose noise belongs to the position."""
     return Rule(
-        lambda logits, history: (sampler(logits, history), None),
+        lambda logits, history, ids: (sampler(logits, history, ids), None),
         lambda logits, history, guess: sampler(logits, history),
     )
 
@@ -66,8 +66,8 @@ def rejection(options: SamplingOptions, random: np.random.Generator) -> Rule:
     The filters of `options` are applied to p and to q. A guess without a law counts as q(x) = 1.
     """
 
-    def choose(logits: np.ndarray, history: Sequence[int]) -> tuple[int, Law | None]:
-        law = next_law(logits, history, options)
+    def choose(logits: np.ndarray, history: Sequence[int], ids: np.ndarray) -> tuple[int, Law | None]:
+        law = next_law(logits, history, options, ids)
         return draw(law, random.random()), law
 
     def judge(logits: np.ndarray, history: Sequence[int], guess: Guess | None) -> int:
@@ -94,5 +94,5 @@ def rest(law: Law, drafted: Law) -> Law:
 def shares_of(law: Law, wanted: np.ndarray) -> np.ndarray:
     """The probabilities of the ids `wanted`; 0 for those the law does not have."""
     ids, shares = law
-    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return np.where(ids[places] == wanted, shares[places], 0.0)
+    places, there = find(ids, wanted)
+    return np.where(there, shares[places], 0.0)
