@@ -7,7 +7,7 @@ import pytest
 
 from runtime import engine
 from runtime.drafting import Guess
-from runtime.drafting.costs import STALE, Costs
+from runtime.drafting.costs import STALE, SWEEP, Costs
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import ModelDrafter
 from runtime.drafting.schedule import FADE, START, Schedule
@@ -51,7 +51,7 @@ def test_a_cost_that_was_not_measured_for_long_is_guessed_again():
     costs = Costs()
     costs.add(1, 10.0)
     costs.add(2, 25.0)
-    for _ in range(STALE + 1):
+    for _ in range(STALE + SWEEP):
         costs.add(1, 10.0)
     assert costs(2) == 11.0
 
@@ -265,6 +265,21 @@ def test_a_model_that_never_ran_is_not_taken_for_free():
         model = ModelDrafter("m", Timed(clock, text, 0.9, 0.09), 64, clock, size)
         seconds_of(text, [MaxGram(), model], clock)
         assert (model.passes > 0) == runs
+
+
+def test_a_model_whose_weights_had_to_be_loaded_first_is_used_after_all():
+    class Cold(Timed):
+        def forward(self, ids, logits=1):
+            if not model.passes:
+                clock.now += 400.0
+            return super().forward(ids, logits)
+
+    text, clock, schedule = a_text("random", 400), Clock(), Schedule()
+    model = ModelDrafter("m", Cold(clock, altered(text, 0.15), 0.4, 0.04), 64, clock, size=0.3)
+    for least in (0.4, 1.2):
+        plain, drafted = seconds_of(text, [model], clock, schedule=schedule)
+        assert plain / drafted > least
+    assert model.costs(PROMPT) < 10
 
 
 def test_a_model_that_was_read_in_vain_does_not_keep_max_gram_from_drafting():

@@ -52,6 +52,7 @@ class Auto:
         self._ready: list[Guess] = []  # what Max-Gram alone would have said in this step
         self._considered: list[Guess] = []  # what was thought of, whether it was proposed or not
         self._invested = 0.0
+        self._loading = 0.0
 
     @property
     def passes(self) -> int:
@@ -68,7 +69,8 @@ class Auto:
     def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
         """The draft that pays; at most `n` tokens, often none."""
         run = self._run(ids, max(n, 1))
-        self._ready, self._considered, self._invested = run[:1], [], 0.0
+        self._ready, self._considered = run[:1], []
+        self._invested = self._loading = 0.0
         if n < 1 or not self.schedule.may_draft():
             return []
         current, guesses, certain = list(ids), list[Guess](), 1.0
@@ -82,10 +84,14 @@ class Auto:
             for guess in more:
                 certain *= self._odds(guess)
             if way.model is None and way.used < len(run):
+                if not self._models:
+                    break  # more of the run does not pay, and nobody else could go on
                 run = run[way.used :]  # Max-Gram would say it again
             else:
                 run = self._run(current, n - len(guesses))
         self._considered = guesses
+        if not self._models:  # the draft is as long as pays
+            return guesses
         if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
             return guesses
         return guesses[: self.schedule.best_length(map(self._odds, guesses))[0]]
@@ -104,7 +110,7 @@ class Auto:
             self.schedule.learn(self._ready, written)
         if first is not None and first.source != MaxGram.name:
             self.schedule.note(first.source, NEXT, first.token == written[0])
-        self.schedule.spend(rows, target_seconds, seconds, len(written), self._invested)
+        self.schedule.spend(rows, target_seconds, seconds - self._loading, len(written), self._invested)
 
     def close(self) -> None:
         for model in self._models:
@@ -130,24 +136,32 @@ class Auto:
         schedule, costs = self.schedule, model.costs
         if not costs:
             costs.assumed = model.size * schedule.target(1)
+        used, each = self._cheapest(model, run)
+        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
+        _, gain = schedule.best_length(repeat(right, AHEAD), certain, rows, each)
+        if gain <= 0:
+            return Way(model, 0, 0.0)
         behind = model.behind(ids, [guess.token for guess in run])
         if behind is None:
             return Way(model, 0, 0.0)
+        if behind <= FEW:
+            return Way(model, used, gain)
+        return Way(model, used, gain - schedule.rate() * costs(behind) / HORIZON, invested=True)
+
+    def _cheapest(self, model: ModelDrafter, run: Sequence[Guess]) -> tuple[int, float]:
+        """How much of `run` `model` should review for the fewest seconds a token, and these seconds."""
+        source, costs = _reviews(model), model.costs
         used, cheapest = 0, costs(1)
         expected, agreed = 1.0, 1.0
         for count, guess in enumerate(run, start=1):
-            agreed *= schedule.odds(_reviews(model), guess.trust, MAXGRAM[guess.trust])
+            agreed *= self.schedule.odds(source, guess.trust, MAXGRAM[guess.trust])
             expected += agreed
             cost = costs(1 + count) / expected
             if cost < cheapest:
                 used, cheapest = count, cost
             if agreed < HOPELESS:
                 break
-        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
-        _, gain = schedule.best_length(repeat(right, AHEAD), certain, rows, each=cheapest)
-        if behind <= FEW:
-            return Way(model, used, gain)
-        return Way(model, used, gain - schedule.rate() * costs(behind) / HORIZON, invested=True)
+        return used, cheapest
 
     def _go(self, way: Way, ids: Sequence[int], run: Sequence[Guess]) -> list[Guess]:
         """The tokens of a way; none where it does not pay."""
@@ -156,10 +170,12 @@ class Auto:
         run = run[: way.used]
         if way.model is None:
             return list(run)
-        before = way.model.seconds
+        before, loading = way.model.seconds, way.model.loading
         more = way.model.review(ids, run)
+        loading = way.model.loading - loading
+        self._loading += loading
         if way.invested:
-            self._invested += way.model.seconds - before
+            self._invested += way.model.seconds - before - loading
         for mine, other in zip(more, run, strict=False):
             self.schedule.note(_reviews(way.model), other.trust, mine.token == other.token)
         return more

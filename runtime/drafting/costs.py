@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +11,7 @@ WEIGHT = 0.25  # of the newest measurement in the moving average
 OUTLIER = 2.5  # times the expected: a pause of the machine, not a cost
 SLOPE = 0.1  # of one row's cost, for each row beyond what was measured; smollm2 on two Zen 4 cores: 0.09
 TINY = 1e-9  # seconds that no pass takes
+SWEEP = 32  # passes between two looks for stale ones
 STALE = 512  # passes after which a number of rows that was not used again is guessed anew
 
 
@@ -53,13 +54,21 @@ class Costs:
         """A pass over `rows` rows took `seconds`."""
         if self._rows:
             seconds = min(seconds, OUTLIER * self(rows))
-        known = self._average.get(rows, seconds)
-        self._average[rows] = known + WEIGHT * (seconds - known)
+        known = self._average.get(rows)
+        if known is None:
+            self._average[rows] = seconds
+            insort(self._rows, rows)
+        else:
+            self._average[rows] = known + WEIGHT * (seconds - known)
         self._passes += 1
         self._used[rows] = self._passes
-        smallest = min(self._average)
-        for old in [r for r in self._average if r != smallest and self._passes - self._used[r] > STALE]:
-            del self._average[old]
+        if self._passes % SWEEP == 0:
+            self._forget()
+
+    def _forget(self) -> None:
+        """What was not used for long; but not the cost of the fewest rows, which others are compared with."""
+        for rows in [rows for rows in self._rows[1:] if self._passes - self._used[rows] > STALE]:
+            del self._average[rows]
         self._rows = sorted(self._average)
 
     def __call__(self, rows: float) -> float:

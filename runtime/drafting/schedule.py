@@ -91,13 +91,14 @@ class Schedule:
         """
         best, gain, expected = 0, 0.0, 0.0
         rate, before = self.rate(), self.target(rows)
+        least = max(HOPELESS, rate * each)  # no later guess brings more than `certain`
         for count, chance in enumerate(odds, start=1):
             certain *= chance
             expected += certain
             value = expected - rate * (count * each + self.target(rows + count) - before)
             if value > gain:
                 best, gain = count, value
-            if certain < HOPELESS:
+            if certain < least:
                 break
         return best, gain
 

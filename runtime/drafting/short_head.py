@@ -131,7 +131,7 @@ class ShortHead:
     def __init__(self, backend: Backend, known: KnownRows) -> None:
         self._backend, self._known = backend, known
         self.name, self.context, self.slots = backend.name, backend.context, backend.slots
-        self.vocab = known.vocab
+        self.vocab, self.graph = known.vocab, known.graph
 
     @property
     def position(self) -> int:

@@ -29,6 +29,7 @@ from runtime.drafting.kept import Kept
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from runtime.drafting.schedule import Schedule
+from runtime.drafting.short_head import ShortHead
 from runtime.drafting.speculator import Speculator
 from runtime.errors import UsageError
 from runtime.functions import LINEARS
@@ -97,7 +98,8 @@ def build_speculator(
             model = inside(artifact) if name == NESTED else beside(artifact, name, tokenizer)
             backend = opened.enter_context(closing(open_model(model)))
             taken = any(leaf.name == Path(name).name for leaf in leaves)
-            size = _bytes_read(model.graph) / _bytes_read(artifact.graph)
+            read = backend.graph if isinstance(backend, ShortHead) else model.graph
+            size = _bytes_read(read) / _bytes_read(artifact.graph)
             costs = kept.costs(model, NESTED if name == NESTED else "drafter") if kept else None
             name = name if taken else Path(name).name
             leaves.append(ModelDrafter(name, backend, vocab, size=size, costs=costs))
@@ -138,7 +140,7 @@ def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
 
 
 def _bytes_read(graph: Graph) -> int:
-    """By a token: its weights, all of the head's."""
+    """By a token: its weights."""
     names = {name for node in graph.nodes if node.op in LINEARS for name in node.inputs}
     return sum(tensor.data.nbytes for name, tensor in graph.constants.items() if name in names)
 

@@ -1,8 +1,8 @@
 """A suffix automaton over a growing sequence of ids: where did its longest suffix that occurs before occur?
 
 Blumer et al. 1985. States are classes of substrings that end at the same places; `push` takes amortised O(1)
-dictionary operations. Every push notes what it changed, so `pop` undoes it at the same cost: drafts come and
-go.
+dictionary operations. Every push notes what it changes, so `pop` undoes it at the same cost: drafts come and
+go. Notes are plain numbers, for the garbage collector visits every tuple and list again and again.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 CHAIN = 64  # suffix links followed to note an occurrence; only text like "aaaa…" has longer chains
+LINK, LATEST = -1, -2  # what changed of a state, where it is not the edge of an id
+NOWHERE = -1  # where an edge led that was not there
 
 
-class Change(NamedTuple):
-    """What one push did, newest last."""
+class Push(NamedTuple):
+    """What it takes to undo one."""
 
     last: int  # the state of the whole sequence before
     states: int  # how many there were
-    edges: list[tuple[int, int, int | None]]  # state, id, the state it led to
-    links: list[tuple[int, int]]  # state, its link
-    latest: list[tuple[int, int]]  # state, where it had been seen last
+    changes: int  # how many had been noted before
+    latest: int  # the first of those that say where a state had been seen last
 
 
 class SuffixIndex:
@@ -34,7 +35,10 @@ class SuffixIndex:
         self._first = [-1]  # index of the last id of the earliest occurrence
         self._latest = [-1]  # of the latest one
         self._last = 0
-        self._changes: list[Change] = []
+        self._changes: list[
+            int
+        ] = []  # in threes: the state, what changed (LINK, LATEST, an id), what was there
+        self._pushes: list[Push] = []
 
     def follow(self, ids: Sequence[int], common: int) -> None:
         """Become `ids`, which has its first `common` ids in common with the present sequence."""
@@ -49,43 +53,44 @@ class SuffixIndex:
         state = self._link[self._last]
         if state <= 0:
             return 0, len(self.ids)
-        end = self._changes[-1].latest[0][1] if latest else self._first[state]
+        end = self._changes[self._pushes[-1].latest + 2] if latest else self._first[state]
         return self._length[state], end + 1
 
     def push(self, number: int) -> None:
         """Append one id."""
-        change = Change(self._last, len(self._next), [], [], [])
-        end, new, at = len(self.ids), len(self._next), self._last
+        last, before = self._last, len(self._changes)
+        end, new, at = len(self.ids), len(self._next), last
         self.ids.append(number)
         self._add({}, 0, self._length[at] + 1, end)
         while at >= 0 and number not in self._next[at]:
-            self._lead(at, number, new, change)
+            self._lead(at, number, new)
             at = self._link[at]
         if at >= 0:
             known = self._next[at][number]
             if self._length[known] != self._length[at] + 1:
-                known = self._split(at, number, known, change)
+                known = self._split(at, number, known)
             self._link[new] = known
         self._last = new
-        self._note(self._link[new], end, change)
-        self._changes.append(change)
+        self._pushes.append(Push(last, new, before, len(self._changes)))
+        self._see(self._link[new], end)
 
     def pop(self) -> None:
         """Take the last id away."""
-        change = self._changes.pop()
+        push, changes = self._pushes.pop(), self._changes
         self.ids.pop()
-        for state, was in reversed(change.latest):
-            self._latest[state] = was
-        for state, was in reversed(change.links):
-            self._link[state] = was
-        for state, number, led in reversed(change.edges):
-            if led is None:
-                del self._next[state][number]
+        while len(changes) > push.changes:
+            was, what, state = changes.pop(), changes.pop(), changes.pop()
+            if what == LATEST:
+                self._latest[state] = was
+            elif what == LINK:
+                self._link[state] = was
+            elif was == NOWHERE:
+                del self._next[state][what]
             else:
-                self._next[state][number] = led
+                self._next[state][what] = was
         for column in (self._next, self._link, self._length, self._first, self._latest):
-            del column[change.states :]
-        self._last = change.last
+            del column[push.states :]
+        self._last = push.last
 
     def _add(self, edges: dict[int, int], link: int, length: int, first: int) -> None:
         self._next.append(edges)
@@ -94,29 +99,29 @@ class SuffixIndex:
         self._first.append(first)
         self._latest.append(first)
 
-    def _lead(self, state: int, number: int, to: int, change: Change) -> None:
-        change.edges.append((state, number, self._next[state].get(number)))
+    def _lead(self, state: int, number: int, to: int) -> None:
+        self._changes += state, number, self._next[state].get(number, NOWHERE)
         self._next[state][number] = to
 
-    def _split(self, at: int, number: int, known: int, change: Change) -> int:
+    def _split(self, at: int, number: int, known: int) -> int:
         """The strings of `known` up to those that extend `at` now end at one more place: a state of their
         own.
         """
         clone = len(self._next)
         self._add(dict(self._next[known]), self._link[known], self._length[at] + 1, self._first[known])
         self._latest[clone] = self._latest[known]
-        change.links.append((known, self._link[known]))
+        self._changes += known, LINK, self._link[known]
         self._link[known] = clone
         while at >= 0 and self._next[at].get(number) == known:
-            self._lead(at, number, clone, change)
+            self._lead(at, number, clone)
             at = self._link[at]
         return clone
 
-    def _note(self, state: int, end: int, change: Change) -> None:
+    def _see(self, state: int, end: int) -> None:
         """The strings of `state`, and of those it links to, end here too. `match` reads what was before."""
         for _ in range(CHAIN):
             if state <= 0:
                 return
-            change.latest.append((state, self._latest[state]))
+            self._changes += state, LATEST, self._latest[state]
             self._latest[state] = end
             state = self._link[state]
