@@ -30,7 +30,7 @@ from runtime import engine, prompt, rows
 from runtime.artifact import open_artifact
 from runtime.backends import Backend
 from runtime.bench import markdown
-from runtime.drafting.short_head import with_short_head
+from runtime.drafting.short_head import ShortHead, with_short_head
 from runtime.drafting.spec import NESTED, beside, inside
 from runtime.options import SamplingOptions
 from runtime.progress import ProgressLine
@@ -132,13 +132,19 @@ def places(drafter: Backend, ids: Sequence[int], written: Sequence[int]) -> Plac
     drafter.truncate(0)
     drafter.forward(np.array(ids[:-1]))
     read = [ids[-1], *written[:-1]]
-    logits = np.concatenate([drafter.forward(np.array([one])) for one in read])  # as a short head meets ids
-    top = np.argpartition(logits, -2, 1)[:, :-3:-1]  # [n, 2], the likeliest first
-    chances = np.exp(logits - logits.max(1, keepdims=True))
-    chances /= chances.sum(1, keepdims=True)
-    p1, p2 = np.take_along_axis(chances, top, 1).T
-    right = top == np.array(written)[:, None]
-    return Places(right[:, 0], right[:, 1], p1, p2)
+    found = [likeliest_two(drafter, one) for one in read]
+    guessed, chances = np.array([ids for ids, _ in found]), np.array([two for _, two in found])
+    right = guessed == np.array(written)[:, None]
+    return Places(*right.T, *chances.T)
+
+
+def likeliest_two(drafter: Backend, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that follow `last`, the likeliest first, and their chances."""
+    (row,) = drafter.forward(np.array([last]))
+    top = np.argpartition(row, -2)[:-3:-1]
+    chances = np.exp(row - row.max())
+    ids = drafter.ids[top] if isinstance(drafter, ShortHead) else top
+    return ids, chances[top] / chances.sum()
 
 
 # ---- simulated

@@ -129,10 +129,10 @@ def homeless():
 
 def test_what_was_not_measured_again_for_long_is_forgotten_by_short_processes_too(tmp_path):
     measure(tmp_path, {1: 0.02, 300: 5.0})
-    for _ in range(STALE // 50 + 1):
+    for _ in range(STALE // 20 + 1):
         kept = Kept(HOW, tmp_path)
         costs = kept.costs(artifact(), "target")
-        for _ in range(50):
+        for _ in range(20):
             costs.add(1, 0.02)
         kept.write()
     assert begun(tmp_path)(300) < 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,6 +100,33 @@ def test_maxgram_follows_whatever_sequence_it_is_given(sequences):
     drafter = MaxGram()
     for ids in sequences:
         assert drafter.propose(ids, 6) == MaxGram().propose(ids, 6)
+
+
+def test_an_interrupt_leaves_maxgram_as_good_as_new():
+    codes, interrupted = {SuffixIndex.push.__code__, SuffixIndex.pop.__code__}, 0
+    first, second = [1, 2, 1, 2, 1, 3, 1, 2, 1], [1, 2, 1, 3, 1, 3, 2, 1, 3]
+    for line in range(1, 200):
+        left = line
+
+        def trace(frame, event, _):
+            nonlocal left
+            left -= event == "line" and frame.f_code in codes
+            if left < 0:
+                raise KeyboardInterrupt
+            return trace
+
+        drafter = MaxGram()
+        sys.settrace(trace)
+        try:
+            drafter.propose(first, 4)
+            drafter.propose(second, 4)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        for ids in (second, first, [5]):
+            assert drafter.propose(ids, 4) == MaxGram().propose(ids, 4)
+    assert interrupted > 100
 
 
 def test_a_table_of_bigrams_is_read_and_checked(tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime import engine
 from runtime.drafting import Guess
+from runtime.drafting.auto import Auto
 from runtime.drafting.costs import STALE, SWEEP, Costs
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import ModelDrafter
-from runtime.drafting.schedule import FADE, START, Schedule
+from runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
 from runtime.drafting.spec import DraftSpec, assemble
 from runtime.drafting.verify import invariant
 from runtime.options import SamplingOptions
@@ -93,6 +96,35 @@ def test_the_length_that_gains_most_is_verified():
     assert schedule.best_length([0.9, 0.05, 0.9])[0] == 1
     assert schedule.best_length([0.05] * 8) == (0, 0.0)
     assert schedule.best_length([0.9] * 8, certain=0.1)[0] == 0
+
+
+@given(
+    st.lists(st.floats(0.3, 0.7), max_size=12),
+    st.lists(st.floats(0.0, 0.3), min_size=14, max_size=14),
+    st.floats(0.3, 1.0),
+    st.floats(0.0, 0.5),
+)
+def test_no_other_length_gains_more(odds, steps, certain, each):
+    schedule = Schedule()
+    costs = [1.0, *(1.0 + np.cumsum(steps))]
+    for rows, seconds in enumerate(costs, start=1):
+        schedule.target.add(rows, seconds)
+    reached = certain * np.cumprod(odds)
+    added = [count * each + costs[1 + count] - costs[1] for count in range(1, len(odds) + 1)]
+    gains = [0.0, *(np.cumsum(reached) - np.array(added))]
+    chosen, gain = schedule.best_length(odds, certain, 2, each)
+    assert gain == pytest.approx(max(gains), abs=3 * HOPELESS)  # no more than that is hopeless
+    assert gain == pytest.approx(gains[chosen])
+
+
+def test_of_what_max_gram_proposes_as_much_is_drafted_as_pays():
+    schedule, ids = Schedule(), [*range(10), *range(10), 0]
+    for rows in range(1, 18):
+        schedule.target.add(rows, 1 + 0.05 * (rows - 1) ** 2)
+    auto, run = Auto(schedule, MaxGram()), MaxGram().propose(ids, 16)
+    draft = auto.propose(ids, 16)
+    assert draft == run[: schedule.best_length(map(auto._odds, run))[0]]
+    assert 2 < len(draft) < len(run)
 
 
 def test_time_is_worth_more_where_tokens_come_faster():

@@ -141,10 +141,8 @@ def test_a_penalty_divides_positive_and_multiplies_negative_logits_once_each():
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("settings", [{"temp": 0.0}, {**OPEN, "temp": 1.3}, {"temp": 0.9, "top_p": 0.8}])
 def test_of_some_ids_one_is_chosen_as_if_no_other_could_come(settings, seed):
-    rng, options = (
-        np.random.default_rng(seed),
-        SamplingOptions(**{**settings, "seed": seed, "repeat_penalty": 1.3}),
-    )
+    rng = np.random.default_rng(seed)
+    options = SamplingOptions(**{**settings, "seed": seed, "repeat_penalty": 1.3})
     ids = np.sort(rng.choice(500, 90, replace=False))
     logits = rng.standard_normal(90).astype(np.float32) * 2
     everywhere = np.full(500, -np.inf, np.float32)

@@ -147,6 +147,15 @@ def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
         assert sources["nested"] > 0
 
 
+def test_a_drafter_is_as_large_as_what_it_reads_with_its_short_head(nested, monkeypatch):
+    sizes = []
+    for known in ((16384, 4096), (32, 16)):
+        monkeypatch.setattr(with_short_head, "__defaults__", known)
+        with LLM(nested, ctx=128, draft="nested") as llm:
+            sizes.append(llm.speculator.leaves[0].size)
+    assert 0 < sizes[1] < sizes[0] < 1
+
+
 def greedy_drafter(backend: Backend | None = None, vocab: int = VOCABULARY) -> ModelDrafter:
     drafter = ModelDrafter("small", backend or with_short_head(with_head(8), opened, FIRST, MET), vocab)
     drafter.begin(lambda logits, _, ids: (int(ids[np.argmax(logits)]), None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +44,7 @@ class Costs:
             raise ValueError("no costs of passes")
         self._average = {rows: seconds for rows, seconds, _ in found}
         self._used = {rows: -age for rows, _, age in found}
+        self._forget()
         self._rows = sorted(self._average)
 
     def scale(self, factor: float) -> None:
@@ -54,22 +55,20 @@ class Costs:
         """A pass over `rows` rows took `seconds`."""
         if self._rows:
             seconds = min(seconds, OUTLIER * self(rows))
-        known = self._average.get(rows)
-        if known is None:
-            self._average[rows] = seconds
-            insort(self._rows, rows)
-        else:
-            self._average[rows] = known + WEIGHT * (seconds - known)
         self._passes += 1
         self._used[rows] = self._passes
+        known = self._average.get(rows, seconds)
+        self._average[rows] = known + WEIGHT * (seconds - known)
         if self._passes % SWEEP == 0:
             self._forget()
+        if len(self._rows) != len(self._average):
+            self._rows = sorted(self._average)
 
     def _forget(self) -> None:
         """What was not used for long; but not the cost of the fewest rows, which others are compared with."""
-        for rows in [rows for rows in self._rows[1:] if self._passes - self._used[rows] > STALE]:
-            del self._average[rows]
-        self._rows = sorted(self._average)
+        for rows in sorted(self._average)[1:]:
+            if self._passes - self._used[rows] > STALE:
+                del self._average[rows]
 
     def __call__(self, rows: float) -> float:
         """Expected seconds of a pass over `rows` rows, which need be no whole number."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from runtime import engine
 from runtime.drafting import Choose, Guess
-from runtime.drafting.costs import Costs
+from runtime.drafting.costs import OUTLIER, Costs
 from runtime.drafting.short_head import ShortHead
 from runtime.engine import common_start
 from runtime.errors import UsageError
@@ -33,8 +34,8 @@ class ModelDrafter:
     """Drafts with `backend`, for a target that knows the ids below `vocab`. Owns the backend.
 
     `size` is what it reads for a token, as a share of what the target does; `costs` what is known of its
-    passes. The first one of a process may have to fetch the weights from a disk: it took `loading` seconds
-    and tells nothing of the others.
+    passes. The first one of a process may have to fetch the weights from a disk: that took `loading` seconds,
+    which tell nothing of the others.
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class ModelDrafter:
         self.name, self.passes, self.seconds, self.loading = name, 0, 0.0, 0.0
         self.costs, self.size = Costs() if costs is None else costs, size
         self._backend, self._vocab, self._clock = backend, vocab, clock
-        self._all_ids = np.arange(backend.vocab)
         self._held: list[int] = []
         self._choose: Choose | None = None
 
@@ -107,11 +107,15 @@ class ModelDrafter:
     def _share(self, row: np.ndarray, token: int) -> float:
         """The probability of `token` by a row of logits; 0 of what a short head does not know."""
         place, there = find(self._ids(), np.array(token))
-        return float(1.0 / np.exp(row - row[place]).sum()) if there else 0.0
+        return float(1.0 / np.exp(row - row[place]).sum()) if there and row[place] > -np.inf else 0.0
 
     def _ids(self) -> np.ndarray:
         """Those that logits belong to, ascending."""
         return self._backend.ids if isinstance(self._backend, ShortHead) else self._all_ids
+
+    @cached_property
+    def _all_ids(self) -> np.ndarray:
+        return np.arange(self._backend.vocab)
 
     def behind(self, ids: Sequence[int], tokens: Sequence[int] = ()) -> int | None:
         """How many of `ids` this model has not read yet; None where it cannot read them and `tokens`.
@@ -141,11 +145,11 @@ class ModelDrafter:
         return rows
 
     def _count(self, rows: int, started: float) -> None:
-        seconds = self._clock() - started
-        if self.passes:
-            self.costs.add(rows, seconds)
-        else:
-            self.loading = seconds
+        seconds = usual = self._clock() - started
+        if not self.passes and (expected := self.costs(rows)):
+            usual = min(seconds, OUTLIER * expected)
+            self.loading = seconds - usual
+        self.costs.add(rows, usual)
         self.passes, self.seconds = self.passes + 1, self.seconds + seconds
 
 

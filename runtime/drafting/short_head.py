@@ -63,7 +63,7 @@ class KnownRows:
         roles, columns = named(node), int(node.attrs["columns"])
         bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
         self.vocab, self.first = int(node.attrs["rows"]), first
-        self.ids = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
+        self._id_of = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
         self._row = np.append(np.arange(first), np.full(self.vocab - first, -1))  # where an id may be
         self._next = 0  # of the places, the one to be taken
         self._order: tuple[np.ndarray, np.ndarray] | None = None  # see `_ordered`; None: rows changed
@@ -92,23 +92,23 @@ class KnownRows:
 
         An interrupt at any moment leaves ids unknown, and never one with a row that is not its own.
         """
-        places = len(self.ids) - self.first
-        new = np.unique(ids[self.ids[self._row[ids]] != ids])[:places]
+        places = len(self._id_of) - self.first
+        new = np.unique(ids[self._id_of[self._row[ids]] != ids])[:places]
         if not new.size:  # as in most passes
             return
         self._order = None
         rows = self.first + (self._next + np.arange(new.size)) % places
         self._next += new.size
-        self.ids[rows] = -1
+        self._id_of[rows] = -1
         to, of = divmod(rows, layout.ROWS), divmod(new, layout.ROWS)
         self._known[to[0], :, to[1]] = self._all[of[0], :, of[1]]
         for whole, known in self._floats:
             known[rows] = whole[new]
         self._row[new] = rows
-        self.ids[rows] = new
+        self._id_of[rows] = new
 
     @property
-    def known(self) -> np.ndarray:
+    def ids(self) -> np.ndarray:
         """The ids that have a row, ascending."""
         return self._ordered()[1]
 
@@ -119,9 +119,9 @@ class KnownRows:
     def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows beyond the first that belong to an id, in the order of their ids; and all ids known."""
         if self._order is None:
-            rows = self.first + np.argsort(self.ids[self.first :])
-            rows = rows[self.ids[rows] >= 0]
-            self._order = rows, np.append(self.ids[: self.first], self.ids[rows])
+            rows = self.first + np.argsort(self._id_of[self.first :])
+            rows = rows[self._id_of[rows] >= 0]
+            self._order = rows, np.append(self._id_of[: self.first], self._id_of[rows])
         return self._order
 
 
@@ -144,7 +144,7 @@ class ShortHead:
     @property
     def ids(self) -> np.ndarray:
         """Those that the logits of the last pass belong to, ascending."""
-        return self._known.known
+        return self._known.ids
 
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         """Logits [logits, len(self.ids)]."""

@@ -2,7 +2,7 @@
 
 Blumer et al. 1985. States are classes of substrings that end at the same places; `push` takes amortised O(1)
 dictionary operations. Every push notes what it changes, so `pop` undoes it at the same cost: drafts come and
-go. Notes are plain numbers, for the garbage collector visits every tuple and list again and again.
+go. Notes are mostly plain numbers, for the garbage collector visits tuples and lists again and again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class SuffixIndex:
         self._first = [-1]  # index of the last id of the earliest occurrence
         self._latest = [-1]  # of the latest one
         self._last = 0
-        self._changes: list[
-            int
-        ] = []  # in threes: the state, what changed (LINK, LATEST, an id), what was there
+        # In threes: the state, what changed of it (LINK, LATEST or the edge of an id), what was there
+        self._changes: list[int] = []
         self._pushes: list[Push] = []
 
     def follow(self, ids: Sequence[int], common: int) -> None:
