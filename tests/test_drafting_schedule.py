@@ -59,6 +59,16 @@ def test_a_cost_that_was_not_measured_for_long_is_guessed_again():
     assert costs(2) == 11.0
 
 
+def test_rows_come_and_go_at_once():
+    costs = Costs()
+    costs.add(1, 10.0)
+    costs.add(9, 25.0)
+    while costs._passes < STALE + SWEEP - 1:
+        costs.add(1, 10.0)
+    costs.add(30, 39.0)  # while 9 rows are forgotten
+    assert costs(9) == pytest.approx(18.0)
+
+
 # ---- chances and gains
 
 

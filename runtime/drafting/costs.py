@@ -26,7 +26,7 @@ class Costs:
         self._passes = 0  # of this process
         self._average: dict[int, float] = {}
         self._used: dict[int, int] = {}  # the pass at which a number of rows was measured last
-        self._rows: list[int] = []  # sorted
+        self._rows: list[int] = []  # sorted; all have an average, whatever was interrupted
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -45,7 +45,6 @@ class Costs:
         self._average = {rows: seconds for rows, seconds, _ in found}
         self._used = {rows: -age for rows, _, age in found}
         self._forget()
-        self._rows = sorted(self._average)
 
     def scale(self, factor: float) -> None:
         """The machine has become slower by `factor`."""
@@ -59,16 +58,19 @@ class Costs:
         self._used[rows] = self._passes
         known = self._average.get(rows, seconds)
         self._average[rows] = known + WEIGHT * (seconds - known)
-        if self._passes % SWEEP == 0:
-            self._forget()
         if len(self._rows) != len(self._average):
             self._rows = sorted(self._average)
+        if self._passes % SWEEP == 0:
+            self._forget()
 
     def _forget(self) -> None:
         """What was not used for long; but not the cost of the fewest rows, which others are compared with."""
-        for rows in sorted(self._average)[1:]:
-            if self._passes - self._used[rows] > STALE:
-                del self._average[rows]
+        fewest = min(self._average, default=0)
+        fresh = {
+            r: s for r, s in self._average.items() if r == fewest or self._passes - self._used[r] <= STALE
+        }
+        self._rows = sorted(fresh)
+        self._average = fresh
 
     def __call__(self, rows: float) -> float:
         """Expected seconds of a pass over `rows` rows, which need be no whole number."""
