@@ -85,6 +85,9 @@ DAMAGE = (
     b'{"tokens_per_plain_step": 2, "chances": [["m", 3]]}',
     b'{"tokens_per_plain_step": 2, "chances": [["m", 3, 2.0, 1.0]]}',
     b'{"tokens_per_plain_step": 2, "chances": [["m", Infinity, 0, 1]]}',
+    b'{"tokens_per_plain_step": 2, "chances": []}',
+    b'{"tokens_per_plain_step": 2, "chances": [], "readings": {"m": -1}}',
+    b'{"tokens_per_plain_step": 2, "chances": [], "readings": [1]}',
 )  # fmt: skip
 
 

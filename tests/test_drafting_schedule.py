@@ -13,6 +13,7 @@ from runtime.drafting.auto import Auto
 from runtime.drafting.costs import STALE, SWEEP, Costs
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import ModelDrafter
+from runtime.drafting.readings import HORIZON, Readings
 from runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
 from runtime.drafting.spec import DraftSpec, assemble
 from runtime.drafting.verify import invariant
@@ -298,6 +299,36 @@ def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_inves
     slow = Timed(clock, text, 0.1, 0.1)  # reading the prompt takes four plain steps
     plain, drafted = seconds_of(text, [ModelDrafter("m", slow, 64, clock)], clock)
     assert plain / drafted > 2
+
+
+@pytest.mark.parametrize(("serves", "read"), [(2.0, False), (HORIZON, True)])
+def test_a_prompt_is_read_where_that_serves_many_steps(serves, read):
+    clock, schedule, text = Clock(), Schedule(), a_text("random", 200)
+    schedule.readings.recall({"m": serves})
+    slow = Timed(clock, text, 0.4, 0.2)  # reading the prompt takes 8 plain steps
+    model = ModelDrafter("m", slow, 64, clock, size=0.4)
+    seconds_of(text, [model], clock, schedule=schedule)
+    assert (model.passes > 0) == read
+    steps = 2 * schedule.readings.memory()["m"] - serves
+    assert not read or 20 < steps < model.passes
+
+
+def test_how_many_steps_a_reading_serves_is_averaged_and_forgotten():
+    readings = Readings()
+    for steps in (4, 10):
+        readings.read("m")
+        for _ in range(steps):
+            readings.served("m")
+            readings.served("another")
+    readings.begin()
+    assert readings.serves("m") == (HORIZON + 4) / 4 + 10 / 2
+    assert readings.serves("another") == HORIZON
+    for _ in range(40):
+        readings.begin()
+    assert 50 < readings.serves("m") < HORIZON
+    again = Readings()
+    again.recall(readings.memory())
+    assert again.serves("m") == readings.serves("m")
 
 
 def test_a_model_that_never_ran_is_not_taken_for_free():

@@ -19,7 +19,7 @@ from runtime.drafting import Choose, Guess
 from runtime.drafting.maxgram import MaxGram
 from runtime.drafting.model import CLASSES as MODEL_CLASSES
 from runtime.drafting.model import FEW, ModelDrafter
-from runtime.drafting.schedule import HOPELESS, HORIZON, NEXT, Odds, Schedule
+from runtime.drafting.schedule import HOPELESS, NEXT, Odds, Schedule
 
 RUN = 16  # tokens asked of Max-Gram at once
 AHEAD = 8  # passes of a model that are thought of at once
@@ -63,6 +63,7 @@ class Auto:
         return sum(model.seconds for model in self._models)
 
     def begin(self, choose: Choose) -> None:
+        self.schedule.readings.begin()
         for model in self._models:
             model.begin(choose)
 
@@ -90,6 +91,8 @@ class Auto:
             else:
                 run = self._run(current, n - len(guesses))
         self._considered = guesses
+        for source in {guess.source for guess in guesses}:
+            self.schedule.readings.served(source)
         if not self._models:  # the draft is as long as pays
             return guesses
         if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
@@ -146,7 +149,8 @@ class Auto:
             return Way(model, 0, 0.0)
         if behind <= FEW:
             return Way(model, used, gain)
-        return Way(model, used, gain - schedule.rate() * costs(behind) / HORIZON, invested=True)
+        share = costs(behind) / schedule.readings.serves(model.name)
+        return Way(model, used, gain - schedule.rate() * share, invested=True)
 
     def _cheapest(self, model: ModelDrafter, run: Sequence[Guess]) -> tuple[int, float]:
         """How much of `run` `model` should review for the fewest seconds a token, and these seconds."""
@@ -175,6 +179,7 @@ class Auto:
         loading = way.model.loading - loading
         self._loading += loading
         if way.invested:
+            self.schedule.readings.read(way.model.name)
             self._invested += way.model.seconds - before - loading
         for mine, other in zip(more, run, strict=False):
             self.schedule.note(_reviews(way.model), other.trust, mine.token == other.token)

@@ -19,6 +19,7 @@ from typing import Any
 
 from runtime.drafting import Guess
 from runtime.drafting.costs import OUTLIER, Costs
+from runtime.drafting.readings import Readings
 
 MEMORY = 48  # guesses of one class after which an old one counts 1/e
 FADE = 1024  # tokens after which the same holds for a class that was not seen again
@@ -27,7 +28,7 @@ RATE_MEMORY = 32  # passes over which λ is averaged
 INTEREST = 0.015  # of time that may be lost to trying, in the long run
 START, MOST = 4.0, 16.0  # credit at first and at most
 HOPELESS = 0.02  # chances below it are not added up
-HORIZON = 64  # steps over which the credit pays for what a drafter had to read first
+PAYBACK = 64  # steps over which the credit pays for what a drafter had to read first
 REFRESH = 128  # passes after which the cost of a plain one is measured again
 
 NEXT = -1  # the class "whatever this source guesses next", asked before it has guessed
@@ -49,6 +50,7 @@ class Schedule:
         self.target = Costs() if target is None else target
         self.unsettled = bool(self.target)  # costs are an earlier process's, no plain pass was measured yet
         self.credit = START
+        self.readings = Readings()
         self._records: dict[tuple[str, int], _Record] = {}
         self._written = 0
         self._passes_since_plain = 0
@@ -108,7 +110,11 @@ class Schedule:
             return {}
         faded = {key: 0.5 ** ((self._written - record.seen) / FADE) for key, record in self._records.items()}
         chances = [[*k, r.right * faded[k], r.total * faded[k]] for k, r in self._records.items()]
-        return {"tokens_per_plain_step": max(self.rate() * self.target(1), 1.0), "chances": chances}
+        return {
+            "tokens_per_plain_step": max(self.rate() * self.target(1), 1.0),
+            "chances": chances,
+            "readings": self.readings.memory(),
+        }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Begin with what an earlier process knew. ValueError and the like where it is nothing that
@@ -122,6 +128,7 @@ class Schedule:
         sound = all(0 <= record.right <= record.total < math.inf for record in records.values())
         if not (sound and 1 <= rate < math.inf):
             raise ValueError("no memory of a schedule")
+        self.readings.recall(memory["readings"])
         self._recalled, self._records = rate, records
 
     def settle(self, seconds: float) -> float:
@@ -169,7 +176,7 @@ class Schedule:
         self._tokens, self._seconds = self._tokens * keep + tokens, self._seconds * keep + current
         steps = current / plain
         self._debt += invested / plain
-        paid = self._debt / HORIZON
+        paid = self._debt / PAYBACK
         self._debt -= paid
         earned = tokens - steps if rows > 1 else 0.0
         self.credit = min(self.credit + earned - paid + INTEREST * steps, MOST)
