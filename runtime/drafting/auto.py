@@ -74,23 +74,7 @@ class Auto:
         self._invested = self._loading = 0.0
         if n < 1 or not self.schedule.may_draft():
             return []
-        current, guesses, certain = list(ids), list[Guess](), 1.0
-        while len(guesses) < n:
-            way = self._best(current, run, certain, 1 + len(guesses), n - len(guesses))
-            more = self._go(way, current, run)
-            if not more:
-                break
-            guesses += more
-            current += [guess.token for guess in more]
-            for guess in more:
-                certain *= self._odds(guess)
-            if way.model is None and way.used < len(run):
-                if not self._models:
-                    break  # more of the run does not pay, and nobody else could go on
-                run = run[way.used :]  # Max-Gram would say it again
-            else:
-                run = self._run(current, n - len(guesses))
-        self._considered = guesses
+        guesses = self._considered = self._draft(ids, run, n)
         for source in {guess.source for guess in guesses}:
             self.schedule.readings.served(source)
         if not self._models:  # the draft is as long as pays
@@ -118,6 +102,26 @@ class Auto:
     def close(self) -> None:
         for model in self._models:
             model.close()
+
+    def _draft(self, ids: Sequence[int], run: Sequence[Guess], n: int) -> list[Guess]:
+        """All that was thought of: way after way, while one pays. Max-Gram has proposed `run` after `ids`."""
+        current, guesses, certain = list(ids), list[Guess](), 1.0
+        while len(guesses) < n:
+            way = self._best(current, run, certain, 1 + len(guesses), n - len(guesses))
+            more = self._go(way, current, run)
+            if not more:
+                break
+            guesses += more
+            current += [guess.token for guess in more]
+            for guess in more:
+                certain *= self._odds(guess)
+            if way.model is None and way.used < len(run):
+                if not self._models:
+                    break  # more of the run does not pay, and nobody else could go on
+                run = run[way.used :]  # Max-Gram would say it again
+            else:
+                run = self._run(current, n - len(guesses))
+        return guesses
 
     def _run(self, ids: Sequence[int], n: int) -> list[Guess]:
         return self._maxgram.propose(ids, min(n, RUN)) if self._maxgram else []
