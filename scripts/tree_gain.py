@@ -133,13 +133,13 @@ def places(drafter: Backend, ids: Sequence[int], written: Sequence[int]) -> Plac
     drafter.forward(np.array(ids[:-1]))
     read = [ids[-1], *written[:-1]]
     found = [likeliest_two(drafter, one) for one in read]
-    guessed, chances = np.array([ids for ids, _ in found]), np.array([two for _, two in found])
+    guessed, chances = np.array([two for two, _ in found]), np.array([two for _, two in found])
     right = guessed == np.array(written)[:, None]
     return Places(*right.T, *chances.T)
 
 
 def likeliest_two(drafter: Backend, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that follow `last`, the likeliest first, and their chances."""
+    """The two likeliest ids after `last`, the likeliest first, and their chances: [2], [2]."""
     (row,) = drafter.forward(np.array([last]))
     top = np.argpartition(row, -2)[:-3:-1]
     chances = np.exp(row - row.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from runtime.drafting import Guess
 from runtime.drafting.bigrams import BIGRAMS, load_bigrams
 from runtime.drafting.cascade import PUBLISHED, Cascade
+from runtime.drafting.costs import Costs
 from runtime.drafting.maxgram import MaxGram, trust
 from runtime.drafting.model import ModelDrafter, require_same_tokenizer
-from runtime.drafting.spec import DraftSpec, parse_draft
+from runtime.drafting.spec import DraftSpec, _own_name, parse_draft
 from runtime.drafting.suffixes import SuffixIndex
 from runtime.errors import FormatError, UsageError
 from runtime.sampler import greedy
@@ -102,31 +104,66 @@ def test_maxgram_follows_whatever_sequence_it_is_given(sequences):
         assert drafter.propose(ids, 6) == MaxGram().propose(ids, 6)
 
 
+@contextmanager
+def interrupted_after(lines, *functions):
+    """Ctrl-C where that many lines of `functions` were run; yields whether it came to that."""
+    codes, came = {function.__code__ for function in functions}, []
+
+    def trace(frame, event, _):
+        nonlocal lines
+        lines -= event == "line" and frame.f_code in codes
+        if lines < 0 and not came:
+            came.append(True)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield came
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+
+
 def test_an_interrupt_leaves_maxgram_as_good_as_new():
-    codes, interrupted = {SuffixIndex.push.__code__, SuffixIndex.pop.__code__}, 0
-    first, second = [1, 2, 1, 2, 1, 3, 1, 2, 1], [1, 2, 1, 3, 1, 3, 2, 1, 3]
-    for line in range(1, 200):
-        left = line
-
-        def trace(frame, event, _):
-            nonlocal left
-            left -= event == "line" and frame.f_code in codes
-            if left < 0:
-                raise KeyboardInterrupt
-            return trace
-
+    count = 0
+    for lines in range(1, 200):
         drafter = MaxGram()
-        sys.settrace(trace)
-        try:
-            drafter.propose(first, 4)
-            drafter.propose(second, 4)
-        except KeyboardInterrupt:
-            interrupted += 1
-        finally:
-            sys.settrace(None)
-        for ids in (second, first, [5]):
+        with interrupted_after(lines, SuffixIndex.push, SuffixIndex.pop) as came:
+            drafter.propose([1, 2, 1, 2, 1, 3, 1, 2, 1], 4)
+            drafter.propose([1, 2, 1, 3, 1, 3, 2, 1, 3], 4)
+        count += bool(came)
+        for ids in ([1, 2, 1, 3, 1, 3, 2, 1, 3], [1, 2, 1, 2, 1], [5]):
             assert drafter.propose(ids, 4) == MaxGram().propose(ids, 4)
-    assert interrupted > 100
+    assert count > 100
+
+
+def test_an_interrupt_leaves_costs_as_good_as_before(monkeypatch):
+    monkeypatch.setattr("runtime.drafting.costs.SWEEP", 4)
+    monkeypatch.setattr("runtime.drafting.costs.STALE", 6)
+    count = 0
+    for lines in range(1, 400):
+        costs = Costs()
+        with interrupted_after(lines, Costs.add, Costs._forget, Costs.scale) as came:
+            for rows in (1, 9, 1, 5, 1, 1, 1, 30, 1, 7, 1, 1, 2, 1, 1, 1):
+                costs.add(rows, float(rows))
+                costs.scale(1.0)
+        count += bool(came)
+        assert all(costs(m) >= 0 for m in range(1, 40))
+        for rows in (1, 3, 11, 1):
+            costs.add(rows, float(rows))
+            assert all(costs(m) > 0 for m in range(1, 40))
+        assert costs._rows == sorted(costs._average)
+        Costs().recall(costs.memory())
+    assert count > 100
+
+
+def test_drafters_are_told_apart_by_their_names():
+    taken = ["maxgram"]
+    for name in ("a/m", "b/m", "b/m", "b/m", "./maxgram"):
+        taken.append(_own_name(name, taken))
+    assert taken == ["maxgram", "m", "b/m", "b/m (2)", "b/m (3)", "./maxgram"]
 
 
 def test_a_table_of_bigrams_is_read_and_checked(tmp_path):

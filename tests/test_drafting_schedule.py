@@ -309,26 +309,63 @@ def test_a_prompt_is_read_where_that_serves_many_steps(serves, read):
     model = ModelDrafter("m", slow, 64, clock, size=0.4)
     seconds_of(text, [model], clock, schedule=schedule)
     assert (model.passes > 0) == read
+    assert schedule.readings.serves("m") == serves
     steps = 2 * schedule.readings.memory()["m"] - serves
     assert not read or 20 < steps < model.passes
 
 
-def test_how_many_steps_a_reading_serves_is_averaged_and_forgotten():
-    readings = Readings()
-    for steps in (4, 10):
+def answered(readings, steps, catching_up=0):
+    """An answer in which "m" read the prompt and then drafted in `steps` steps; `None`: it did neither."""
+    readings.begin()
+    for _ in range(1 + catching_up if steps is not None else 0):
         readings.read("m")
-        for _ in range(steps):
+        for _ in range(steps // (1 + catching_up)):
             readings.served("m")
             readings.served("another")
-    readings.begin()
-    assert readings.serves("m") == (HORIZON + 4) / 4 + 10 / 2
+
+
+def test_how_many_steps_a_reading_serves_is_averaged():
+    readings = Readings()
+    for steps, known in ((4, HORIZON), (10, (HORIZON + 4) / 2), (0, (HORIZON + 4) / 4 + 10 / 2)):
+        answered(readings, steps)
+        assert readings.serves("m") == known
+    for _ in range(10):
+        answered(readings, 0)
+    assert readings.serves("m") == 1.0
     assert readings.serves("another") == HORIZON
-    for _ in range(40):
+
+
+def test_what_a_model_catches_up_with_in_an_answer_is_no_reading_of_its_own():
+    readings = Readings()
+    answered(readings, 60, catching_up=3)
+    assert readings.memory() == {"m": (HORIZON + 60) / 2}
+
+
+def test_a_reading_of_an_earlier_answer_may_still_serve():
+    readings = Readings()
+    answered(readings, 30)
+    for _ in range(2):
         readings.begin()
-    assert 50 < readings.serves("m") < HORIZON
-    again = Readings()
-    again.recall(readings.memory())
-    assert again.serves("m") == readings.serves("m")
+        for _ in range(30):
+            readings.served("m")
+    assert readings.memory() == {"m": (HORIZON + 90) / 2}
+
+
+def test_where_a_model_is_not_used_what_its_readings_served_is_forgotten():
+    readings = Readings()
+    answered(readings, 4)
+    for _ in range(40):
+        answered(readings, None)
+    assert 60 < readings.serves("m") < HORIZON
+
+
+def test_processes_of_one_answer_learn_what_a_long_one_does():
+    readings = Readings()
+    for _ in range(10):
+        memory, readings = readings.memory(), Readings()
+        readings.recall(memory)
+        answered(readings, 4)
+    assert 4 < readings.serves("m") < 5
 
 
 def test_a_model_that_never_ran_is_not_taken_for_free():
@@ -353,6 +390,23 @@ def test_a_model_whose_weights_had_to_be_loaded_first_is_used_after_all():
         plain, drafted = seconds_of(text, [model], clock, schedule=schedule)
         assert plain / drafted > least
     assert model.costs(PROMPT) < 10
+
+
+def test_a_first_pass_counts_as_far_as_it_was_to_be_expected():
+    clock = Clock()
+    model = ModelDrafter("m", Timed(clock, a_text("random", 200), 100.0, 0.0), 64, clock)
+    model.begin(lambda logits, _, ids: (int(ids[np.argmax(logits)]), None))
+    model.costs.assumed = 1.0
+    model.review([1])
+    assert (model.costs(1), model.loading, model.seconds) == (2.5, 97.5, 100.0)
+
+
+def test_every_answer_begins_with_what_readings_served():
+    schedule, begun = Schedule(), []
+    schedule.readings.begin = lambda: begun.append(1)
+    for _ in range(2):
+        seconds_of(a_text("random", 60), [MaxGram()], Clock(), schedule=schedule)
+    assert len(begun) == 2
 
 
 def test_a_model_that_was_read_in_vain_does_not_keep_max_gram_from_drafting():

@@ -75,10 +75,10 @@ class Auto:
         if n < 1 or not self.schedule.may_draft():
             return []
         guesses = self._considered = self._draft(ids, run, n)
-        for source in {guess.source for guess in guesses}:
-            self.schedule.readings.served(source)
         if not self._models:  # the draft is as long as pays
             return guesses
+        for source in {guess.source for guess in guesses} - {MaxGram.name}:
+            self.schedule.readings.served(source)
         if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
             return guesses
         return guesses[: self.schedule.best_length(map(self._odds, guesses))[0]]

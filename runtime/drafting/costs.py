@@ -42,6 +42,7 @@ class Costs:
         found = [(int(rows), float(seconds), int(age)) for rows, seconds, age in memory["rows"]]
         if not all(rows >= 1 and TINY < seconds < math.inf and age >= 0 for rows, seconds, age in found):
             raise ValueError("no costs of passes")
+        self._rows = []
         self._average = {rows: seconds for rows, seconds, _ in found}
         self._used = {rows: -age for rows, _, age in found}
         self._forget()
@@ -69,7 +70,7 @@ class Costs:
         fresh = {
             r: s for r, s in self._average.items() if r == fewest or self._passes - self._used[r] <= STALE
         }
-        self._rows = sorted(fresh)
+        self._rows = sorted(fresh)  # first: all of these have an average already
         self._average = fresh
 
     def __call__(self, rows: float) -> float:

@@ -1,10 +1,10 @@
 """What drafting learned on this device, kept from one process to the next.
 
 A process that knows nothing drafts too much or too little in its first answer, which is often its only one.
-So when a model is closed, costs of passes, chances of guesses and the rate of the text are written: a few KB
-of JSON for each model in the cache folder ($FLATLM_CACHE, else the user's). Averages begin there; it
-changes what is drafted, never what is answered. A file that cannot be read is one that is not there, and
-where none can be written nothing is kept.
+So when a model is closed, costs of passes, chances of guesses, what readings served and the rate of the text
+are written: a few KB of JSON for each model in the cache folder ($FLATLM_CACHE, else the user's). Averages
+begin there; it changes what is drafted, never what is answered. A file that cannot be read is one that is not
+there, and where none can be written nothing is kept.
 """
 
 from __future__ import annotations

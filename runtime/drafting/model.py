@@ -34,8 +34,8 @@ class ModelDrafter:
     """Drafts with `backend`, for a target that knows the ids below `vocab`. Owns the backend.
 
     `size` is what it reads for a token, as a share of what the target does; `costs` what is known of its
-    passes. The first one of a process may have to fetch the weights from a disk: that took `loading` seconds,
-    which tell nothing of the others.
+    passes. The first one of a process may have to fetch the weights from a disk: `loading` are its seconds
+    beyond OUTLIER times the expected, which tell nothing of the others.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class _Record:
 
 
 class Schedule:
-    """What is known of the costs of `target` and of chances."""
+    """What is known of the costs of `target`, of chances and of what readings served."""
 
     def __init__(self, target: Costs | None = None) -> None:
         self.target = Costs() if target is None else target

@@ -15,7 +15,7 @@ one of that size is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,12 +97,11 @@ def build_speculator(
                 continue
             model = inside(artifact) if name == NESTED else beside(artifact, name, tokenizer)
             backend = opened.enter_context(closing(open_model(model)))
-            taken = any(leaf.name == Path(name).name for leaf in leaves)
             read = backend.graph if isinstance(backend, ShortHead) else model.graph
             size = _bytes_read(read) / _bytes_read(artifact.graph)
             costs = kept.costs(model, NESTED if name == NESTED else "drafter") if kept else None
-            name = name if taken else Path(name).name
-            leaves.append(ModelDrafter(name, backend, vocab, size=size, costs=costs))
+            own = _own_name(name, {*MAXGRAMS, *(leaf.name for leaf in leaves)})
+            leaves.append(ModelDrafter(own, backend, vocab, size=size, costs=costs))
         opened.pop_all()  # all went well: they stay open
     names = [leaf.name for leaf in leaves]
     return assemble(leaves, spec, schedule=kept.schedule(artifact, names) if kept else None)
@@ -137,6 +136,12 @@ def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
 
     require_same_tokenizer(target.path, name, tokenizer)
     return open_artifact(name)
+
+
+def _own_name(name: str, taken: Collection[str]) -> str:
+    """The folder's name, else its path, else with a number: drafters are told apart by their names."""
+    names = (Path(name).name, name, *(f"{name} ({i})" for i in range(2, len(taken) + 3)))
+    return next(one for one in names if one not in taken)
 
 
 def _bytes_read(graph: Graph) -> int:
