@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +17,7 @@ from runtime.drafting.spec import DraftSpec, _own_name, parse_draft
 from runtime.drafting.suffixes import SuffixIndex
 from runtime.errors import FormatError, UsageError
 from runtime.sampler import greedy
+from tests.interrupts import interrupted_after
 from tests.tiny_text import FakeBackend, byte_level, write_folder
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=60)
@@ -102,28 +100,6 @@ def test_maxgram_follows_whatever_sequence_it_is_given(sequences):
     drafter = MaxGram()
     for ids in sequences:
         assert drafter.propose(ids, 6) == MaxGram().propose(ids, 6)
-
-
-@contextmanager
-def interrupted_after(lines, *functions):
-    """Ctrl-C where that many lines of `functions` were run; yields whether it came to that."""
-    codes, came = {function.__code__ for function in functions}, []
-
-    def trace(frame, event, _):
-        nonlocal lines
-        lines -= event == "line" and frame.f_code in codes
-        if lines < 0 and not came:
-            came.append(True)
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield came
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
 
 
 def test_an_interrupt_leaves_maxgram_as_good_as_new():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +12,14 @@ from runtime.backends.native import NativeBackend
 from runtime.drafting import Guess, short_head
 from runtime.drafting.model import CLASSES, ModelDrafter
 from runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
+from runtime.drafting.verify import invariant
 from runtime.errors import BackendError
 from runtime.functions import named
 from runtime.graph import Graph, Tensor
 from runtime.llm import LLM
+from runtime.options import SamplingOptions
+from runtime.sampler import make_sampler
+from tests.interrupts import interrupted_after
 from tests.test_nested import exported
 from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, matrix, packed, quantized_graph
 
@@ -76,26 +79,12 @@ def test_known_ids_have_the_logits_of_the_whole_head(bits, kind):
 def test_an_interrupt_leaves_every_known_id_with_its_own_row():
     model = with_head(8)
     whole, short = opened(model), with_short_head(model, opened, FIRST, MET)
-    meet, rng = KnownRows.meet.__code__, np.random.default_rng(2)
-    interrupted = 0
+    rng, interrupted = np.random.default_rng(2), 0
     for line in range(1, 200):
-        left = line % 17
-
-        def trace(frame, event, _):
-            nonlocal left
-            left -= event == "line" and frame.f_code is meet
-            if left < 0:
-                raise KeyboardInterrupt
-            return trace
-
         ids = rng.integers(FIRST, VOCABULARY, 5)
-        sys.settrace(trace)
-        try:
+        with interrupted_after(line % 17, KnownRows.meet) as came:
             short.forward(ids)
-        except KeyboardInterrupt:
-            interrupted += 1
-        finally:
-            sys.settrace(None)
+        interrupted += bool(came)
         whole.truncate(0)
         short.truncate(0)
         theirs, ours = whole.forward(ids[:1]), short.forward(ids[:1])
@@ -158,7 +147,7 @@ def test_a_drafter_is_as_large_as_what_it_reads_with_its_short_head(nested, monk
 
 def greedy_drafter(backend: Backend | None = None, vocab: int = VOCABULARY) -> ModelDrafter:
     drafter = ModelDrafter("small", backend or with_short_head(with_head(8), opened, FIRST, MET), vocab)
-    drafter.begin(lambda logits, _, ids: (int(ids[np.argmax(logits)]), None))
+    drafter.begin(invariant(make_sampler(SamplingOptions())).choose)
     return drafter
 
 

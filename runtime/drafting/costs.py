@@ -33,9 +33,8 @@ class Costs:
 
     def memory(self) -> dict[str, Any]:
         """The averages and their ages, as JSON can hold them; empty where no pass was added."""
-        ages = {rows: self._passes - used for rows, used in self._used.items()}
-        rows = [[rows, seconds, ages[rows]] for rows, seconds in self._average.items()]
-        return {"rows": rows} if self._passes else {}
+        found = [[rows, seconds, self._passes - self._used[rows]] for rows, seconds in self._average.items()]
+        return {"rows": found} if self._passes else {}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Begin with the averages of an earlier process. ValueError and the like where they are none."""
