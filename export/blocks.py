@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.config import DecoderConfig
-from export.constants import LazyConstants
-from export.sources.source import Source
-from runtime.errors import SourceError, UnsupportedError
-from runtime.graph import Attribute, Graph, Node, Tensor
+from flatlm.export.config import DecoderConfig
+from flatlm.export.constants import LazyConstants
+from flatlm.export.sources.source import Source
+from flatlm.runtime.errors import SourceError, UnsupportedError
+from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.parallel import each
-from runtime.errors import UsageError
+from flatlm.export.parallel import each
+from flatlm.runtime.errors import UsageError
 
 WINDOW = 512  # tokens
 SAMPLE = 512  # rows on which a layer's smoothing is tried

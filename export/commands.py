@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from export import frontier
-from export.recipe import RECIPES, Recipe
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, print_json, say
-from runtime.errors import UsageError
-from runtime.options import add_flags, from_args
-from runtime.progress import ProgressLine
+from flatlm.export import frontier
+from flatlm.export.recipe import RECIPES, Recipe
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, print_json, say
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import add_flags, from_args
+from flatlm.runtime.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from export.exporter import Exported
+    from flatlm.export.exporter import Exported
 
 
 def add_export(subparsers: argparse._SubParsersAction) -> None:
@@ -50,8 +50,8 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Print the table per layer; with --json the manifest's totals."""
-    from export.exporter import export
-    from export.sources import open_source
+    from flatlm.export.exporter import export
+    from flatlm.export.sources import open_source
 
     signal.signal(signal.SIGTERM, _leave)
     recipe = _recipe(args)
@@ -155,7 +155,7 @@ def add_pull(subparsers: argparse._SubParsersAction) -> None:
 
 def run_pull(args: argparse.Namespace) -> int:
     """Print the path that `flatlm export` takes."""
-    from export.pull import pull
+    from flatlm.export.pull import pull
 
     print(pull(args.name, Path(args.folder), sys.stderr))
     return 0

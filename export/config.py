@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from export.sources.source import Source
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.sources.source import Source
+from flatlm.runtime.errors import SourceError, UnsupportedError
 
 _ROPE_TYPES = ("default", "llama3", "frequency_factors")
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")

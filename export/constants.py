@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.graph import Graph, Tensor
+from flatlm.runtime.format.graph import Graph, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels_arm import layout
-from runtime import nested
-from runtime.functions import LINEAR, TOKEN_LINEAR
-from runtime.graph import Graph, Node, Tensor
+from flatlm.kernels_arm import layout
+from flatlm.runtime.format import nested
+from flatlm.runtime.format.functions import LINEAR, TOKEN_LINEAR
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 from . import execute
 from .passes.flatten import Flattening, output_scale

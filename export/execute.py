@@ -2,7 +2,7 @@
 
 Layer-major: all windows go through block i before block i + 1 is read, so weights are read once and
 few live at a time. It knows the functions of docs/format.md and no architecture. Not bit-exact: that
-is `kernels_arm.reference`; here a FlatLinear is its integers in float32 BLAS, off by rounding only.
+is `flatlm.kernels_arm.reference`; here a FlatLinear is its integers in float32 BLAS, off by rounding only.
 
 Legend: B windows, T tokens of a window, k inputs, n outputs, h heads, g key/value heads, d head size.
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.parallel import each
-from kernels_arm.reference import FLOOR, quantize_heads
-from runtime.errors import UnsupportedError
-from runtime.functions import LINEARS, TOKEN_LINEAR, named
-from runtime.graph import Graph, Node
+from flatlm.export.parallel import each
+from flatlm.kernels_arm.reference import FLOOR, quantize_heads
+from flatlm.runtime.errors import UnsupportedError
+from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR, named
+from flatlm.runtime.format.graph import Graph, Node
 
 Env = dict[str, np.ndarray]  # values by name, for one chunk of windows
 Operation = Callable[..., tuple[np.ndarray, ...]]

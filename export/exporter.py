@@ -17,25 +17,26 @@ from pathlib import Path
 
 import numpy as np
 
-from export import calibrate, execute
-from export.archs import build_graph
-from export.bigrams import bigrams
-from export.journal import Journal, key
-from export.passages import passages
-from export.quantize import quantize
-from export.recipe import Recipe
-from export.report import Report
-from export.sources.source import Source
-from export.workplace import ARTIFACT, JOURNAL, workplace
-from runtime.artifact import Manifest, version, write_manifest
-from runtime.drafting.bigrams import BIGRAMS
-from runtime.errors import FlatlmError, UsageError
-from runtime.functions import LINEARS
-from runtime.graph import Graph
-from runtime.nested import is_low
-from runtime.onnx_reader import read_onnx
-from runtime.prompt import load_template
-from runtime.tokenizer import load_tokenizer
+from flatlm import __version__
+from flatlm.export import calibrate, execute
+from flatlm.export.archs import build_graph
+from flatlm.export.bigrams import bigrams
+from flatlm.export.journal import Journal, key
+from flatlm.export.passages import passages
+from flatlm.export.quantize import quantize
+from flatlm.export.recipe import Recipe
+from flatlm.export.report import Report
+from flatlm.export.sources.source import Source
+from flatlm.export.workplace import ARTIFACT, JOURNAL, workplace
+from flatlm.runtime.drafting.bigrams import BIGRAMS
+from flatlm.runtime.errors import FlatlmError, UsageError
+from flatlm.runtime.format.artifact import Manifest, write_manifest
+from flatlm.runtime.format.functions import LINEARS
+from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.nested import is_low
+from flatlm.runtime.format.onnx_reader import read_onnx
+from flatlm.runtime.text.prompt import load_template
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 Tell = Callable[[str], Callable[[int, int], None]]  # names a stage, returns its progress function
 CHECK_TOKENS = 256  # of the calibration text, on which the written file is compared with the float model
@@ -74,9 +75,9 @@ def export(
         copy_files(source, folder)
         tokenizer = load_tokenizer(folder)
         tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
-        journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, version()), say)
+        journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, __version__), say)
         graph, report = quantize(float_graph, recipe, tokens, tell, journal)
-        from export.onnx_writer import write_onnx
+        from flatlm.export.onnx_writer import write_onnx
 
         write_onnx(graph, folder, tell("writing"))
         table = bigrams(tokenizer.encode(words, special=False), int(graph.metadata["vocab_size"]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BackendError, UsageError
+from flatlm.runtime.errors import BackendError, UsageError
 
 from .passes.bits import Point
 

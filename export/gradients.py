@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export import execute
-from export.execute import Env
-from runtime.graph import Graph, Node
+from flatlm.export import execute
+from flatlm.export.execute import Env
+from flatlm.runtime.format.graph import Graph, Node
 
 Gradients = dict[str, np.ndarray]  # by the name of the value
 

@@ -24,10 +24,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from export.recipe import Recipe
-from kernels_arm.library import source_hash
+from flatlm.export.recipe import Recipe
+from flatlm.kernels_arm.library import source_hash
 
-_PACKAGES = ("export.", "runtime.")  # whose dataclasses may stand in a state
+_PACKAGES = ("flatlm.export.", "flatlm.runtime.")  # whose dataclasses may stand in a state
 _DAMAGE = (  # what reading a file raises that is not what was saved
     OSError,
     EOFError,

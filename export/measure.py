@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from runtime.errors import UsageError
-from runtime.graph import Graph, Node
-from runtime.progress import Progress
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.progress import Progress
 
 from . import execute, sensitivity
 from .constants import shape_of

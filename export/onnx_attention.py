@@ -10,8 +10,8 @@ Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head 
 
 from __future__ import annotations
 
-from export.onnx_exp import exp, literal
-from kernels_arm import reference
+from flatlm.export.onnx_exp import exp, literal
+from flatlm.kernels_arm import reference
 
 # qkv [B, T, (h + 2g)·d] → q [B, h, T, d] and k [B, g, T, d], both rotated, and v
 _ROTATED = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels_arm import reference
+from flatlm.kernels_arm import reference
 
 
 def exp(x: str, y: str, tag: str = "") -> str:

@@ -27,10 +27,10 @@ from functools import cache
 import onnx
 import onnx.parser
 
-from export.onnx_attention import ATTENTION_BODIES
-from export.onnx_exp import exp, literal
-from kernels_arm.reference import FLOOR
-from runtime.functions import DOMAIN
+from flatlm.export.onnx_attention import ATTENTION_BODIES
+from flatlm.export.onnx_exp import exp, literal
+from flatlm.kernels_arm.reference import FLOOR
+from flatlm.runtime.format.functions import DOMAIN
 
 OPSET = 23
 

@@ -15,12 +15,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.onnx_functions import OPSET, function
-from runtime.errors import ResourceError
-from runtime.functions import ATTENTIONS, DOMAIN, FUNCTIONS, LINEARS, SIGNED, STANDARD, VERSION, cache_types
-from runtime.graph import Graph, Node, Tensor
-from runtime.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
-from runtime.progress import Progress
+from flatlm.export.onnx_functions import OPSET, function
+from flatlm.runtime.errors import ResourceError
+from flatlm.runtime.format.functions import (
+    ATTENTIONS,
+    DOMAIN,
+    FUNCTIONS,
+    LINEARS,
+    SIGNED,
+    STANDARD,
+    VERSION,
+    cache_types,
+)
+from flatlm.runtime.format.graph import Graph, Node, Tensor
+from flatlm.runtime.format.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
+from flatlm.runtime.progress import Progress
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 EXTERNAL = 1024  # bytes from which a constant goes to the data file

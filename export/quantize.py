@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from runtime import nested
-from runtime.graph import Graph, Node
-from runtime.progress import Progress
+from flatlm.runtime.format import nested
+from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.progress import Progress
 
 from . import calibrate, execute
 from .calibrate import Moments

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.errors import UsageError
-from runtime.options import check_fields, option
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import check_fields, option
 
 INGREDIENTS = (
     "smooth",  # move range from activations into weights

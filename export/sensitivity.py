@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout
-from kernels_arm.layout import padded
-from runtime.graph import Graph, Node
+from flatlm.kernels_arm import layout
+from flatlm.kernels_arm.layout import padded
+from flatlm.runtime.format.graph import Graph, Node
 
 from . import execute
 from .execute import Env

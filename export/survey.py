@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.graph import Graph, Node
-from runtime.progress import Progress
+from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.progress import Progress
 
 from . import calibrate, execute, sensitivity
 from .calibrate import Inputs, Moments

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.graph import Graph, Node
+from flatlm.runtime.format.graph import Graph, Node
 
 from . import calibrate, execute
 from .parallel import each

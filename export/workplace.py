@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import ResourceError, UsageError
+from flatlm.runtime.errors import ResourceError, UsageError
 
 ARTIFACT, JOURNAL = "artifact", "journal"
 _FULL = {  # what a disk says that takes no more

@@ -4,7 +4,7 @@ Numba types the Python, its LLVM IR gets the target's triple and features, and l
 every back end) emits the object; `linker` makes it a shared library without libc. Numba is told about the
 target by replacing a few methods of its code generator, so this runs in a process of its own:
 
-    python -m kernels_arm.aot TIER linux=OUT.o [android=OUT2.o ...]
+    python -m flatlm.kernels_arm.aot TIER linux=OUT.o [android=OUT2.o ...]
 
 The systems of one call share Numba's work (6 of the 8 s on one core); LLVM runs once for each.
 """
@@ -29,8 +29,8 @@ def triple_of(tier: Tier, system: str) -> str:
 def compile_in_subprocess(tier: Tier, objects: dict[str, Path]) -> None:
     """Write one object file for each system. Raises RuntimeError with the compiler's words."""
     targets = [f"{system}={path}" for system, path in objects.items()]
-    command = [sys.executable, "-m", "kernels_arm.aot", tier.name, *targets]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "flatlm.kernels_arm.aot", tier.name, *targets]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise RuntimeError(f"compiling the {tier.name} kernels failed:\n{done.stderr[-4000:]}")
 

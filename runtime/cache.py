@@ -11,8 +11,8 @@ import mmap
 
 import numpy as np
 
-from kernels_arm.layout import padded
-from kernels_arm.ops import KV_BLOCK
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.ops import KV_BLOCK
 
 BLOCK = 16
 

@@ -18,21 +18,42 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from runtime.errors import BackendError, FlatlmError, UsageError
-from runtime.options import did_you_mean
+from flatlm import __version__
+from flatlm.runtime.errors import BackendError, FlatlmError, UsageError
+from flatlm.runtime.options import did_you_mean
 
 VERBS = {  # verb: (module:function, what it does, extra that brings the module's packages)
-    "generate": ("runtime.commands.generate:register", "answer one prompt", ""),
-    "chat": ("runtime.commands.chat:register", "talk with a model in the terminal", ""),
-    "export": ("export.commands:add_export", "turn a Hugging Face or GGUF model into an artifact", "export"),
-    "pull": ("export.commands:add_pull", "fetch a model", "export"),
-    "info": ("runtime.commands.info:register", "show what an artifact is", ""),
-    "verify": ("runtime.commands.verify:register", "check every file of an artifact against its hash", ""),
-    "parity": ("runtime.commands.parity:register", "compare all backends on the same tokens", ""),
-    "bench": ("runtime.commands.bench:register", "measure speed as llama-bench does", ""),
-    "eval": ("runtime.commands.eval:register", "measure quality: tasks, perplexity, KL divergence", ""),
-    "compare": ("runtime.commands.compare:register", "compare two runs of `flatlm eval`, item by item", ""),
-    "doctor": ("runtime.commands.doctor:register", "show what this machine offers and what is missing", ""),
+    "generate": ("flatlm.runtime.commands.generate:register", "answer one prompt", ""),
+    "chat": ("flatlm.runtime.commands.chat:register", "talk with a model in the terminal", ""),
+    "export": (
+        "flatlm.export.commands:add_export",
+        "turn a Hugging Face or GGUF model into an artifact",
+        "export",
+    ),
+    "pull": ("flatlm.export.commands:add_pull", "fetch a model", "export"),
+    "info": ("flatlm.runtime.commands.info:register", "show what an artifact is", ""),
+    "verify": (
+        "flatlm.runtime.commands.verify:register",
+        "check every file of an artifact against its hash",
+        "",
+    ),
+    "parity": ("flatlm.runtime.commands.parity:register", "compare all backends on the same tokens", ""),
+    "bench": ("flatlm.runtime.commands.bench:register", "measure speed as llama-bench does", ""),
+    "eval": (
+        "flatlm.runtime.commands.eval:register",
+        "measure quality: tasks, perplexity, KL divergence",
+        "",
+    ),
+    "compare": (
+        "flatlm.runtime.commands.compare:register",
+        "compare two runs of `flatlm eval`, item by item",
+        "",
+    ),
+    "doctor": (
+        "flatlm.runtime.commands.doctor:register",
+        "show what this machine offers and what is missing",
+        "",
+    ),
 }
 INTERRUPTED = 130
 
@@ -70,7 +91,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else UsageError.exit_code
     if argv[0] == "--version":
-        print(f"flatlm {_version()}")
+        print(f"flatlm {__version__}")
         return 0
     verb = argv[0]
     if verb not in VERBS:
@@ -114,15 +135,6 @@ def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb.ljust(width)}  {summary}" for verb, (_, summary, _) in VERBS.items())
     return f"usage: flatlm VERB …\n\n{verbs}\n\n`flatlm VERB --help` shows a verb's options."
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("flatlm")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _complain(message: str, status: int) -> int:

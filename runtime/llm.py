@@ -19,22 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime import engine, many, prompt, prompt_styles
-from runtime.answer import AnswerText, Completion, Prompt, Timings
-from runtime.batch import Batch
-from runtime.beside import beside
-from runtime.drafting.verify import Rule, invariant, rejection
-from runtime.errors import BackendError, ContextError, UsageError
-from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
-from runtime.progress import Progress
-from runtime.sampler import Sampler, make_sampler
-from runtime.tokenizer import Tokenizer, load_tokenizer
+from flatlm.runtime.beside import beside
+from flatlm.runtime.drafting.verify import Rule, invariant, rejection
+from flatlm.runtime.errors import BackendError, ContextError, UsageError
+from flatlm.runtime.generation import engine, many
+from flatlm.runtime.generation.answer import AnswerText, Completion, Prompt, Timings
+from flatlm.runtime.generation.batch import Batch
+from flatlm.runtime.generation.sampler import Sampler, make_sampler
+from flatlm.runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
+from flatlm.runtime.progress import Progress
+from flatlm.runtime.text import prompt, prompt_styles
+from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
-    from runtime.backends import Backend
-    from runtime.drafting.kept import Kept
-    from runtime.drafting.speculator import Speculator
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.drafting.kept import Kept
+    from flatlm.runtime.drafting.speculator import Speculator
+    from flatlm.runtime.format.artifact import Artifact
 
 
 DEFAULT_CONTEXT = (
@@ -61,16 +62,16 @@ class LLM:
 
         Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
         """
-        from runtime.artifact import open_artifact
+        from flatlm.runtime.format.artifact import open_artifact
 
         names = [{item.name for item in fields(cls)} for cls in (BackendOptions, DraftOptions)]
         chosen = from_json(options, BackendOptions, ignore=names[1])
         drafting = from_json(options, DraftOptions, ignore=names[0])
         spec = None
         if drafting.draft != "off":
-            from kernels_arm.team import default_threads
-            from runtime.drafting.kept import Kept
-            from runtime.drafting.spec import build_speculator, parse_draft
+            from flatlm.kernels_arm.team import default_threads
+            from flatlm.runtime.drafting.kept import Kept
+            from flatlm.runtime.drafting.spec import build_speculator, parse_draft
 
             spec = parse_draft(drafting.draft)
         read_tokenizer = beside(lambda: load_tokenizer(path))  # most of it is not Python: a core of its own
@@ -322,7 +323,7 @@ def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Ba
     same = replace(options, ctx=min(target.context, model.manifest.context_length), batch=1)
     if target.name != "native":
         return open_named(target.name, model, same)
-    from runtime.drafting.short_head import with_short_head
+    from flatlm.runtime.drafting.short_head import with_short_head
 
     return with_short_head(model, lambda short: open_named(target.name, short, same))
 
@@ -347,7 +348,7 @@ def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
 
 def open_named(name: str, artifact: Artifact, options: BackendOptions) -> Backend:
     """The backend `name` as `options` say; BackendError, ContextError, ResourceError."""
-    from runtime.backends import open_backend
+    from flatlm.runtime.backends import open_backend
 
     most = artifact.manifest.context_length
     if options.ctx is not None and options.ctx > most:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cache import FloatCache, Int8Cache
-from .errors import ResourceError
-from .functions import ATTENTIONS, INT8_ATTENTION
-from .graph import Graph
+from flatlm.runtime.cache import FloatCache, Int8Cache
+from flatlm.runtime.errors import ResourceError
+from flatlm.runtime.format.functions import ATTENTIONS, INT8_ATTENTION
+from flatlm.runtime.format.graph import Graph
 
 
 def available_bytes() -> int | None:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, TypeVar
 
-from runtime.errors import UsageError
+from flatlm.runtime.errors import UsageError
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How a question is put to the model: runtime/prompt_styles.py."""
+    """How a question is put to the model: runtime/text/prompt_styles.py."""
 
     prompt_style: str = option(
         "plain",

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import layout, lookups, ops, reference
-from kernels_arm.layout import padded
-from kernels_arm.library import Library
-from kernels_arm.team import aligned
-
-from .cache import FloatCache, Int8Cache, KVCache
-from .errors import FormatError
-from .functions import ATTENTIONS, INT8_ATTENTION, LINEARS, TOKEN_LINEAR, named
-from .graph import Graph, Node
+from flatlm.kernels_arm import layout, lookups, ops, reference
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.library import Library
+from flatlm.kernels_arm.team import aligned
+from flatlm.runtime.cache import FloatCache, Int8Cache, KVCache
+from flatlm.runtime.errors import FormatError
+from flatlm.runtime.format.functions import ATTENTIONS, INT8_ATTENTION, LINEARS, TOKEN_LINEAR, named
+from flatlm.runtime.format.graph import Graph, Node
 
 
 @dataclass

@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from export import calibrate, execute
-from export.archs import build_graph
-from export.exporter import copy_files
-from export.passages import passages
-from export.quantize import quantize
-from export.recipe import INGREDIENTS, RECIPES, Recipe
-from export.sources import open_source
-from runtime.prompt import load_template
-from runtime.tokenizer import load_tokenizer
+from flatlm.export import calibrate, execute
+from flatlm.export.archs import build_graph
+from flatlm.export.exporter import copy_files
+from flatlm.export.passages import passages
+from flatlm.export.quantize import quantize
+from flatlm.export.recipe import INGREDIENTS, RECIPES, Recipe
+from flatlm.export.sources import open_source
+from flatlm.runtime.text.prompt import load_template
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 WINDOW = 512
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from kernels_arm import aot, cpu, simd
-from kernels_arm.cpu import BY_NAME, TIERS, Tier
+from flatlm.kernels_arm import aot, cpu, simd
+from flatlm.kernels_arm.cpu import BY_NAME, TIERS, Tier
 
 # linear: a product of m tokens; many: of m of many, on a ready panel; attention: of so many query rows
 GATED = r"_(int[48]_\d+|ready_\d+|(scores|values)_[136])"
@@ -33,7 +33,7 @@ CORES = {"neon": "cortex-a72", "dotprod": "neoverse-n1", "i8mm": "neoverse-n2"} 
 # ------------------------------------------------------------------------------------------------- compile
 def gated_kernels(tier: Tier) -> list[str]:
     """The kernels of the table: products of the tier's tiles, attention for one, three and six rows."""
-    from kernels_arm import attention, blocks, linear, many, panels
+    from flatlm.kernels_arm import attention, blocks, linear, many, panels
 
     simd.set_tier(tier)
     modules = (linear, many, attention)
@@ -60,7 +60,7 @@ def _entry(name: str):
     """(function, signature, name) as `aot.link_modules` wants them; every argument is an int64."""
     from numba import types
 
-    from kernels_arm import attention, linear, many
+    from flatlm.kernels_arm import attention, linear, many
 
     function = next(found for m in (linear, many, attention) if (found := getattr(m, f"_{name}", None)))
     arguments = function.py_func.__code__.co_argcount

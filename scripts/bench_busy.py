@@ -22,10 +22,10 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import open_artifact
-from runtime.backends import open_backend
-from runtime.bench import markdown, measure
-from runtime.progress import ProgressLine
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.measuring.bench import markdown, measure
+from flatlm.runtime.progress import ProgressLine
 
 SETTLE = 0.3  # s for the scheduler to see the busy process, and for idle threads to sleep
 

@@ -42,22 +42,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from runtime import engine, prompt
-from runtime.artifact import Artifact, open_artifact
-from runtime.backends import Backend, open_backend
-from runtime.bench import markdown
-from runtime.drafting.costs import Costs
-from runtime.drafting.model import ModelDrafter
-from runtime.drafting.short_head import with_short_head
-from runtime.drafting.spec import assemble, build_speculator, parse_draft
-from runtime.drafting.speculator import DraftTimings, Speculator
-from runtime.drafting.verify import invariant
-from runtime.llm import LLM
-from runtime.nested import is_low
-from runtime.options import SamplingOptions
-from runtime.progress import ProgressLine
-from runtime.sampler import make_sampler
-from runtime.tokenizer import Tokenizer, load_tokenizer
+from flatlm.runtime.backends import Backend, open_backend
+from flatlm.runtime.drafting.costs import Costs
+from flatlm.runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting.short_head import with_short_head
+from flatlm.runtime.drafting.spec import assemble, build_speculator, parse_draft
+from flatlm.runtime.drafting.speculator import DraftTimings, Speculator
+from flatlm.runtime.drafting.verify import invariant
+from flatlm.runtime.format.artifact import Artifact, open_artifact
+from flatlm.runtime.format.nested import is_low
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.progress import ProgressLine
+from flatlm.runtime.text import prompt
+from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 PLAIN, PEER = "plain", "llama.cpp"
 IDLE = 0.5  # load average of the last minute up to which the machine counts as idle
@@ -352,7 +353,7 @@ def _resident(model: str, options: dict[str, Any]) -> list[float]:
 
 def nothing_kept() -> AbstractContextManager[Any]:
     """In this process drafting begins with nothing that another learned, and leaves nothing behind."""
-    return patch("runtime.drafting.kept.default_folder", return_value=None)
+    return patch("flatlm.runtime.drafting.kept.default_folder", return_value=None)
 
 
 # ---- what comes out

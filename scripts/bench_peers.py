@@ -30,15 +30,15 @@ import numpy as np
 import peer_rounds
 from peer_rounds import compare, run_rounds
 
-from kernels_arm import library
-from kernels_arm.cpu import choose
-from kernels_arm.probes import Probe
-from runtime.artifact import open_artifact
-from runtime.backends import open_backend
-from runtime.bench import markdown
-from runtime.evaluation.perplexity import perplexity
-from runtime.progress import ProgressLine
-from runtime.tokenizer import load_tokenizer
+from flatlm.kernels_arm import library
+from flatlm.kernels_arm.cpu import choose
+from flatlm.kernels_arm.probes import Probe
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.evaluation.perplexity import perplexity
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.progress import ProgressLine
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 WINDOW = 512
 COLOURS = {"flatlm": "tab:green", "llama.cpp": "tab:gray", "onnxruntime": "tab:blue"}

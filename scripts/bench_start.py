@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-CODE = "import sys; from runtime.cli import main; sys.exit(main())"
+CODE = "import sys; from flatlm.runtime.cli import main; sys.exit(main())"
 
 
 def first_byte(command: list[str]) -> float:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from kernels_arm import cpu, library, linker
-from kernels_arm.aot import SYSTEMS, compile_in_subprocess
-from kernels_arm.cpu import BY_NAME, TIERS, Tier
+from flatlm.kernels_arm import cpu, library, linker
+from flatlm.kernels_arm.aot import SYSTEMS, compile_in_subprocess
+from flatlm.kernels_arm.cpu import BY_NAME, TIERS, Tier
 
 TARGETS = {  # tier: the systems it ships for. Every Mac with an ARM processor has dotprod.
     "i8mm": ("linux", "android", "macos"),

@@ -35,13 +35,13 @@ import numpy as np
 from llama_peer import LlamaPeer
 from make_gguf import quantize, write_f16
 
-from export.execute import log_softmax
-from export.parallel import each
-from export.recipe import RECIPES
-from runtime.artifact import open_artifact
-from runtime.backends import open_backend
-from runtime.bench import markdown
-from runtime.progress import ProgressLine
+from flatlm.export.execute import log_softmax
+from flatlm.export.parallel import each
+from flatlm.export.recipe import RECIPES
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.progress import ProgressLine
 
 WINDOW = 512
 ROWS = 8  # positions compared at a time: their logits stay in the cache
@@ -150,7 +150,7 @@ def steps(values: np.ndarray, kind: str) -> np.ndarray:
 
 def exported(source: Path, folder: Path, recipe: str) -> Path:
     if not folder.exists():
-        call = "import sys; from runtime.cli import main; sys.exit(main())"  # its memory ends with it
+        call = "import sys; from flatlm.runtime.cli import main; sys.exit(main())"  # its memory ends with it
         command = [sys.executable, "-c", call, "export", source, folder, "--recipe", recipe]
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return folder

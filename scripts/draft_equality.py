@@ -26,11 +26,11 @@ from typing import Any
 
 from bench_drafting import nothing_kept, read_tasks, task_parser
 
-from runtime.artifact import open_artifact
-from runtime.bench import markdown
-from runtime.errors import UsageError
-from runtime.evaluation.run_file import RunFile
-from runtime.llm import LLM
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation.run_file import RunFile
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.measuring.bench import markdown
 
 PLAIN = "off"
 BATCH = 16  # plain answers side by side

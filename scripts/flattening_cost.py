@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from kernels_arm import layout
-from runtime import per_op
-from runtime.artifact import open_artifact
-from runtime.backends.native import NativeBackend
-from runtime.bench import markdown
-from runtime.functions import LINEAR, LINEARS, TOKEN_LINEAR, named
-from runtime.graph import Graph, Node, Tensor
-from runtime.nested import is_low, layer_of
+from flatlm.kernels_arm import layout
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.format.functions import LINEAR, LINEARS, TOKEN_LINEAR, named
+from flatlm.runtime.format.graph import Graph, Node, Tensor
+from flatlm.runtime.format.nested import is_low, layer_of
+from flatlm.runtime.measuring import per_op
+from flatlm.runtime.measuring.bench import markdown
 
 KINDS = ("qkv", "out", "gate_up", "down", "head")
 

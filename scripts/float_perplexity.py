@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export import execute
-from export.archs import build_graph
-from export.sources import open_source
-from runtime.tokenizer import load_tokenizer
+from flatlm.export import execute
+from flatlm.export.archs import build_graph
+from flatlm.export.sources import open_source
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 WINDOW = 512
 

@@ -58,7 +58,7 @@ row() { # NAME STATEMENTS ARGUMENTS OF pip install
 
 echo "| package | packages | MB on $(uname -m) | MB on AArch64 | import, s |"
 echo "|---|---:|---:|---:|---:|"
-ours="from runtime import LLM; import runtime.backends.native, tokenizers, jinja2"
+ours="from flatlm import LLM; import flatlm.runtime.backends.native, tokenizers, jinja2"
 row "flatlm[chat]" "$ours" "$1[chat]"
 row "flatlm, and of tokenizers only itself" "$ours" --no-deps "$1" numpy tokenizers jinja2 markupsafe
 row "llama-cpp-python" "import llama_cpp" "$llama"

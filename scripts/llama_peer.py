@@ -15,7 +15,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from runtime.drafting import Choose, Guess
+from flatlm.runtime.drafting import Choose, Guess
 
 _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
 

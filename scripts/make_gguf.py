@@ -21,8 +21,8 @@ import numpy as np
 from gguf.quants import dequantize
 from llama_peer import silence
 
-from export.sources.gguf_file import open_gguf
-from export.sources.hf_folder import open_hf_folder
+from flatlm.export.sources.gguf_file import open_gguf
+from flatlm.export.sources.hf_folder import open_hf_folder
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 # What the writer adds itself, and what describes a quantization that is undone here.

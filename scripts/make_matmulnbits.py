@@ -20,10 +20,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.archs import build_graph
-from export.sources import open_source
-from kernels_arm.reference import rotary_table
-from runtime.graph import Graph, Node
+from flatlm.export.archs import build_graph
+from flatlm.export.sources import open_source
+from flatlm.kernels_arm.reference import rotary_table
+from flatlm.runtime.format.graph import Graph, Node
 
 BLOCK = 32
 CONTEXT = 4096

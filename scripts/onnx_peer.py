@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from runtime.tokenizer import load_tokenizer
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 
 class OnnxPeer:

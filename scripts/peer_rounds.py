@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels_arm.probes import Limits, Probe, agreed, mean
-from runtime.progress import ProgressLine
+from flatlm.kernels_arm.probes import Limits, Probe, agreed, mean
+from flatlm.runtime.progress import ProgressLine
 
 TURN = 16  # tokens
 PAUSE = 0.05  # s before a turn: both libraries' threads spin some ms after their last work

@@ -26,16 +26,18 @@ from pathlib import Path
 import numpy as np
 from bench_drafting import encode, open_native, read_tasks, task_parser
 
-from runtime import engine, prompt, rows
-from runtime.artifact import open_artifact
-from runtime.backends import Backend
-from runtime.bench import markdown
-from runtime.drafting.short_head import ShortHead, with_short_head
-from runtime.drafting.spec import NESTED, beside, inside
-from runtime.options import SamplingOptions
-from runtime.progress import ProgressLine
-from runtime.sampler import make_sampler
-from runtime.tokenizer import Tokenizer, load_tokenizer
+from flatlm.runtime.backends import Backend
+from flatlm.runtime.drafting.short_head import ShortHead, with_short_head
+from flatlm.runtime.drafting.spec import NESTED, beside, inside
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.measuring import rows
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.progress import ProgressLine
+from flatlm.runtime.text import prompt
+from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 ROWS, ROUNDS = 24, 3
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)

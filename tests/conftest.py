@@ -32,5 +32,5 @@ def real_model() -> Path:
 def kept_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What drafting learned no other test sees."""
     folder = tmp_path_factory.getbasetemp() / f"kept-{next(NUMBERS)}"
-    monkeypatch.setattr("runtime.drafting.kept.default_folder", lambda: folder)
+    monkeypatch.setattr("flatlm.runtime.drafting.kept.default_folder", lambda: folder)
     return folder

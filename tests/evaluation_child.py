@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runtime.evaluation.run_file import RunFile
-from runtime.evaluation.runner import Answer, Asking, Request, run
-from runtime.evaluation.tasks import TASKS, Item
-from runtime.options import PromptOptions
+from flatlm.runtime.evaluation.run_file import RunFile
+from flatlm.runtime.evaluation.runner import Answer, Asking, Request, run
+from flatlm.runtime.evaluation.tasks import TASKS, Item
+from flatlm.runtime.options import PromptOptions
 
 ITEMS = [Item(str(i), f"What is {i} + {i}?", str(2 * i)) for i in range(120)]
 ASKING = Asking(PromptOptions("cot", re2=True), samples=2, seed=7)

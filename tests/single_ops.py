@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels_arm import cpu, layout, library, lookups, ops
-from kernels_arm.layout import padded
-from kernels_arm.team import Team, aligned
+from flatlm.kernels_arm import cpu, layout, library, lookups, ops
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.team import Team, aligned
 
 
 def native_library() -> library.Library:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels_arm import aot, cpu, linker
-from kernels_arm.cpu import BY_NAME
+from flatlm.kernels_arm import aot, cpu, linker
+from flatlm.kernels_arm.cpu import BY_NAME
 
 pytest.importorskip("numba", reason="compiling needs numba")
 
@@ -26,9 +26,9 @@ TWICE = """
 import sys
 from pathlib import Path
 from numba import types
-from kernels_arm import aot, simd
-from kernels_arm.cpu import BY_NAME
-from kernels_arm.jit import kernel
+from flatlm.kernels_arm import aot, simd
+from flatlm.kernels_arm.cpu import BY_NAME
+from flatlm.kernels_arm.jit import kernel
 
 @kernel
 def twice(at, n):

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from export.archs import architectures, build_graph
-from export.config import inverse_frequency
-from export.constants import LazyConstants
-from export.sources import open_source
-from runtime.errors import SourceError, UnsupportedError
-from runtime.graph import Graph, Tensor
+from flatlm.export.archs import architectures, build_graph
+from flatlm.export.config import inverse_frequency
+from flatlm.export.constants import LazyConstants
+from flatlm.export.sources import open_source
+from flatlm.runtime.errors import SourceError, UnsupportedError
+from flatlm.runtime.format.graph import Graph, Tensor
 from tests.tiny_models import tiny_model
 
 LLAMA3 = {

@@ -8,15 +8,15 @@ import json
 import numpy as np
 import pytest
 
-from runtime.artifact import Manifest, describe, open_artifact, verify_artifact, write_manifest
-from runtime.backends import open_backend
-from runtime.backends.numpy import NumpyBackend
-from runtime.errors import BackendError, ContextError, FormatError, IntegrityError
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.errors import BackendError, ContextError, FormatError, IntegrityError
+from flatlm.runtime.format.artifact import Manifest, describe, open_artifact, verify_artifact, write_manifest
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 pytest.importorskip("onnx")
 
-from export.onnx_writer import write_onnx
+from flatlm.export.onnx_writer import write_onnx
 
 LAYER = {
     "name": "layers.0.attention.qkv",
@@ -182,7 +182,7 @@ class TestOnnxruntime:
     def test_a_long_prompt_goes_in_parts(self, artifact, monkeypatch):
         ids = np.arange(11)
         whole = open_backend("ort", artifact, threads=1).forward(ids, logits=6)
-        monkeypatch.setattr("runtime.backends.ort.CHUNK", 4)
+        monkeypatch.setattr("flatlm.runtime.backends.ort.CHUNK", 4)
         parts = open_backend("ort", artifact, threads=1).forward(ids, logits=6)
         assert parts.shape == (6, VOCABULARY)
         np.testing.assert_allclose(parts, whole, atol=1e-4)
@@ -206,7 +206,7 @@ class TestOnnxruntime:
     def test_both_products_of_flat_linear_give_the_same_logits(self, artifact, monkeypatch):
         import onnxruntime
 
-        from runtime.functions import SIGNED
+        from flatlm.runtime.format.functions import SIGNED
 
         results = []
         for signed in (0, 1):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels_arm import ops, reference
-from kernels_arm.layout import padded
-from kernels_arm.team import aligned
-from runtime.cache import Int8Cache
+from flatlm.kernels_arm import ops, reference
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.team import aligned
+from flatlm.runtime.cache import Int8Cache
 from tests.single_ops import record, run
 
 SHAPES = st.tuples(

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import engine
-from runtime.answer import Prompt
-from runtime.backends import Segment
-from runtime.backends.native import NativeBackend, steps
-from runtime.backends.numpy import NumpyBackend
-from runtime.batch import Batch, Writer
-from runtime.errors import ContextError, ResourceError, UsageError
-from runtime.llm import LLM
-from runtime.options import SamplingOptions
-from runtime.sampler import make_sampler
-from runtime.tokenizer import load_tokenizer
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.backends.native import NativeBackend, steps
+from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.errors import ContextError, ResourceError, UsageError
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.answer import Prompt
+from flatlm.runtime.generation.batch import Batch, Writer
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 from tests.tiny_text import FakeBackend, byte_level, write_folder
 
@@ -98,8 +98,8 @@ def test_a_copied_start_goes_on_as_if_it_had_been_read(artifact, texts, expected
 
 def test_onnxruntime_takes_several_sequences(tmp_path):
     pytest.importorskip("onnxruntime")
-    from export.onnx_writer import write_onnx
-    from runtime.backends.ort import OrtBackend
+    from flatlm.export.onnx_writer import write_onnx
+    from flatlm.runtime.backends.ort import OrtBackend
 
     artifact = SimpleNamespace(graph=quantized_graph(0), path=tmp_path)
     write_onnx(artifact.graph, tmp_path)
@@ -124,11 +124,11 @@ def test_what_does_not_fit_one_sequence_is_appended_to_none(artifact, texts):
 
 
 def test_memory_is_asked_for_all_sequences(artifact, monkeypatch):
-    from runtime.memory import cache_bytes
+    from flatlm.runtime.memory import cache_bytes
 
     one = cache_bytes(artifact.graph, CONTEXT)
     weights = sum(tensor.data.nbytes for tensor in artifact.graph.constants.values())
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: weights + 4 * one)
+    monkeypatch.setattr("flatlm.runtime.memory.available_bytes", lambda: weights + 4 * one)
     NativeBackend(artifact, slots=4).close()
     with pytest.raises(ResourceError, match=r"for 5 sequences.*use a smaller --batch"):
         NativeBackend(artifact, slots=5)

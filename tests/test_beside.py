@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runtime.beside import beside
+from flatlm.runtime.beside import beside
 
 
 def test_both_sides_run_at_once():

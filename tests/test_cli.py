@@ -1,4 +1,4 @@
-"""runtime.cli: exit status, what goes to stdout and what to stderr, and errors on one line."""
+"""flatlm.runtime.cli: exit status, what goes to stdout and what to stderr, and errors on one line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from export import commands
-from runtime import cli
-from runtime.artifact import FileEntry, Manifest
-from runtime.errors import BackendError, UsageError
+from flatlm.export import commands
+from flatlm.runtime import cli
+from flatlm.runtime.errors import BackendError, UsageError
+from flatlm.runtime.format.artifact import FileEntry, Manifest
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
 
 MANIFEST = Manifest(
@@ -39,8 +39,8 @@ class Machine:
         answer = [*byte_level().encode("Paris 🙂.").ids, 0]
         self.backends["native"] = lambda: ScriptedBackend(answer, context=128)
         artifact = SimpleNamespace(path=folder, manifest=MANIFEST)
-        monkeypatch.setattr("runtime.artifact.open_artifact", lambda path: artifact)
-        monkeypatch.setattr("runtime.backends.open_backend", self.open)
+        monkeypatch.setattr("flatlm.runtime.format.artifact.open_artifact", lambda path: artifact)
+        monkeypatch.setattr("flatlm.runtime.backends.open_backend", self.open)
 
     def open(self, name, artifact, **settings):
         self.opened.append((name, settings))
@@ -146,7 +146,7 @@ def test_verbs_of_export_come_from_its_commands(capsys, monkeypatch):
     def add_export(subparsers):
         subparsers.add_parser("export").set_defaults(run=lambda args: print("exported") or 0)
 
-    monkeypatch.setitem(sys.modules, "export.commands", SimpleNamespace(add_export=add_export))
+    monkeypatch.setitem(sys.modules, "flatlm.export.commands", SimpleNamespace(add_export=add_export))
     assert run_main(capsys, "export") == (0, "exported\n", "")
 
 
@@ -154,13 +154,13 @@ def test_an_interrupt_anywhere_is_status_130(capsys, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runtime.artifact.open_artifact", interrupted)
+    monkeypatch.setattr("flatlm.runtime.format.artifact.open_artifact", interrupted)
     assert run_main(capsys, "info", "x") == (130, "", "flatlm: interrupted\n")
 
 
 def test_importing_the_command_loads_nothing_heavy():
     code = (
-        "import sys, runtime.cli; from runtime import commands; runtime.cli.main(['--help'])\n"
+        "import sys; from flatlm.runtime import cli, commands; cli.main(['--help'])\n"
         "names = 'numpy tokenizers jinja2 numba onnx onnxruntime export'\n"
         "heavy = set(names.split()) & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
@@ -274,7 +274,7 @@ def chat(flatlm, monkeypatch, lines, *arguments):
             raise line
         return line
 
-    monkeypatch.setattr("runtime.commands.chat._read_line", read)
+    monkeypatch.setattr("flatlm.runtime.commands.chat._read_line", read)
     return flatlm("chat", *arguments)
 
 
@@ -414,13 +414,13 @@ def test_doctor_reports_machine_packages_and_processor(capsys):
     ],
 )
 def test_doctor_fails_loudly_where_models_would_be_slow(capsys, monkeypatch, facts):
-    monkeypatch.setattr("kernels_arm.library.describe", lambda: facts)
+    monkeypatch.setattr("flatlm.kernels_arm.library.describe", lambda: facts)
     status, out, err = run_main(capsys, "doctor")
     assert (status, "SLOW" in err, "product: numpy reference: SLOW" in out) == (1, True, True)
 
 
 def test_doctor_names_the_caches_that_linux_shows(tmp_path):
-    from runtime.commands.doctor import caches
+    from flatlm.runtime.commands.doctor import caches
 
     folder = tmp_path / "index0"
     folder.mkdir()

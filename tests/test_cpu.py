@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kernels_arm import cpu, ops, team
-from kernels_arm.cpu import BY_NAME, TIERS, choose
-from kernels_arm.library import Library
-from kernels_arm.team import Cores, Team, fast_cores
+from flatlm.kernels_arm import cpu, ops, team
+from flatlm.kernels_arm.cpu import BY_NAME, TIERS, choose
+from flatlm.kernels_arm.library import Library
+from flatlm.kernels_arm.team import Cores, Team, fast_cores
 
 PI4 = frozenset({"asimd"})
 PI5 = PI4 | {"atomics", "asimddp"}

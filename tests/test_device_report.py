@@ -64,16 +64,16 @@ esac"""
 
 def test_a_tiny_model_is_reported_whole(report, tmp_path):
     pytest.importorskip("onnx")
-    from export import exporter
-    from export.recipe import Recipe
-    from export.sources import open_source
+    from flatlm.export import exporter
+    from flatlm.export.recipe import Recipe
+    from flatlm.export.sources import open_source
 
     source = open_source(str(tiny_model(tmp_path / "source")))
     recipe = Recipe(name="edge", windows=2, alphas=(0.5,))
     model = exporter.export(
         source, tmp_path / "tiny", recipe, tell=lambda stage: lambda done, total: None
     ).path
-    main = "import sys; from runtime.cli import main; sys.exit(main())"
+    main = "import sys; from flatlm.runtime.cli import main; sys.exit(main())"
     command = program(tmp_path / "flatlm", f"PYTHONPATH='{ROOT}' exec '{sys.executable}' -c '{main}' \"$@\"")
     sizes = ("-p", "32", "-n", "8", "-r", "2")
     status, talk, found = report(*sizes, model, command=command)

@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import cli, engine
-from runtime.backends.native import NativeBackend
-from runtime.backends.numpy import NumpyBackend
-from runtime.drafting import Guess
-from runtime.drafting.cascade import PUBLISHED, Cascade
-from runtime.drafting.maxgram import MaxGram
-from runtime.drafting.model import ModelDrafter
-from runtime.drafting.spec import DraftSpec, assemble
-from runtime.drafting.speculator import Speculator
-from runtime.drafting.verify import invariant
-from runtime.llm import LLM
-from runtime.options import SamplingOptions
-from runtime.sampler import make_sampler
+from flatlm.runtime import cli
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting.spec import DraftSpec, assemble
+from flatlm.runtime.drafting.speculator import Speculator
+from flatlm.runtime.drafting.verify import invariant
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import SamplingOptions
 from tests.test_cli import MANIFEST, Machine
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
@@ -204,7 +205,7 @@ class Scripted(ScriptedBackend):
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    from runtime.tokenizer import load_tokenizer
+    from flatlm.runtime.text.tokenizer import load_tokenizer
 
     return load_tokenizer(write_folder(tmp_path, byte_level()))
 
@@ -257,7 +258,7 @@ def flatlm(tmp_path, monkeypatch, capsys):
     machine.backends["native"] = lambda: Scripted(script, context=128)
     graph = quantized_graph()
     monkeypatch.setattr(
-        "runtime.artifact.open_artifact",
+        "flatlm.runtime.format.artifact.open_artifact",
         lambda path: SimpleNamespace(path=Path(path), manifest=MANIFEST, graph=graph),
     )
 
@@ -286,7 +287,7 @@ def test_a_small_model_drafts_beside_the_target(flatlm):
 def test_who_drafted_is_coloured_on_a_terminal_only(flatlm, monkeypatch):
     arguments = ["generate", "-p", "hi", "--draft", "cascade:maxgram", "--show-draft"]
     assert flatlm(*arguments)[1] == "abcabcabcabc\n"
-    monkeypatch.setattr("runtime.commands.generate._on_terminal", lambda: True)
+    monkeypatch.setattr("flatlm.runtime.commands.generate._on_terminal", lambda: True)
     status, out, err = flatlm(*arguments)
     assert (status, out.replace("\x1b[32m", "").replace("\x1b[0m", "")) == (0, "abcabcabcabc\n")
     assert out.count("\x1b[32m") == out.count("\x1b[0m") > 4

@@ -1,4 +1,4 @@
-"""runtime.drafting.kept: a process begins with what the last one learned, and nothing can break it."""
+"""flatlm.runtime.drafting.kept: a process begins with what the last one learned, and nothing can break it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime.artifact import open_artifact
-from runtime.drafting.costs import SLOPE, STALE
-from runtime.drafting.kept import Kept
-from runtime.drafting.schedule import FADE
-from runtime.llm import LLM
+from flatlm.runtime.drafting.costs import SLOPE, STALE
+from flatlm.runtime.drafting.kept import Kept
+from flatlm.runtime.drafting.schedule import FADE
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.llm import LLM
 from tests.test_nested import exported
 
 HOW = "native, 2 threads"
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
 
 def test_a_user_without_a_home_keeps_nothing(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr("runtime.drafting.kept.cache_folder", homeless)
+    monkeypatch.setattr("flatlm.runtime.drafting.kept.cache_folder", homeless)
     kept = Kept(HOW)
     kept.costs(artifact(), "target").add(1, 0.02)
     kept.write()

@@ -7,14 +7,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from runtime import engine
-from runtime.drafting import Guess
-from runtime.drafting.maxgram import MaxGram
-from runtime.drafting.model import ModelDrafter
-from runtime.drafting.spec import DraftSpec, assemble
-from runtime.drafting.verify import Rule, invariant, rejection, rest, shares_of, verify
-from runtime.options import SamplingOptions
-from runtime.sampler import draw, make_sampler, next_law
+from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting.spec import DraftSpec, assemble
+from flatlm.runtime.drafting.verify import Rule, invariant, rejection, rest, shares_of, verify
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import draw, make_sampler, next_law
+from flatlm.runtime.options import SamplingOptions
 from tests.tiny_text import FakeBackend
 
 GREEDY = SamplingOptions()

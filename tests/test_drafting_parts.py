@@ -1,4 +1,4 @@
-"""runtime.drafting: what each drafter proposes, and what `--draft` may say."""
+"""flatlm.runtime.drafting: what each drafter proposes, and what `--draft` may say."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.drafting import Guess
-from runtime.drafting.bigrams import BIGRAMS, load_bigrams
-from runtime.drafting.cascade import PUBLISHED, Cascade
-from runtime.drafting.costs import Costs
-from runtime.drafting.maxgram import MaxGram, trust
-from runtime.drafting.model import ModelDrafter, require_same_tokenizer
-from runtime.drafting.spec import DraftSpec, _own_name, parse_draft
-from runtime.drafting.suffixes import SuffixIndex
-from runtime.errors import FormatError, UsageError
-from runtime.sampler import greedy
+from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting.bigrams import BIGRAMS, load_bigrams
+from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade
+from flatlm.runtime.drafting.costs import Costs
+from flatlm.runtime.drafting.maxgram import MaxGram, trust
+from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
+from flatlm.runtime.drafting.spec import DraftSpec, _own_name, parse_draft
+from flatlm.runtime.drafting.suffixes import SuffixIndex
+from flatlm.runtime.errors import FormatError, UsageError
+from flatlm.runtime.generation.sampler import greedy
 from tests.interrupts import interrupted_after
 from tests.tiny_text import FakeBackend, byte_level, write_folder
 
@@ -116,8 +116,8 @@ def test_an_interrupt_leaves_maxgram_as_good_as_new():
 
 
 def test_an_interrupt_leaves_costs_as_good_as_before(monkeypatch):
-    monkeypatch.setattr("runtime.drafting.costs.SWEEP", 4)
-    monkeypatch.setattr("runtime.drafting.costs.STALE", 6)
+    monkeypatch.setattr("flatlm.runtime.drafting.costs.SWEEP", 4)
+    monkeypatch.setattr("flatlm.runtime.drafting.costs.STALE", 6)
     count = 0
     for lines in range(1, 400):
         costs = Costs()

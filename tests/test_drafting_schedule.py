@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import engine
-from runtime.drafting import Guess
-from runtime.drafting.auto import Auto
-from runtime.drafting.costs import STALE, SWEEP, Costs
-from runtime.drafting.maxgram import MaxGram
-from runtime.drafting.model import ModelDrafter
-from runtime.drafting.readings import HORIZON, Readings
-from runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
-from runtime.drafting.spec import DraftSpec, assemble
-from runtime.drafting.verify import invariant
-from runtime.options import SamplingOptions
-from runtime.sampler import make_sampler
+from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting.auto import Auto
+from flatlm.runtime.drafting.costs import STALE, SWEEP, Costs
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting.readings import HORIZON, Readings
+from flatlm.runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
+from flatlm.runtime.drafting.spec import DraftSpec, assemble
+from flatlm.runtime.drafting.verify import invariant
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.options import SamplingOptions
 from tests.tiny_text import FakeBackend
 
 # ---- costs

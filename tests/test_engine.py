@@ -1,4 +1,4 @@
-"""runtime.engine and runtime.llm: what is fed to a backend, when an answer ends, what leaves as text."""
+"""runtime.generation.engine and llm: what is fed to a backend, when an answer ends, what leaves as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import engine
-from runtime.errors import BackendError, ContextError, TokenizerError, UsageError
-from runtime.llm import LLM, NoTemplateWarning
-from runtime.sampler import greedy
-from runtime.stop_text import StopText
-from runtime.tokenizer import load_tokenizer
+from flatlm.runtime.errors import BackendError, ContextError, TokenizerError, UsageError
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import greedy
+from flatlm.runtime.llm import LLM, NoTemplateWarning
+from flatlm.runtime.text.stop_text import StopText
+from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
 
 

@@ -1,4 +1,4 @@
-"""runtime.evaluation.answers: hard cases, each with what the authors' rule makes of it."""
+"""flatlm.runtime.evaluation.answers: hard cases, each with what the authors' rule makes of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from runtime.evaluation import authors
-from runtime.evaluation.answers import boxes, choice, number, vote, yes_no
+from flatlm.runtime.evaluation import authors
+from flatlm.runtime.evaluation.answers import boxes, choice, number, vote, yes_no
 
 NUMBERS = [  # an answer, what it says, what the authors' rule reads
     # why there is a parser of our own

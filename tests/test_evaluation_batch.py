@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli import main
+from flatlm.runtime.cli import main
 from tests.tiny_models import tiny_model
 
 pytest.importorskip("numba", reason="the native backend compiles its kernels")
@@ -24,9 +24,9 @@ ITEMS = 24
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def model(request, tmp_path_factory):
     """A tiny random model, exported with each kind of cache."""
-    from export import exporter
-    from export.recipe import RECIPES
-    from export.sources import open_source
+    from flatlm.export import exporter
+    from flatlm.export.recipe import RECIPES
+    from flatlm.export.sources import open_source
 
     folder = tmp_path_factory.mktemp("model")
     source = tiny_model(folder / "source", architecture="qwen2", seed=5, context_length=640)
@@ -92,14 +92,16 @@ def test_drafted_answers_are_written_one_at_a_time(model, questions, tmp_path, c
 
 
 def test_less_memory_is_fewer_answers_side_by_side(model, questions, tmp_path, monkeypatch):
-    from runtime.artifact import open_artifact
-    from runtime.backends.native import NativeBackend
-    from runtime.memory import cache_bytes
+    from flatlm.runtime.backends.native import NativeBackend
+    from flatlm.runtime.format.artifact import open_artifact
+    from flatlm.runtime.memory import cache_bytes
 
     graph = open_artifact(model).graph
     weights = sum(tensor.data.nbytes for tensor in graph.constants.values())
     seen, opened = [], NativeBackend.__init__
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: weights + 6 * cache_bytes(graph, 640))
+    monkeypatch.setattr(
+        "flatlm.runtime.memory.available_bytes", lambda: weights + 6 * cache_bytes(graph, 640)
+    )
 
     def spy(self, *given, **options):
         seen.append(options["slots"])
@@ -116,7 +118,7 @@ def test_less_memory_is_fewer_answers_side_by_side(model, questions, tmp_path, m
 def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(model, questions, tmp_path):
     whole, path, chance = tmp_path / "whole.jsonl", tmp_path / "run.jsonl", random.Random(0)
     assert main(arguments(model, questions, whole, *SAMPLED, "--batch", "4")) == 0
-    command = [sys.executable, "-c", "import sys; from runtime.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from flatlm.runtime.cli import main; sys.exit(main())"]
     command += arguments(model, questions, path, *SAMPLED, "--batch", "4")
     killed = 0
     while killed < 10:

@@ -167,7 +167,7 @@ def test_chat_keeps_a_line_as_it_was_put(flatlm, machine, monkeypatch):
             raise EOFError
         return line
 
-    monkeypatch.setattr("runtime.commands.chat._read_line", read)
+    monkeypatch.setattr("flatlm.runtime.commands.chat._read_line", read)
     status, _, err = flatlm("chat", "--prompt-style", "cot", "--show-prompt")
     assert status == 0
     first, second = "Q: a?\nA: Let's think step by step.", "Q: b?\nA: Let's think step by step."

@@ -1,4 +1,4 @@
-"""runtime.evaluation.programs: what passes, what does not, and what a program cannot do."""
+"""flatlm.runtime.evaluation.programs: what passes, what does not, and what a program cannot do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from runtime.evaluation import programs
-from runtime.evaluation.programs import Limits, assemble, run
+from flatlm.runtime.evaluation import programs
+from flatlm.runtime.evaluation.programs import Limits, assemble, run
 
 PROMPT = (
     'from typing import List\n\ndef half(x):\n    return x / 2\n\ndef square(x: int) -> int:\n    """doc"""\n'

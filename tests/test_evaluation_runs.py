@@ -1,4 +1,4 @@
-"""runtime.evaluation: runs that are killed and go on, what their figures say, and how two compare."""
+"""flatlm.runtime.evaluation: runs that are killed and go on, what their figures say, and how two compare."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.errors import UsageError
-from runtime.evaluation import intervals, summary
-from runtime.evaluation.comparison import differing, matched, pair
-from runtime.evaluation.run_file import Run, RunFile, read_run
-from runtime.evaluation.runner import Asking, record, request, run
-from runtime.evaluation.tasks import TASKS, Item
-from runtime.options import PromptOptions
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation import intervals, summary
+from flatlm.runtime.evaluation.comparison import differing, matched, pair
+from flatlm.runtime.evaluation.run_file import Run, RunFile, read_run
+from flatlm.runtime.evaluation.runner import Asking, record, request, run
+from flatlm.runtime.evaluation.tasks import TASKS, Item
+from flatlm.runtime.options import PromptOptions
 from tests.evaluation_child import ASKING, ITEMS, SETTINGS, answer
 
 ROOT = Path(__file__).parent.parent
@@ -253,7 +253,7 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ():
 
 def test_a_picture_is_drawn_where_matplotlib_is_there(tmp_path, whole):
     pytest.importorskip("matplotlib")
-    from runtime.evaluation.plot import draw
+    from flatlm.runtime.evaluation.plot import draw
 
     a = read_run(whole)
     draw(tmp_path / "x.png", ("cot", "cot-re2"), pair(a, a))

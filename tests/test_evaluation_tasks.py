@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import UsageError
-from runtime.evaluation.hub_file import local
-from runtime.evaluation.runner import Asking, request
-from runtime.evaluation.tasks import TASKS, exemplars_of, messages, read_items
-from runtime.options import PromptOptions
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation.hub_file import local
+from flatlm.runtime.evaluation.runner import Asking, request
+from flatlm.runtime.evaluation.tasks import TASKS, exemplars_of, messages, read_items
+from flatlm.runtime.options import PromptOptions
 
 GSM8K = [
     {"question": "What is 2 * 9?", "answer": "It is 2*9=$<<2*9=18>>18.\n#### 18"},

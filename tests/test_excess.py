@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_arm import layout, lookups
-from kernels_arm.layout import padded
+from flatlm.kernels_arm import layout, lookups
+from flatlm.kernels_arm.layout import padded
 from tests.single_ops import native_library
 
 

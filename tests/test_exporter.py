@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import exporter
-from export.bigrams import bigrams
-from export.recipe import RECIPES
-from export.sources import open_source
-from runtime.artifact import open_artifact, verify_artifact
-from runtime.backends import open_backend
-from runtime.cli import main
-from runtime.drafting.bigrams import load_bigrams
-from runtime.errors import ResourceError, UsageError
+from flatlm.export import exporter
+from flatlm.export.bigrams import bigrams
+from flatlm.export.recipe import RECIPES
+from flatlm.export.sources import open_source
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.cli import main
+from flatlm.runtime.drafting.bigrams import load_bigrams
+from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.format.artifact import open_artifact, verify_artifact
 from tests.tiny_models import tiny_model
 
 TINY = {"windows": 2, "alphas": (0.5,)}
@@ -144,8 +144,8 @@ def test_after_an_error_the_same_command_goes_on(source, tmp_path, monkeypatch, 
         export(source, tmp_path / "model")
     assert sorted(path.name for path in (place / "journal").iterdir()) == kept
     monkeypatch.undo()
-    monkeypatch.setattr("export.survey.transform", raising(AssertionError("a block was done again")))
-    monkeypatch.setattr("export.quantize.transform", raising(AssertionError("a block was done again")))
+    monkeypatch.setattr("flatlm.export.survey.transform", raising(AssertionError("a block was done again")))
+    monkeypatch.setattr("flatlm.export.quantize.transform", raising(AssertionError("a block was done again")))
     export(source, tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
@@ -190,7 +190,7 @@ def test_a_size_below_the_smallest_choice_is_refused_before_anything_is_rounded(
     source, tmp_path, monkeypatch
 ):
     def smallest(head_bits):
-        monkeypatch.setattr("export.quantize._round_all", raising(AssertionError("too late")))
+        monkeypatch.setattr("flatlm.export.quantize._round_all", raising(AssertionError("too late")))
         with pytest.raises(UsageError, match=r"--size 0.02: the smallest is 0\.\d+ MB") as refused:
             export(source, tmp_path / "model", changes={"size": 0.02, "head_bits": head_bits})
         monkeypatch.undo()

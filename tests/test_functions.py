@@ -12,14 +12,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from export.onnx_functions import function  # noqa: E402
-from export.onnx_writer import write_onnx  # noqa: E402
-from kernels_arm import layout, reference  # noqa: E402
-from runtime.backends.numpy import NumpyBackend  # noqa: E402
-from runtime.backends.ort import OrtBackend  # noqa: E402
-from runtime.functions import FUNCTIONS, LINEARS, TOKEN_LINEAR  # noqa: E402
-from runtime.graph import Tensor  # noqa: E402
-from runtime.onnx_reader import read_onnx  # noqa: E402
+from flatlm.export.onnx_functions import function  # noqa: E402
+from flatlm.export.onnx_writer import write_onnx  # noqa: E402
+from flatlm.kernels_arm import layout, reference  # noqa: E402
+from flatlm.runtime.backends.numpy import NumpyBackend  # noqa: E402
+from flatlm.runtime.backends.ort import OrtBackend  # noqa: E402
+from flatlm.runtime.format.functions import FUNCTIONS, LINEARS, TOKEN_LINEAR  # noqa: E402
+from flatlm.runtime.format.graph import Tensor  # noqa: E402
+from flatlm.runtime.format.onnx_reader import read_onnx  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
 
 

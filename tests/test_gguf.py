@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.sources import open_source
-from export.sources.gguf_file import unpermute
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.sources import open_source
+from flatlm.export.sources.gguf_file import unpermute
+from flatlm.runtime.errors import SourceError, UnsupportedError
 from tests.tiny_models import TinyShape, tiny_config, tiny_model, tiny_weights
 
 GGUF_NAMES = {

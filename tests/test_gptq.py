@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.passes.gptq import damped, gptq
-from export.passes.grid import Grid, round_weights, weight_grid
+from flatlm.export.passes.gptq import damped, gptq
+from flatlm.export.passes.grid import Grid, round_weights, weight_grid
 
 
 def brute_force(weight: np.ndarray, hessian: np.ndarray, grid: Grid, order: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     grid = weight_grid(weight, [slice(0, 3), slice(3, 8)], 4, per_row=False, sigma=2.5)
     whole = gptq(weight, hessian, grid, 0.01, True)
     for name, size in (("BLOCK", 7), ("LEAF", 3), ("ROWS", 5)):
-        monkeypatch.setattr(f"export.passes.gptq.{name}", size)
+        monkeypatch.setattr(f"flatlm.export.passes.gptq.{name}", size)
     assert np.array_equal(gptq(weight, hessian, grid, 0.01, True), whole)
 
 

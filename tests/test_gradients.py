@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export import execute
-from export.gradients import backward, draw
-from runtime.graph import Tensor
+from flatlm.export import execute
+from flatlm.export.gradients import backward, draw
+from flatlm.runtime.format.graph import Tensor
 from tests.test_passes import float_graph, random_tokens
 
 

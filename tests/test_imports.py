@@ -20,12 +20,23 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Top-level names of all absolute imports under `tree`; a relative one stays in its package."""
+    """Packages of all absolute imports under `tree`, flatlm's by their own names; a relative one stays
+    in its package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (package_of(alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.partition(".")[0]
+            if node.module == "flatlm":
+                yield from (package_of(f"flatlm.{alias.name}") for alias in node.names)
+            else:
+                yield package_of(node.module)
+
+
+def package_of(module: str) -> str:
+    """numpy.linalg → numpy, flatlm.runtime.llm → runtime."""
+    first, _, rest = module.partition(".")
+    own = rest.partition(".")[0]
+    return own if first == "flatlm" and own in PACKAGES else first
 
 
 def imported_on_import(tree: ast.Module) -> set[str]:
@@ -62,43 +73,50 @@ def test_the_check_sees_an_import_in_a_class_and_not_one_in_a_function():
     assert imported_on_import(tree) == {"onnx"}
 
 
+def test_the_check_tells_the_packages_of_flatlm_apart():
+    tree = ast.parse(
+        "import numpy.linalg\nfrom flatlm import export, LLM\nfrom flatlm.runtime.llm import LLM"
+    )
+    assert set(imported(tree)) == {"numpy", "export", "flatlm", "runtime"}
+
+
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules in sys.modules after `code` ran in a fresh interpreter."""
-    code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    """Packages in sys.modules after `code` ran in a fresh interpreter."""
+    code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return {package_of(module) for module in json.loads(done.stdout.splitlines()[-1])}
 
 
-def test_importing_runtime_loads_no_optional_package():
-    assert loaded_by("import runtime") & (OPTIONAL | {"export", "kernels_arm", "numpy"}) == set()
+def test_importing_flatlm_loads_nothing_else():
+    assert loaded_by("import flatlm") & (OPTIONAL | {*PACKAGES, "numpy"}) == set()
 
 
 def test_importing_every_module_of_runtime_loads_no_optional_package():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if "runtime" in path.parts
     ]
-    code = "\n".join(f"import {module}" for module in modules if not module.endswith("__init__"))
+    code = "\n".join(f"import flatlm.{module}" for module in modules if not module.endswith("__init__"))
     assert loaded_by(code) & (OPTIONAL | {"export"}) == set()
 
 
 def test_the_command_line_answers_help_without_loading_numpy():
-    assert "numpy" not in loaded_by("from runtime.cli import main; main(['--help'])")
+    assert "numpy" not in loaded_by("from flatlm.runtime.cli import main; main(['--help'])")
 
 
 def test_with_kernels_built_an_answer_loads_no_compiler_and_no_onnx():
     code = """
 from types import SimpleNamespace
-from kernels_arm import cpu, library
+from flatlm.kernels_arm import cpu, library
 from tests.tiny_graphs import quantized_graph
-import runtime.llm, runtime.commands.generate
-from runtime.backends.native import NativeBackend
+import flatlm.runtime.llm, flatlm.runtime.commands.generate
+from flatlm.runtime.backends.native import NativeBackend
 backend = NativeBackend(SimpleNamespace(graph=quantized_graph(0)), threads=2)
 backend.forward([1, 2, 3])
 backend.close()
 """
-    from kernels_arm import cpu, library
+    from flatlm.kernels_arm import cpu, library
 
     tier = cpu.choose().tier
     assert tier

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_arm import layout, reference
+from flatlm.kernels_arm import layout, reference
 from tests.single_ops import linear
 
 BITS = st.sampled_from([4, 8])

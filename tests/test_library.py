@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels_arm import cpu, library, linker
-from kernels_arm.cpu import BY_NAME
+from flatlm.kernels_arm import cpu, library, linker
+from flatlm.kernels_arm.cpu import BY_NAME
 
 MACHINES = {"x86_64": 62, "aarch64": 183}
 TIER = BY_NAME["avx2"]

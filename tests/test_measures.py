@@ -1,14 +1,14 @@
-"""runtime.evaluation and runtime.parity: perplexity by its definition, and where backends part."""
+"""runtime.evaluation and runtime.measuring.parity: perplexity by its definition, and where backends part."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from runtime.errors import ContextError, UsageError
-from runtime.evaluation.divergence import divergence
-from runtime.evaluation.perplexity import ROWS, log_softmax, perplexity
-from runtime.parity import compare, write
+from flatlm.runtime.errors import ContextError, UsageError
+from flatlm.runtime.evaluation.divergence import divergence
+from flatlm.runtime.evaluation.perplexity import ROWS, log_softmax, perplexity
+from flatlm.runtime.measuring.parity import compare, write
 from tests.tiny_text import FakeBackend
 
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kernels_arm import probes
-from kernels_arm.probes import Limits
-from runtime import per_op, roofline, rows, sustained
-from runtime.backends.native import NativeBackend
-from runtime.backends.numpy import NumpyBackend
-from runtime.bench import Result
-from runtime.errors import BackendError, ContextError, ResourceError
+from flatlm.kernels_arm import probes
+from flatlm.kernels_arm.probes import Limits
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.errors import BackendError, ContextError, ResourceError
+from flatlm.runtime.measuring import per_op, roofline, rows, sustained
+from flatlm.runtime.measuring.bench import Result
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] * 6, [8] * 3]
@@ -175,7 +175,7 @@ def test_more_tokens_than_the_context_are_refused_with_both_numbers(artifact, id
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(artifact, monkeypatch):
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 1_000)
+    monkeypatch.setattr("flatlm.runtime.memory.available_bytes", lambda: 1_000)
     with pytest.raises(
         ResourceError, match=r"weights .* K/V cache .* 24 tokens.* 0 MB are free: use a smaller --ctx"
     ):

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.exporter import export
-from export.passes.grid import planes
-from export.recipe import RECIPES
-from export.sources import open_source
-from runtime.artifact import open_artifact
-from runtime.backends.native import NativeBackend
-from runtime.errors import BackendError, UsageError
-from runtime.functions import named
-from runtime.graph import Tensor
-from runtime.llm import LLM
-from runtime.nested import high_plane, is_low, layer_of
+from flatlm.export.exporter import export
+from flatlm.export.passes.grid import planes
+from flatlm.export.recipe import RECIPES
+from flatlm.export.sources import open_source
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.errors import BackendError, UsageError
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.format.functions import named
+from flatlm.runtime.format.graph import Tensor
+from flatlm.runtime.format.nested import high_plane, is_low, layer_of
+from flatlm.runtime.llm import LLM
 from tests.tiny_models import tiny_model
 
 

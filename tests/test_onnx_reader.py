@@ -10,14 +10,14 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from runtime.errors import FormatError, IntegrityError
-from runtime.functions import SIGNED
-from runtime.onnx_reader import ALIGNMENT, read_onnx
+from flatlm.runtime.errors import FormatError, IntegrityError
+from flatlm.runtime.format.functions import SIGNED
+from flatlm.runtime.format.onnx_reader import ALIGNMENT, read_onnx
 from tests.tiny_graphs import quantized_graph
 
 onnx = pytest.importorskip("onnx")
 
-from export.onnx_writer import write_onnx  # noqa: E402
+from flatlm.export.onnx_writer import write_onnx  # noqa: E402
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_inputs_and_outputs_have_the_shapes_of_the_format(model):
 
 def test_reading_imports_neither_onnx_nor_onnxruntime(model):
     code = (
-        "import sys; from runtime.onnx_reader import read_onnx; read_onnx(sys.argv[1]); "
+        "import sys; from flatlm.runtime.format.onnx_reader import read_onnx; read_onnx(sys.argv[1]); "
         "print(sorted({'onnx', 'onnxruntime', 'numba', 'google.protobuf', 'export'} & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -1,11 +1,11 @@
-"""runtime.options: wrong values are named with their flag and range, wherever they come from."""
+"""flatlm.runtime.options: wrong values are named with their flag and range, wherever they come from."""
 
 from __future__ import annotations
 
 import pytest
 
-from runtime.errors import UsageError
-from runtime.options import SamplingOptions, from_json
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import SamplingOptions, from_json
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from export.parallel import each
+from flatlm.export.parallel import each
 
 
 def test_results_come_in_the_order_of_the_items():

@@ -8,17 +8,17 @@ import itertools
 import numpy as np
 import pytest
 
-from export import calibrate, execute
-from export.emit import packed
-from export.passes import bits, keys, smooth, split
-from export.passes.flatten import MAX_PIECES, flatten, flatten_by_token, rounded
-from export.passes.grid import excess_share, round_weights, weight_grid
-from export.quantize import quantize
-from export.recipe import INGREDIENTS, RECIPES
-from kernels_arm import layout
-from runtime.backends.numpy import NumpyBackend
-from runtime.errors import UsageError
-from runtime.functions import (
+from flatlm.export import calibrate, execute
+from flatlm.export.emit import packed
+from flatlm.export.passes import bits, keys, smooth, split
+from flatlm.export.passes.flatten import MAX_PIECES, flatten, flatten_by_token, rounded
+from flatlm.export.passes.grid import excess_share, round_weights, weight_grid
+from flatlm.export.quantize import quantize
+from flatlm.export.recipe import INGREDIENTS, RECIPES
+from flatlm.kernels_arm import layout
+from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.format.functions import (
     ATTENTION,
     ATTENTIONS,
     INT8_ATTENTION,
@@ -27,8 +27,8 @@ from runtime.functions import (
     TOKEN_LINEAR,
     check_graph,
     named,
-)  # fmt: skip
-from runtime.graph import Graph, Node, Tensor
+)
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
 

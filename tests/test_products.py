@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.passes.flatten import Flattening, operation
-from export.products import BATCH, integer_linear
+from flatlm.export.passes.flatten import Flattening, operation
+from flatlm.export.products import BATCH, integer_linear
 
 
 @pytest.mark.parametrize("by_token", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from runtime.progress import ProgressLine
+from flatlm.runtime.progress import ProgressLine
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""runtime.prompt: chat templates as transformers renders them, in a sandbox."""
+"""flatlm.runtime.text.prompt: chat templates as transformers renders them, in a sandbox."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime import prompt
-from runtime.errors import BackendError, TemplateError, UsageError
-from runtime.options import PromptOptions
-from runtime.prompt import load_template, render, without_template
-from runtime.prompt_styles import styled
+from flatlm.runtime.errors import BackendError, TemplateError, UsageError
+from flatlm.runtime.options import PromptOptions
+from flatlm.runtime.text import prompt
+from flatlm.runtime.text.prompt import load_template, render, without_template
+from flatlm.runtime.text.prompt_styles import styled
 from tests.tiny_text import CHATML, byte_level, write_folder
 
 CONVERSATION = [

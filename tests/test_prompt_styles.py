@@ -1,14 +1,22 @@
-"""runtime.prompt_styles: the published templates, word for word, and what is read again and what is not."""
+"""text.prompt_styles: the published templates, word for word, and what is read again and what is not."""
 
 from __future__ import annotations
 
 import pytest
 
-from runtime.errors import UsageError
-from runtime.llm import LLM
-from runtime.options import PromptOptions, from_json
-from runtime.prompt_styles import ANSWER_FORMATS, Exemplar, ask, few_shot, plain_text, split_context, styled
-from runtime.tokenizer import load_tokenizer
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import PromptOptions, from_json
+from flatlm.runtime.text.prompt_styles import (
+    ANSWER_FORMATS,
+    Exemplar,
+    ask,
+    few_shot,
+    plain_text,
+    split_context,
+    styled,
+)
+from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_text import CHATML, FakeBackend, byte_level, write_folder
 
 RE2 = PromptOptions(re2=True)

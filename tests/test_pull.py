@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from export.pull import pull
-from export.sources import hub, open_source, wheels
-from runtime.errors import ResourceError, SourceError
+from flatlm.export.pull import pull
+from flatlm.export.sources import hub, open_source, wheels
+from flatlm.runtime.errors import ResourceError, SourceError
 from tests.tiny_models import tiny_model
 
 

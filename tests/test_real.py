@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime import LLM
-from runtime.artifact import open_artifact
-from runtime.backends import open_backend
-from runtime.evaluation.perplexity import window_nll
-from runtime.tokenizer import load_tokenizer
+from flatlm import LLM
+from flatlm.runtime.backends import open_backend
+from flatlm.runtime.evaluation.perplexity import window_nll
+from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]

@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from export.journal import Journal, key
-from export.passes.bits import Variant
-from export.recipe import RECIPES
+from flatlm.export.journal import Journal, key
+from flatlm.export.passes.bits import Variant
+from flatlm.export.recipe import RECIPES
 from tests.test_exporter import TINY, export
 from tests.tiny_models import tiny_model
 
@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_model
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from export import journal
+from flatlm.export import journal
 from tests.test_exporter import export
 
 source, out, name, last = sys.argv[1:]
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_damage(tmp_path, damage):
     if damage == "empty":
         stored.write_bytes(b"")
     elif damage == "no such module":
-        tree = b'["class", "export.nowhere", "Gone", ["dict", []]]'
+        tree = b'["class", "flatlm.export.nowhere", "Gone", ["dict", []]]'
         np.savez(stored, np.frombuffer(tree, np.uint8))
     else:
         np.savez_compressed(stored, np.zeros(1000))

@@ -1,4 +1,4 @@
-"""runtime.sampler: the distribution after each filter, ties, seeds."""
+"""flatlm.runtime.generation.sampler: the distribution after each filter, ties, seeds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from runtime.errors import BackendError
-from runtime.options import SamplingOptions
-from runtime.sampler import (
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.generation.sampler import (
     distribution,
     draw,
     greedy,
@@ -22,6 +21,7 @@ from runtime.sampler import (
     recent,
     uniforms,
 )
+from flatlm.runtime.options import SamplingOptions
 
 OPEN = {"temp": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from runtime.backends import Backend
-from runtime.backends.native import NativeBackend
-from runtime.drafting import Guess, short_head
-from runtime.drafting.model import CLASSES, ModelDrafter
-from runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
-from runtime.drafting.verify import invariant
-from runtime.errors import BackendError
-from runtime.functions import named
-from runtime.graph import Graph, Tensor
-from runtime.llm import LLM
-from runtime.options import SamplingOptions
-from runtime.sampler import make_sampler
+from flatlm.runtime.backends import Backend
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.drafting import Guess, short_head
+from flatlm.runtime.drafting.model import CLASSES, ModelDrafter
+from flatlm.runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
+from flatlm.runtime.drafting.verify import invariant
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.format.functions import named
+from flatlm.runtime.format.graph import Graph, Tensor
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import SamplingOptions
 from tests.interrupts import interrupted_after
 from tests.test_nested import exported
 from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, matrix, packed, quantized_graph

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from export.sources import open_source
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.sources import open_source
+from flatlm.runtime.errors import SourceError, UnsupportedError
 from tests.tiny_models import TinyShape, tiny_model, tiny_weights, write_safetensors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import thermal
+from flatlm.runtime.measuring import thermal
 
 
 def write(path, text):

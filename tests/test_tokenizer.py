@@ -1,4 +1,4 @@
-"""runtime.tokenizer: special tokens by Hugging Face's rules, and detokenizing as ids come in."""
+"""flatlm.runtime.text.tokenizer: special tokens by Hugging Face's rules, and detokenizing as ids come in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from runtime.errors import IntegrityError, TokenizerError, UsageError
-from runtime.tokenizer import MOST_HELD, Detokenizer, load_tokenizer
+from flatlm.runtime.errors import IntegrityError, TokenizerError, UsageError
+from flatlm.runtime.text.tokenizer import MOST_HELD, Detokenizer, load_tokenizer
 from tests.tiny_text import byte_level, sentencepiece, write_folder
 
 TEXTS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.passes.cache import to_int8
-from kernels_arm import layout
-from runtime.graph import Graph, Node, Tensor
+from flatlm.export.passes.cache import to_int8
+from flatlm.kernels_arm import layout
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4

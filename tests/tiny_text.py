@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from runtime.backends import Segment, check_fit
+from flatlm.runtime.backends import Segment, check_fit
 
 SPECIAL = ("<|end|>", "<|start|>", "<|stop|>")  # ids 0, 1, 2
 

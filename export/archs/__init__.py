@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from export.sources.source import Source
-from runtime.errors import SourceError, UnsupportedError
-from runtime.graph import Graph
+from flatlm.export.sources.source import Source
+from flatlm.runtime.errors import SourceError, UnsupportedError
+from flatlm.runtime.format.graph import Graph
 
 
 def architectures() -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from export.blocks import Biases, decoder
-from export.config import read_config
-from export.sources.source import Source
-from runtime.graph import Graph
+from flatlm.export.blocks import Biases, decoder
+from flatlm.export.config import read_config
+from flatlm.export.sources.source import Source
+from flatlm.runtime.format.graph import Graph
 
 
 def build(source: Source) -> Graph:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtime.functions import ATTENTION, INT8_ATTENTION
-from runtime.graph import Graph, Node
+from flatlm.runtime.format.functions import ATTENTION, INT8_ATTENTION
+from flatlm.runtime.format.graph import Graph, Node
 
 
 def to_int8(graph: Graph) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.calibrate import Inputs
-from export.execute import Operation, flat_linear, token_linear, token_steps
+from flatlm.export.calibrate import Inputs
+from flatlm.export.execute import Operation, flat_linear, token_linear, token_steps
 
 from .pieces import MAX_PIECES, pieces_by_token
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.parallel import each
+from flatlm.export.parallel import each
 
 from .grid import Grid
 

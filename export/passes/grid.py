@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels_arm import layout
+from flatlm.kernels_arm import layout
 
 _HALF = {4: 7.5, 8: 127.0}  # steps from zero to the threshold
 PLANE = 16  # steps of the low plane of a nested grid in one of the high plane

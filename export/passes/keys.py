@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from export.execute import rotate
-from runtime.functions import ATTENTION, LINEARS
-from runtime.graph import Graph, Node, Tensor
-from runtime.nested import layer_of
+from flatlm.export.execute import rotate
+from flatlm.runtime.format.functions import ATTENTION, LINEARS
+from flatlm.runtime.format.graph import Graph, Node, Tensor
+from flatlm.runtime.format.nested import layer_of
 
 _LEAST = 1e-5
 

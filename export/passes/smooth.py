@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.calibrate import Inputs
-from export.parallel import each
-from runtime.graph import Graph, Node, Tensor
+from flatlm.export.calibrate import Inputs
+from flatlm.export.parallel import each
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 from .flatten import MAX_PIECES, box_threshold
 

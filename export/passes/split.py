@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.graph import Graph, Tensor
+from flatlm.runtime.format.graph import Graph, Tensor
 
 from .flatten import MAX_PIECES, box_threshold
 from .smooth import Fold

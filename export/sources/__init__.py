@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from export.sources import hub, wheels
-from export.sources.gguf_file import MAGIC, open_gguf
-from export.sources.hf_folder import open_hf_folder
-from export.sources.source import Source, unknown_source
-from runtime.errors import UnsupportedError
+from flatlm.export.sources import hub, wheels
+from flatlm.export.sources.gguf_file import MAGIC, open_gguf
+from flatlm.export.sources.hf_folder import open_hf_folder
+from flatlm.export.sources.source import Source, unknown_source
+from flatlm.runtime.errors import UnsupportedError
 
 __all__ = ["Source", "default_folder", "open_source"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from export.parallel import each
-from export.sources.gguf_tokenizer import Metadata, tokenizer_files
-from export.sources.source import Files, missing_weight
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.parallel import each
+from flatlm.export.sources.gguf_tokenizer import Metadata, tokenizer_files
+from flatlm.export.sources.source import Files, missing_weight
+from flatlm.runtime.errors import SourceError, UnsupportedError
 
 MAGIC = b"GGUF"
 ARCHITECTURES = ("llama", "qwen2")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.sources.source import Files, json_bytes
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.sources.source import Files, json_bytes
+from flatlm.runtime.errors import SourceError, UnsupportedError
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from export.sources.source import Files, chat_template, json_bytes, missing_weight, read_json
-from runtime.errors import SourceError, UnsupportedError
+from flatlm.export.sources.source import Files, chat_template, json_bytes, missing_weight, read_json
+from flatlm.runtime.errors import SourceError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from runtime.errors import SourceError, first_line
+from flatlm.runtime.errors import SourceError, first_line
 
 # `model*` leaves out copies in other layouts, such as Meta's consolidated.safetensors.
 PATTERNS = (

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import SourceError
+from flatlm.runtime.errors import SourceError
 
 Files = Mapping[str, bytes | Path]  # file name in the artifact → its bytes, or the file to copy
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from runtime.errors import ResourceError, SourceError
+from flatlm.runtime.errors import ResourceError, SourceError
 
 _BLOCK = 1 << 22
 _TRIES = 3

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.artifact import Artifact
-from runtime.errors import BackendError, ContextError
+from flatlm.runtime.errors import BackendError, ContextError
+from flatlm.runtime.format.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def check_fit(positions: Sequence[int], context: int, segments: Sequence[Segment
 
 
 BACKENDS = {
-    "native": "runtime.backends.native:NativeBackend",
-    "numpy": "runtime.backends.numpy:NumpyBackend",
-    "ort": "runtime.backends.ort:OrtBackend",
+    "native": "flatlm.runtime.backends.native:NativeBackend",
+    "numpy": "flatlm.runtime.backends.numpy:NumpyBackend",
+    "ort": "flatlm.runtime.backends.ort:OrtBackend",
 }
 
 
@@ -109,7 +109,7 @@ def open_backend(
     try:
         backend_class = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("runtime", "kernels_arm"):
+        if (error.name or "").split(".")[0] == "flatlm":
             raise  # our own bug
         raise BackendError(
             f"the backend {name!r} needs the package {error.name}; install it and try again"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kernels_arm import cpu, library, ops, team
-from runtime.backends import Segment, check_fit
-from runtime.errors import BackendError
-from runtime.memory import require_memory
-from runtime.plan import lower
+from flatlm.kernels_arm import cpu, library, ops, team
+from flatlm.runtime.backends import Segment, check_fit
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.memory import require_memory
+from flatlm.runtime.plan import lower
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096

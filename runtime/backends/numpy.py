@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kernels_arm import reference
-from runtime.backends import Segment, check_fit
-from runtime.functions import LINEAR, LINEARS, named
-from runtime.graph import Graph, Node
+from flatlm.kernels_arm import reference
+from flatlm.runtime.backends import Segment, check_fit
+from flatlm.runtime.format.functions import LINEAR, LINEARS, named
+from flatlm.runtime.format.graph import Graph, Node
 
 EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
 

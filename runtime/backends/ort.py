@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import MODEL, Artifact
-from runtime.backends import Segment, check_fit
-from runtime.errors import BackendError, FormatError
-from runtime.functions import ATTENTIONS, SIGNED, cache_types
-from runtime.graph import Node
+from flatlm.runtime.backends import Segment, check_fit
+from flatlm.runtime.errors import BackendError, FormatError
+from flatlm.runtime.format.artifact import MODEL, Artifact
+from flatlm.runtime.format.functions import ATTENTIONS, SIGNED, cache_types
+from flatlm.runtime.format.graph import Node
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 

@@ -1,1 +1,1 @@
-"""The verbs of `flatlm`, one module each; `runtime.cli` finds them by name."""
+"""The verbs of `flatlm`, one module each; `flatlm.runtime.cli` finds them by name."""

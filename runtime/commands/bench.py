@@ -9,10 +9,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_model, model_path, say
-from runtime.errors import UsageError
-from runtime.options import (
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_model, model_path, say
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import (
     BackendOptions,
     DraftOptions,
     SamplingOptions,
@@ -21,14 +21,14 @@ from runtime.options import (
     from_args,
     option,
 )
-from runtime.progress import Progress, ProgressLine
+from flatlm.runtime.progress import Progress, ProgressLine
 
 if TYPE_CHECKING:
-    from kernels_arm.probes import Limits, Probe
-    from runtime.artifact import Artifact
-    from runtime.backends import Backend
-    from runtime.bench import Report, Result
-    from runtime.drafting.speculator import Speculator
+    from flatlm.kernels_arm.probes import Limits, Probe
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.drafting.speculator import Speculator
+    from flatlm.runtime.format.artifact import Artifact
+    from flatlm.runtime.measuring.bench import Report, Result
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per test."""
-    from runtime import bench
-    from runtime.artifact import open_artifact
-    from runtime.llm import open_chosen
+    from flatlm.runtime.format.artifact import open_artifact
+    from flatlm.runtime.llm import open_chosen
+    from flatlm.runtime.measuring import bench
 
     chosen, options = from_args(args, BenchOptions), from_args(args, BackendOptions)
     options = replace(options, batch=max(chosen.together, default=1))
@@ -137,15 +137,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _probe(backend: Backend) -> Probe | None:
     """What probes the machine with the threads of the native backend; None for another."""
-    from kernels_arm.probes import Probe
-    from runtime.backends.native import NativeBackend
+    from flatlm.kernels_arm.probes import Probe
+    from flatlm.runtime.backends.native import NativeBackend
 
     return Probe(backend.kernels, backend.threads) if isinstance(backend, NativeBackend) else None
 
 
 def _place(report: Report, backend: Backend, placed: list[tuple[list[Limits], Result, int]]) -> None:
     """The results under their roofs: as JSON, and as a table. `placed` has the tokens of a step of each."""
-    from runtime import roofline, thermal
+    from flatlm.runtime.measuring import roofline, thermal
 
     lines = [
         roofline.place(backend, *one)  # type: ignore[arg-type]  # native: it has limits
@@ -160,7 +160,7 @@ def _place(report: Report, backend: Backend, placed: list[tuple[list[Limits], Re
 
 
 def _rows(report: Report, backend: Backend, chosen: BenchOptions, what: str, sizes: tuple[int, ...]) -> None:
-    from runtime import rows
+    from flatlm.runtime.measuring import rows
 
     measure = rows.measure if what == "rows" else rows.measure_together
     for depth in chosen.d:
@@ -171,7 +171,7 @@ def _rows(report: Report, backend: Backend, chosen: BenchOptions, what: str, siz
 
 
 def _steady(report: Report, backend: Backend, seconds: float) -> None:
-    from runtime import sustained
+    from flatlm.runtime.measuring import sustained
 
     with ProgressLine("steady state", "s") as progress:
         found = sustained.measure(backend, seconds, progress)
@@ -180,9 +180,9 @@ def _steady(report: Report, backend: Backend, seconds: float) -> None:
 
 def _per_op(report: Report, backend: Backend, tests: list[tuple[str, int, int]]) -> None:
     """On stderr, a table for every test; in the JSON, too."""
-    from kernels_arm import probes
-    from runtime import bench, per_op
-    from runtime.backends.native import NativeBackend
+    from flatlm.kernels_arm import probes
+    from flatlm.runtime.backends.native import NativeBackend
+    from flatlm.runtime.measuring import bench, per_op
 
     if not isinstance(backend, NativeBackend):
         raise UsageError(f"--per-op looks into the native backend, not into {backend.name}")
@@ -201,9 +201,9 @@ def _drafted(
     draft: str, artifact: Artifact, backend: Backend, options: BackendOptions
 ) -> Iterator[tuple[str, Speculator | None]]:
     """The tests that write text: (name, who drafts), none where nothing is to be drafted."""
-    from runtime.drafting.spec import build_speculator, parse_draft
-    from runtime.llm import open_beside
-    from runtime.tokenizer import load_tokenizer
+    from flatlm.runtime.drafting.spec import build_speculator, parse_draft
+    from flatlm.runtime.llm import open_beside
+    from flatlm.runtime.text.tokenizer import load_tokenizer
 
     spec = parse_draft(draft)
     if spec is None:
@@ -226,11 +226,11 @@ def _write(
     progress: Progress,
 ) -> list[float]:
     """Tokens per second of greedy answers of `tokens` tokens, end tokens ignored; a prompt per repetition."""
-    from runtime import engine
-    from runtime.drafting.verify import invariant
-    from runtime.parity import PROMPTS
-    from runtime.sampler import make_sampler
-    from runtime.tokenizer import load_tokenizer
+    from flatlm.runtime.drafting.verify import invariant
+    from flatlm.runtime.generation import engine
+    from flatlm.runtime.generation.sampler import make_sampler
+    from flatlm.runtime.measuring.parity import PROMPTS
+    from flatlm.runtime.text.tokenizer import load_tokenizer
 
     tokenizer, sampler, rates = load_tokenizer(artifact.path), make_sampler(SamplingOptions()), []
     for i in range(repetitions):

@@ -8,16 +8,23 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli import INTERRUPTED, add_verb
-from runtime.commands.common import add_model, open_llm, say
-from runtime.commands.generate import summary, write
-from runtime.errors import ContextError, TemplateError
-from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, add_flags, from_args
-from runtime.progress import ProgressLine
-from runtime.prompt_styles import styled
+from flatlm.runtime.cli import INTERRUPTED, add_verb
+from flatlm.runtime.commands.common import add_model, open_llm, say
+from flatlm.runtime.commands.generate import summary, write
+from flatlm.runtime.errors import ContextError, TemplateError
+from flatlm.runtime.options import (
+    BackendOptions,
+    DraftOptions,
+    PromptOptions,
+    SamplingOptions,
+    add_flags,
+    from_args,
+)
+from flatlm.runtime.progress import ProgressLine
+from flatlm.runtime.text.prompt_styles import styled
 
 if TYPE_CHECKING:
-    from runtime.llm import LLM
+    from flatlm.runtime.llm import LLM
 
 HELP = "Ctrl-C stops an answer, twice leaves; Ctrl-D leaves. /clear starts over, /quit leaves."
 

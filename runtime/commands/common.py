@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import UsageError
-from runtime.options import BackendOptions, DraftOptions, from_args
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import BackendOptions, DraftOptions, from_args
 
 if TYPE_CHECKING:
-    from runtime.llm import LLM
+    from flatlm.runtime.llm import LLM
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
     """The model of `args`, with its BackendOptions and DraftOptions, for `batch` sequences at once."""
     from dataclasses import asdict, replace
 
-    from runtime.llm import LLM
+    from flatlm.runtime.llm import LLM
 
     backend, draft = replace(from_args(args, BackendOptions), batch=batch), from_args(args, DraftOptions)
     return LLM(model_path(args), **asdict(backend), **asdict(draft))

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, print_json
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, print_json
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -25,8 +25,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings that differ, both shares and the difference, by both parsers where there are two."""
-    from runtime.evaluation import comparison, plot, summary
-    from runtime.evaluation.run_file import read_run
+    from flatlm.runtime.evaluation import comparison, plot, summary
+    from flatlm.runtime.evaluation.run_file import read_run
 
     a, b = comparison.matched(read_run(Path(args.a)), read_run(Path(args.b)))
     paired = {"right": comparison.pair(a, b)}

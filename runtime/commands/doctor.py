@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, print_json, say
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, print_json, say
 
 PACKAGES = {  # package: what it is for
     "numpy": "everything",
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine() -> dict[str, Any]:
-    from runtime import thermal
+    from flatlm.runtime.measuring import thermal
 
     return {
         "system": platform.platform(),
@@ -70,7 +70,7 @@ def _packages() -> dict[str, str]:
 
 
 def _memory() -> str:
-    from runtime.memory import available_bytes
+    from flatlm.runtime.memory import available_bytes
 
     free = available_bytes()
     return "unknown" if free is None else f"{free / 2**20:.0f} MiB available"
@@ -92,7 +92,7 @@ def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> str:
 
 def _operations(processor: Mapping[str, str]) -> dict[str, str]:
     """What runs each operation of a plan: all come from one library, so they share the tier's objections."""
-    from kernels_arm import ops
+    from flatlm.kernels_arm import ops
 
     if _slow(processor):
         return dict.fromkeys(ops.NAMES.values(), "numpy reference: SLOW")
@@ -110,6 +110,6 @@ def _slow(processor: Mapping[str, str]) -> str:
 
 
 def _processor() -> dict[str, Any]:
-    from kernels_arm import library, team
+    from flatlm.kernels_arm import library, team
 
     return {**library.describe(), **team.describe()}

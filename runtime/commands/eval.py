@@ -9,10 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, add_model, model_path, open_llm, print_json, read_text, say
-from runtime.errors import ResourceError, UsageError
-from runtime.options import (
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import (
+    add_json,
+    add_model,
+    model_path,
+    open_llm,
+    print_json,
+    read_text,
+    say,
+)
+from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.options import (
     BackendOptions,
     DraftOptions,
     PromptOptions,
@@ -24,12 +32,12 @@ from runtime.options import (
     option,
     refuse,
 )
-from runtime.progress import ProgressLine
+from flatlm.runtime.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from runtime.evaluation.runner import Asking
-    from runtime.evaluation.tasks import Task
-    from runtime.llm import LLM
+    from flatlm.runtime.evaluation.runner import Asking
+    from flatlm.runtime.evaluation.tasks import Task
+    from flatlm.runtime.llm import LLM
 
 MOST_TOGETHER = 16  # docs/log.md: little is gained beyond, and each takes a K/V cache
 
@@ -112,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _perplexity(args: argparse.Namespace) -> int:
     """Print the perplexity, the predicted tokens and the mean −ln p with its standard error."""
-    from runtime.evaluation.perplexity import perplexity
+    from flatlm.runtime.evaluation.perplexity import perplexity
 
     options = from_args(args, TextOptions)
     text = _text(options)
@@ -129,8 +137,8 @@ def _perplexity(args: argparse.Namespace) -> int:
 
 def _divergence(args: argparse.Namespace) -> int:
     """Print KL(reference ‖ model), its percentiles, and how often the likeliest token is the same."""
-    from runtime.evaluation.divergence import divergence
-    from runtime.llm import LLM
+    from flatlm.runtime.evaluation.divergence import divergence
+    from flatlm.runtime.llm import LLM
 
     options = from_args(args, TextOptions)
     if options.reference is None:
@@ -169,11 +177,11 @@ def _ids(llm: LLM, text: str, options: TextOptions) -> list[int]:
 
 def _task(args: argparse.Namespace) -> int:
     """Answer the items of a task's file, continuing the run in --out, and print what it says."""
-    from runtime.evaluation import runner, summary
-    from runtime.evaluation.answerer import answerer, prompt_of
-    from runtime.evaluation.hub_file import local
-    from runtime.evaluation.run_file import RunFile
-    from runtime.evaluation.tasks import TASKS, read_items
+    from flatlm.runtime.evaluation import runner, summary
+    from flatlm.runtime.evaluation.answerer import answerer, prompt_of
+    from flatlm.runtime.evaluation.hub_file import local
+    from flatlm.runtime.evaluation.run_file import RunFile
+    from flatlm.runtime.evaluation.tasks import TASKS, read_items
 
     options, sampling = from_args(args, TaskOptions), from_args(args, SamplingOptions)
     sampling = replace(sampling, seed=max(sampling.seed, 0))
@@ -238,8 +246,8 @@ def _check(task: Task, options: TaskOptions, sampling: SamplingOptions, drafting
 def _asking(
     args: argparse.Namespace, llm: LLM, task: Task, options: TaskOptions, sampling: SamplingOptions
 ) -> Asking:
-    from runtime.evaluation.runner import Asking
-    from runtime.evaluation.tasks import exemplars_of
+    from flatlm.runtime.evaluation.runner import Asking
+    from flatlm.runtime.evaluation.tasks import exemplars_of
 
     prompt, chat = from_args(args, PromptOptions), llm.template is not None
     if task.kind == "program" and not chat and prompt != PromptOptions():
@@ -261,8 +269,8 @@ def _settings(
     llm: LLM,
 ) -> dict[str, Any]:
     """All that a result depends on, and no more: --limit and -t may change when a run goes on."""
-    from runtime.artifact import open_artifact
-    from runtime.evaluation.tasks import fingerprint
+    from flatlm.runtime.evaluation.tasks import fingerprint
+    from flatlm.runtime.format.artifact import open_artifact
 
     manifest = open_artifact(model_path(args)).manifest
     hashes = json.dumps({name: entry.sha256 for name, entry in sorted(manifest.files.items())})

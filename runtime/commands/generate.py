@@ -8,15 +8,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from runtime.cli import INTERRUPTED, add_verb
-from runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
-from runtime.errors import UsageError
-from runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, add_flags, from_args
-from runtime.progress import ProgressLine
-from runtime.prompt_styles import styled
+from flatlm.runtime.cli import INTERRUPTED, add_verb
+from flatlm.runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import (
+    BackendOptions,
+    DraftOptions,
+    PromptOptions,
+    SamplingOptions,
+    add_flags,
+    from_args,
+)
+from flatlm.runtime.progress import ProgressLine
+from flatlm.runtime.text.prompt_styles import styled
 
 if TYPE_CHECKING:
-    from runtime.llm import LLM, Completion, Stream
+    from flatlm.runtime.llm import LLM, Completion, Stream
 
 COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foreground of ANSI terminals
 RESET = "\x1b[0m"

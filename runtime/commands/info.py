@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, add_model, model_path, print_json
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the artifact's description; with --json the manifest."""
-    from runtime.artifact import describe, open_artifact
+    from flatlm.runtime.format.artifact import describe, open_artifact
 
     artifact = open_artifact(model_path(args))
     if args.json:

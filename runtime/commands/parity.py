@@ -8,16 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, add_model, model_path, print_json, say
-from runtime.errors import BackendError
-from runtime.options import BackendOptions, add_flags, check_fields, from_args, option
-from runtime.parity import PROMPTS, Agreement, compare
-from runtime.progress import ProgressLine
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json, say
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.measuring.parity import PROMPTS, Agreement, compare
+from flatlm.runtime.options import BackendOptions, add_flags, check_fields, from_args, option
+from flatlm.runtime.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.format.artifact import Artifact
 
 ORDER = ("native", "numpy", "ort")  # the first one present writes the tokens
 ENOUGH = 0.99  # top-1 agreement asked of a backend that computes in other float steps (ort)
@@ -49,8 +49,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per backend compared."""
-    from runtime.artifact import open_artifact
-    from runtime.tokenizer import load_tokenizer
+    from flatlm.runtime.format.artifact import open_artifact
+    from flatlm.runtime.text.tokenizer import load_tokenizer
 
     options = from_args(args, ParityOptions)
     artifact = open_artifact(model_path(args))
@@ -75,7 +75,7 @@ def passes(row: Agreement) -> bool:
 
 def table(rows: list[Agreement]) -> str:
     """The rows as a Markdown table."""
-    from runtime.bench import markdown
+    from flatlm.runtime.measuring.bench import markdown
 
     head = [
         "backend",
@@ -109,7 +109,7 @@ def _cells(row: Agreement) -> list[str]:
 @contextmanager
 def _present(artifact: Artifact, options: BackendOptions) -> Iterator[dict[str, Backend]]:
     """All backends that open, best first; says on stderr which do not and why."""
-    from runtime.llm import open_named
+    from flatlm.runtime.llm import open_named
 
     with ExitStack() as stack:
         backends = {}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from runtime.cli import add_verb
-from runtime.commands.common import add_json, add_model, model_path, print_json
-from runtime.progress import ProgressLine
+from flatlm.runtime.cli import add_verb
+from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
+from flatlm.runtime.progress import ProgressLine
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -20,7 +20,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print ok, or raise the artifact's error."""
-    from runtime.artifact import verify_artifact
+    from flatlm.runtime.format.artifact import verify_artifact
 
     path = model_path(args)
     with ProgressLine("hashing", "bytes") as progress:

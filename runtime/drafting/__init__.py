@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from runtime.sampler import Law
+from flatlm.runtime.generation.sampler import Law
 
 
 class Guess(NamedTuple):

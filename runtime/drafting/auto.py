@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
-from runtime.drafting import Choose, Guess
-from runtime.drafting.maxgram import MaxGram
-from runtime.drafting.model import CLASSES as MODEL_CLASSES
-from runtime.drafting.model import FEW, ModelDrafter
-from runtime.drafting.schedule import HOPELESS, NEXT, Odds, Schedule
+from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.model import CLASSES as MODEL_CLASSES
+from flatlm.runtime.drafting.model import FEW, ModelDrafter
+from flatlm.runtime.drafting.schedule import HOPELESS, NEXT, Odds, Schedule
 
 RUN = 16  # tokens asked of Max-Gram at once
 AHEAD = 8  # passes of a model that are thought of at once

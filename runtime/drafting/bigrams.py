@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import FormatError
+from flatlm.runtime.errors import FormatError
 
 BIGRAMS = "bigrams.i32"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runtime.drafting import Choose, Drafter, Guess
-from runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting import Choose, Drafter, Guess
+from flatlm.runtime.drafting.model import ModelDrafter
 
 STATISTICAL_DRAFT = 10  # tokens a statistical drafter proposes at once, as in the paper's code
 

@@ -18,12 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_arm.library import cache_folder
-from runtime.drafting.costs import Costs
-from runtime.drafting.schedule import Schedule
+from flatlm.kernels_arm.library import cache_folder
+from flatlm.runtime.drafting.costs import Costs
+from flatlm.runtime.drafting.schedule import Schedule
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
+    from flatlm.runtime.format.artifact import Artifact
 
 # What reading a file raises that something else wrote.
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)

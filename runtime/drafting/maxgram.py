@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.drafting import Choose, Guess
-from runtime.drafting.suffixes import SuffixIndex
-from runtime.engine import common_start
+from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.drafting.suffixes import SuffixIndex
+from flatlm.runtime.generation.engine import common_start
 
 CLASSES = 7  # of trust: 0 from a bigram, k for a match of 2**(k-1) tokens and more
 

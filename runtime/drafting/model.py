@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime import engine
-from runtime.drafting import Choose, Guess
-from runtime.drafting.costs import OUTLIER, Costs
-from runtime.drafting.short_head import ShortHead
-from runtime.engine import common_start
-from runtime.errors import UsageError
-from runtime.sampler import find
-from runtime.tokenizer import Tokenizer, load_tokenizer
+from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.drafting.costs import OUTLIER, Costs
+from flatlm.runtime.drafting.short_head import ShortHead
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.engine import common_start
+from flatlm.runtime.generation.sampler import find
+from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 FEW = 32  # tokens that are read in one pass with the draft
 CLASSES = 8  # of trust: equal parts of the probability the model gives its guess

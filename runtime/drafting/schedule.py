@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.drafting import Guess
-from runtime.drafting.costs import OUTLIER, Costs
-from runtime.drafting.readings import Readings
+from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting.costs import OUTLIER, Costs
+from flatlm.runtime.drafting.readings import Readings
 
 MEMORY = 48  # guesses of one class after which an old one counts 1/e
 FADE = 1024  # tokens after which the same holds for a class that was not seen again

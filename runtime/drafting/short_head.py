@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels_arm import layout
-from kernels_arm.team import aligned
-from runtime.backends import Segment
-from runtime.functions import LINEARS, named
-from runtime.graph import Graph, Tensor
+from flatlm.kernels_arm import layout
+from flatlm.kernels_arm.team import aligned
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.format.functions import LINEARS, named
+from flatlm.runtime.format.graph import Graph, Tensor
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.format.artifact import Artifact
 
 FIRST = 16384  # ids from 0 on that are always known
 MET = 4096  # others that were met: an English text of 100,000 tokens has about as many

@@ -21,26 +21,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.drafting import Drafter
-from runtime.drafting.auto import Auto
-from runtime.drafting.bigrams import load_bigrams
-from runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
-from runtime.drafting.kept import Kept
-from runtime.drafting.maxgram import MaxGram
-from runtime.drafting.model import ModelDrafter, require_same_tokenizer
-from runtime.drafting.schedule import Schedule
-from runtime.drafting.short_head import ShortHead
-from runtime.drafting.speculator import Speculator
-from runtime.errors import UsageError
-from runtime.functions import LINEARS
-from runtime.graph import Graph
-from runtime.nested import high_plane
-from runtime.options import did_you_mean
+from flatlm.runtime.drafting import Drafter
+from flatlm.runtime.drafting.auto import Auto
+from flatlm.runtime.drafting.bigrams import load_bigrams
+from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
+from flatlm.runtime.drafting.kept import Kept
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
+from flatlm.runtime.drafting.schedule import Schedule
+from flatlm.runtime.drafting.short_head import ShortHead
+from flatlm.runtime.drafting.speculator import Speculator
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.format.functions import LINEARS
+from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.nested import high_plane
+from flatlm.runtime.options import did_you_mean
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
-    from runtime.backends import Backend
-    from runtime.tokenizer import Tokenizer
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.format.artifact import Artifact
+    from flatlm.runtime.text.tokenizer import Tokenizer
 
 MAXGRAMS = {"maxgram": False, "maxgram-latest": True}  # name: whether the latest match counts
 DEFAULT_K = {1: (((10,),), 1.0), 2: PUBLISHED["llama2"], 3: PUBLISHED["flan-t5"]}
@@ -132,7 +132,7 @@ def inside(target: Artifact) -> Artifact:
 
 def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
     """The artifact in folder `name`; UsageError where its tokens are not the target's."""
-    from runtime.artifact import open_artifact
+    from flatlm.runtime.format.artifact import open_artifact
 
     require_same_tokenizer(target.path, name, tokenizer)
     return open_artifact(name)

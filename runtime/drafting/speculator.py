@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.drafting import Drafter, Guess
-from runtime.drafting.verify import Rule, verify
+from flatlm.runtime.drafting import Drafter, Guess
+from flatlm.runtime.drafting.verify import Rule, verify
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 Learn = Callable[[int, float, float, Sequence[int]], None]  # rows, the target's seconds, all seconds, written
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.drafting import Choose, Guess
-from runtime.options import SamplingOptions
-from runtime.sampler import Law, Sampler, draw, find, next_law
+from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.generation.sampler import Law, Sampler, draw, find, next_law
+from flatlm.runtime.options import SamplingOptions
 
 # What the target writes after `history` where `guess` was made, given its logits [V].
 Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from runtime.evaluation.runner import Answer, Answerer, Request
-from runtime.options import SamplingOptions
+from flatlm.runtime.evaluation.runner import Answer, Answerer, Request
+from flatlm.runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from runtime.answer import Completion, Prompt
-    from runtime.llm import LLM
+    from flatlm.runtime.generation.answer import Completion, Prompt
+    from flatlm.runtime.llm import LLM
 
 COSTS = ("prompt_tokens", "reused_tokens", "prefill_seconds", "generated_tokens", "decode_seconds")
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from runtime.evaluation.numerals import Numeral, numerals, plain
+from flatlm.runtime.evaluation.numerals import Numeral, numerals, plain
 
 LETTERS = "ABCDE"
 COPIED = ("", "answer", "choice")  # boxes of the prompt's own words, which small models repeat

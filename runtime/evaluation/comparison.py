@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runtime.errors import UsageError
-from runtime.evaluation.intervals import mcnemar, paired_difference
-from runtime.evaluation.run_file import Run
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation.intervals import mcnemar, paired_difference
+from flatlm.runtime.evaluation.run_file import Run
 
 SAME = ("task", "file_sha256")  # settings without which items do not pair
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import UsageError
-from runtime.evaluation.perplexity import ROWS, log_softmax, windows_of
-from runtime.progress import Progress
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation.perplexity import ROWS, log_softmax, windows_of
+from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 BLOCK = (
     4  # rows whose probabilities are held in float64: of each, 151,936 × 8 bytes are 1.2 MB, some five times

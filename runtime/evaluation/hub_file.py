@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.errors import UsageError, first_line
+from flatlm.runtime.errors import UsageError, first_line
 
 PREFIX = "hub:"
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import ContextError, UsageError
-from runtime.progress import Progress
+from flatlm.runtime.errors import ContextError, UsageError
+from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 ROWS = 64  # logits kept at a time: 64 × 151,936 × 4 bytes are 39 MB, a whole window would be 311 MB
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from runtime.errors import BackendError
-from runtime.evaluation.comparison import Paired
-from runtime.evaluation.intervals import wilson
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.evaluation.comparison import Paired
+from flatlm.runtime.evaluation.intervals import wilson
 
 
 def draw(path: Path, names: tuple[str, str], paired: Paired) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runtime.errors import UsageError
+from flatlm.runtime.errors import UsageError
 
 FORMAT = 1
 MAGIC = b'{"flatlm_run": 1, "settings": '  # what a first line begins with

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.evaluation import answers, authors, programs
-from runtime.evaluation.run_file import RunFile
-from runtime.evaluation.tasks import Item, Task, messages
-from runtime.options import PromptOptions
-from runtime.progress import Progress
-from runtime.prompt_styles import Exemplar, plain_text
+from flatlm.runtime.evaluation import answers, authors, programs
+from flatlm.runtime.evaluation.run_file import RunFile
+from flatlm.runtime.evaluation.tasks import Item, Task, messages
+from flatlm.runtime.options import PromptOptions
+from flatlm.runtime.progress import Progress
+from flatlm.runtime.text.prompt_styles import Exemplar, plain_text
 
 BASE_STOPS = {  # where a base model begins the next question, or leaves the function it continues
     "program": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("),  # those of Codex (arXiv 2107.03374)

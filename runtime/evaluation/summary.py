@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.evaluation.intervals import wilson
+from flatlm.runtime.evaluation.intervals import wilson
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UsageError
-from runtime.evaluation.answers import LETTERS
-from runtime.options import PromptOptions
-from runtime.prompt_styles import ANSWER_FORMATS, Exemplar, ask, few_shot
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.evaluation.answers import LETTERS
+from flatlm.runtime.options import PromptOptions
+from flatlm.runtime.text.prompt_styles import ANSWER_FORMATS, Exemplar, ask, few_shot
 
 CODE = "Write the complete Python function, with its imports, in one ```python block."
 

@@ -17,10 +17,10 @@ from functools import partial
 
 import numpy as np
 
-from kernels_arm import ops
-from kernels_arm.team import Team, aligned
-from runtime.artifact import open_artifact
-from runtime.backends.native import NativeBackend
+from flatlm.kernels_arm import ops
+from flatlm.kernels_arm.team import Team, aligned
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.format.artifact import open_artifact
 from tests import single_ops
 
 CONTEXT = 512

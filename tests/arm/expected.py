@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from runtime.backends.native import NativeBackend
-from runtime.graph import Graph
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.format.graph import Graph
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 MODELS = (

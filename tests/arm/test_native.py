@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.backends import Segment
-from runtime.backends.native import NativeBackend
-from runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.backends.numpy import NumpyBackend
 from tests.arm.expected import MODELS, PROMPT, greedy_tokens, native_logits, tokens
 from tests.tiny_graphs import CONTEXT, quantized_graph
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from kernels_arm import cpu, library
-from kernels_arm.cpu import BY_NAME
+from flatlm.kernels_arm import cpu, library
+from flatlm.kernels_arm.cpu import BY_NAME
 
 TIER_OF = {"cortex-a72": "neon", "cortex-a76": "dotprod", "max": "i8mm"}
 AARCH64 = [tier for tier in cpu.TIERS if tier.machine == "aarch64"]

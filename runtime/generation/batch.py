@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime import engine
-from runtime.backends import Segment
-from runtime.sampler import Sampler
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import Sampler
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 
 @dataclass(eq=False)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.options import SamplingOptions
-from runtime.stop_text import StopText
-from runtime.tokenizer import Detokenizer, Tokenizer
+from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.text.stop_text import StopText
+from flatlm.runtime.text.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from runtime.drafting.speculator import DraftTimings
+    from flatlm.runtime.drafting.speculator import DraftTimings
 
 SHOWN = 16  # ids of a continued prompt that the text of its answer depends on
 

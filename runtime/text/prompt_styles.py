@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.errors import UsageError
-from runtime.options import PromptOptions
-from runtime.prompt import Message
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.options import PromptOptions
+from flatlm.runtime.text.prompt import Message
 
 AGAIN = "Read the question again: "
 OPENINGS = {  # prompt style: the first words of the answer

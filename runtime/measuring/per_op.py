@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels_arm import ops, probes
-from runtime.backends.native import NativeBackend
-from runtime.bench import markdown
-from runtime.roofline import work
+from flatlm.kernels_arm import ops, probes
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.measuring.roofline import work
 
 STEPS = 32  # of one token; a prompt is read this many tokens at once, too
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtime.functions import LINEARS
-from runtime.graph import Graph, Node
+from flatlm.runtime.format.functions import LINEARS
+from flatlm.runtime.format.graph import Graph, Node
 
 _LOW = ".low"
 

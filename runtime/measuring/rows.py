@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.backends import Backend, Segment
-from runtime.bench import markdown
-from runtime.progress import Progress
+from flatlm.runtime.backends import Backend, Segment
+from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.progress import Progress
 
 STEPS = 8  # of one size in a turn: some ms each
 

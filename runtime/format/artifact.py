@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import FormatError, IntegrityError
-from runtime.graph import Graph
-from runtime.onnx_reader import read_onnx
-from runtime.progress import Progress
-from runtime.report import describe as describe
+from flatlm import __version__
+from flatlm.runtime.errors import FormatError, IntegrityError
+from flatlm.runtime.format.describe import describe as describe
+from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.onnx_reader import read_onnx
+from flatlm.runtime.progress import Progress
 
 MANIFEST, MODEL = "flatlm.json", "model.onnx"
 FORMAT = 1
@@ -137,7 +138,7 @@ def write_manifest(folder: Path | str, progress: Progress | None = None, **field
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
     hashes = _hash_files(folder, names, progress)
     files = {name: FileEntry(hashes[name], (folder / name).stat().st_size) for name in names}
-    manifest = Manifest(**{"flatlm": version(), **fields}, files=files)
+    manifest = Manifest(**{"flatlm": __version__, **fields}, files=files)
     temporary = folder / (MANIFEST + ".part")
     temporary.write_text(manifest.to_json(), encoding="utf-8")
     os.replace(temporary, folder / MANIFEST)
@@ -184,12 +185,3 @@ def _file_entry(name: str, entry: Any) -> FileEntry:
         case {"sha256": str(sha256), "size": int(size)}:
             return FileEntry(sha256, size)
     raise FormatError(f"files: the entry of {name!r} needs sha256 and size")
-
-
-def version() -> str:
-    import importlib.metadata  # 10 ms that reading does not need
-
-    try:
-        return importlib.metadata.version("flatlm")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "0+unknown"

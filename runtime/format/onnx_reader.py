@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import functions
-from runtime import protobuf as wire
-from runtime.errors import FormatError, IntegrityError
-from runtime.graph import Attribute, Graph, Node, Tensor
+from flatlm.runtime.errors import FormatError, IntegrityError
+from flatlm.runtime.format import functions
+from flatlm.runtime.format import protobuf as wire
+from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
 
 IR_VERSION = 11
 OPSET = 23

@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from runtime.errors import BackendError
-from runtime.options import SamplingOptions
+from flatlm.runtime.errors import BackendError
+from flatlm.runtime.options import SamplingOptions
 
 Bits = TypeVar("Bits", int, np.ndarray)  # 64 of them, or an array of uint64
 Law = tuple[np.ndarray, np.ndarray]  # ids that may follow, ascending; their probabilities, float64, sum 1

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime import thermal
-from runtime.backends import Backend
-from runtime.progress import Progress
+from flatlm.runtime.backends import Backend
+from flatlm.runtime.measuring import thermal
+from flatlm.runtime.progress import Progress
 
 WINDOW = 10.0  # s
 LONGEST = 128  # tokens before the context is emptied again, as tg128 has it

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels_arm import layout, ops, probes
-from runtime import thermal
-from runtime.backends.native import NativeBackend
-from runtime.bench import Result, markdown
+from flatlm.kernels_arm import layout, ops, probes
+from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.measuring import thermal
+from flatlm.runtime.measuring.bench import Result, markdown
 
 
 @dataclass(frozen=True)

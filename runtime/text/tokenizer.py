@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError
+from flatlm.runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime import engine
-from runtime.evaluation.perplexity import log_softmax
-from runtime.progress import Progress
-from runtime.sampler import demand_numbers, greedy
+from flatlm.runtime.evaluation.perplexity import log_softmax
+from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.sampler import demand_numbers, greedy
+from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 ROWS = 16  # positions compared at a time
 

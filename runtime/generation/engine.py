@@ -1,6 +1,6 @@
 """Tokens in, tokens out: one loop over a backend. It knows nothing of text, templates or files.
 
-Several sequences at once: runtime/batch.py. Drafting takes the place of a forward pass: runtime/drafting.
+Several sequences at once: batch.py. Drafting takes the place of a forward pass: runtime/drafting.
 What a backend holds of an earlier call is used again where the new prompt starts with the same ids; a row's
 result does not depend on the batch, so the answer is the same either way.
 """
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import ContextError, TokenizerError, UsageError
-from runtime.progress import Progress
-from runtime.sampler import Sampler
+from flatlm.runtime.errors import ContextError, TokenizerError, UsageError
+from flatlm.runtime.generation.sampler import Sampler
+from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
-    from runtime.drafting.speculator import Speculator
+    from flatlm.runtime.backends import Backend
+    from flatlm.runtime.drafting.speculator import Speculator
 
 PREFILL_CHUNK = (
     128  # tokens per call while reading a prompt: weights are read once per chunk, Ctrl-C waits for one

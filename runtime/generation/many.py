@@ -6,13 +6,13 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runtime.answer import AnswerText, Completion, Prompt, Timings
-from runtime.batch import Batch, Writer
-from runtime.errors import FlatlmError
-from runtime.sampler import make_sampler
+from flatlm.runtime.errors import FlatlmError
+from flatlm.runtime.generation.answer import AnswerText, Completion, Prompt, Timings
+from flatlm.runtime.generation.batch import Batch, Writer
+from flatlm.runtime.generation.sampler import make_sampler
 
 if TYPE_CHECKING:
-    from runtime.tokenizer import Tokenizer
+    from flatlm.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels_arm import layout
-from runtime.errors import FormatError
-from runtime.graph import Graph, Node, Tensor
+from flatlm.kernels_arm import layout
+from flatlm.runtime.errors import FormatError
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 DOMAIN, VERSION = "flatlm", 2
 STANDARD = ("Add",)  # operators of the standard domain that a graph may call

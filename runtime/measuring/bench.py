@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import ContextError
-from runtime.progress import Progress
+from flatlm.runtime.errors import ContextError
+from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime.backends import Backend
+    from flatlm.runtime.backends import Backend
 
 BATCH = 512  # tokens per call in pp, llama-bench's -ub
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels_arm import layout
+from flatlm.kernels_arm import layout
 
 Attribute = int | float | str
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import BackendError, TemplateError, UsageError
-from runtime.tokenizer import read_json
+from flatlm.runtime.errors import BackendError, TemplateError, UsageError
+from flatlm.runtime.text.tokenizer import read_json
 
 if TYPE_CHECKING:
     import jinja2
@@ -117,7 +117,7 @@ def _environment() -> jinja2.Environment:
         raise BackendError(
             f"jinja2 {jinja2.__version__} is unsafe for chat templates, {needed} is needed: {INSTALL}"
         )
-    from runtime.sandbox import environment
+    from flatlm.runtime.text.sandbox import environment
 
     return environment()
 

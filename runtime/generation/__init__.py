@@ -1,0 +1,1 @@
+"""How answers are written: sampling, sequences, many at once."""

@@ -1,0 +1,1 @@
+"""How fast, how hot, how equal: what `flatlm bench` and `flatlm parity` measure."""
