@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flatlm.runtime.format.graph import Graph, Tensor
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,12 @@ class LazyConstants(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
+    """The nodes with their constants in memory, as a graph of its own that passes may change."""
+    names = {name for node in nodes for name in node.inputs if name in graph.constants}
+    return Graph(list(nodes), {name: graph.constants[name] for name in names})
 
 
 def shape_of(graph: Graph, name: str) -> tuple[int, ...]:

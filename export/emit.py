@@ -99,8 +99,8 @@ def table_of(graph: Graph, head: Node) -> Node | None:
     return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
 
 
-def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -> None:
-    """Appends the FlatEmbedding that `node` becomes, with its constants."""
+def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -> Node:
+    """Appends the FlatEmbedding that `node` becomes, with its constants, and returns it."""
     (ids, weight), bits = node.inputs, grid.bits
     graph.constants[weight] = packed(integers, bits)
     constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
@@ -108,7 +108,9 @@ def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -
     )
     graph.constants.update(constants)
     attrs = _matrix(integers, bits)
-    graph.nodes.append(Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name))
+    made = Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name)
+    graph.nodes.append(made)
+    return made
 
 
 def packed(integers: np.ndarray, bits: int) -> Tensor:

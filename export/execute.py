@@ -9,7 +9,6 @@ Legend: B windows, T tokens of a window, k inputs, n outputs, h heads, g key/val
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,6 @@ from flatlm.runtime.format.graph import Graph, Node
 Env = dict[str, np.ndarray]  # values by name, for one chunk of windows
 Operation = Callable[..., tuple[np.ndarray, ...]]
 
-_LAYER = re.compile(r"^layers\.(\d+)\.")
 _QUERIES = 128  # queries of one attention block: keys after its end are skipped
 
 
@@ -44,21 +42,6 @@ class Scores:
     perplexity: float
     kl: float | None = None
     top1: float | None = None  # share of positions with the reference's most likely token
-
-
-def blocks(graph: Graph) -> list[list[Node]]:
-    """Nodes before the first layer, then of each layer, then after the last one."""
-    layer_of = [match and int(match[1]) for match in (_LAYER.match(node.name) for node in graph.nodes)]
-    numbered = [i for i, layer in enumerate(layer_of) if layer is not None]
-    if not numbered:
-        return [list(graph.nodes)]
-    groups = [graph.nodes[: numbered[0]]]
-    for i in range(numbered[0], numbered[-1] + 1):
-        if layer_of[i] is not None and layer_of[i] != layer_of[i - 1]:
-            groups.append([])
-        groups[-1].append(graph.nodes[i])
-    groups.append(graph.nodes[numbered[-1] + 1 :])
-    return [group for group in groups if group]
 
 
 def prepare(graph: Graph, nodes: Iterable[Node]) -> list[Step]:
@@ -107,7 +90,7 @@ def chunks(tokens: np.ndarray, size: int = 4) -> list[Env]:
 
 def run_blocks(graph: Graph, envs: Sequence[Env]) -> list[Step]:
     """Runs all blocks but the last over all chunks; returns the last one's steps, for the caller to run."""
-    *most, last = blocks(graph)
+    *most, last = graph.blocks
     for i, block in enumerate(most):
         steps = prepare(graph, block)
         later = [node for group in [*most[i + 1 :], last] for node in group]

@@ -15,67 +15,67 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.progress import Progress
 
 from . import execute, sensitivity
-from .constants import shape_of
+from .constants import load, shape_of
+from .decisions import Decisions, transform
 from .gradients import Gradients, backward
 from .journal import Journal
 from .passes import smooth
 from .passes.bits import Variant, point_of, within_bytes, within_kl
-from .recipe import Recipe
 from .sensitivity import Moved
-from .survey import Survey, in_body, load, transform
 
 
-def measure(graph: Graph, recipe: Recipe, found: Survey, progress: Progress, journal: Journal) -> Survey:
-    """`found`, its probes used up, with variants; `progress` is told (blocks, all blocks)."""
-    groups = execute.blocks(graph)
-    done, found, gradients = journal.load("measure") or (0, found, {})
+def measure(graph: Graph, decided: Decisions, progress: Progress, journal: Journal) -> Decisions:
+    """`decided`, its probes used up, with variants; `progress` is told (blocks, all blocks)."""
+    groups = graph.blocks
+    done, decided, gradients = journal.load("measure") or (0, decided, {})
     progress(done, len(groups))
     if done == 0:
-        gradients = _measure_head(load(graph, groups[-1]), recipe, found)
-        journal.save("measure", (1, found, gradients))
+        gradients = _measure_head(load(graph, groups[-1]), decided)
+        journal.save("measure", (1, decided, gradients))
         progress(1, len(groups))
-    head = graph.nodes[-1]
+    head = graph.head
     for i in range(max(1, done), len(groups)):
         nodes = groups[-1 - i]
-        probe, local = found.probes.pop(), load(graph, nodes)
+        probe, local = decided.probes.pop(), load(graph, nodes)
         read = set(probe)
-        transform(local, found)
+        transform(local, decided)
         execute.run(execute.prepare(local, nodes), probe)
         backward(local, nodes, probe, gradients)
         for node in nodes:
             if node.op == "Linear":
-                _measure_layer(node, local, probe, gradients, recipe, found)
-            if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and head.name in found.variants:
-                _add_embedding(node, head, local, probe, gradients, recipe, found)
+                _measure_layer(node, local, probe, gradients, decided)
+            if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and decided.of(head.name).variants:
+                _add_embedding(node, head, local, probe, gradients, decided)
         gradients = {name: gradient for name, gradient in gradients.items() if name in read}
-        journal.save("measure", (i + 1, found, gradients))
+        journal.save("measure", (i + 1, decided, gradients))
         progress(i + 1, len(groups))
-    return found
+    return decided
 
 
-def _measure_head(last: Graph, recipe: Recipe, found: Survey) -> Gradients:
+def _measure_head(last: Graph, decided: Decisions) -> Gradients:
     """Starts the sweep: the gradients of what the last block reads."""
-    probe, head = found.probes.pop(), last.nodes[-1]
+    recipe, probe, head = decided.recipe, decided.probes.pop(), last.head
     read = set(probe)
     gradients = sensitivity.start(last, probe)
     if recipe.head == "auto":
         x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
         moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
-        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, recipe, found)
+        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, decided)
     return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
 def _measure_layer(
-    node: Node, local: Graph, env: execute.Env, gradients: Gradients, recipe: Recipe, found: Survey
+    node: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
 ) -> None:
+    recipe = decided.recipe
     x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
     parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
     moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
     inputs = {
         bits: sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
-        for bits, flattening in found.flattenings[node.name].items()
+        for bits, flattening in decided.of(node.name).flattenings.items()
     }
-    _note(node, weight, y, moved, inputs, recipe, found)
+    _note(node, weight, y, moved, inputs, decided)
 
 
 def _note(
@@ -84,66 +84,63 @@ def _note(
     y: np.ndarray,
     moved: list[Moved],
     inputs: dict[int, float],
-    recipe: Recipe,
-    found: Survey,
+    decided: Decisions,
 ) -> None:
-    left = found.unexplained.get(node.name, 1.0)
+    left = decided.of(node.name).unexplained
     moved = [Moved(left * one.square, one.excess) for one in moved]
     tables = 8 * weight.shape[0] + 4 * weight.shape[1]  # bytes: scale and bias, limit
-    found.variants[node.name] = sensitivity.variants(
-        weight.shape, tables, moved, inputs, sensitivity.positions(y), recipe
+    variants = sensitivity.variants(
+        weight.shape, tables, moved, inputs, sensitivity.positions(y), decided.recipe
     )
+    decided.measured(node.name, variants)
 
 
 def _add_embedding(
-    node: Node,
-    head: Node,
-    local: Graph,
-    env: execute.Env,
-    gradients: Gradients,
-    recipe: Recipe,
-    found: Survey,
+    node: Node, head: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
 ) -> None:
     """A tied table is read twice: its rows also start the model."""
     y = gradients[node.outputs[0]]
     table, ids = local.array(node.inputs[1]), env[node.inputs[0]]
-    squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(recipe))
-    found.variants[head.name] = [
+    squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(decided.recipe))
+    variants = [
         Variant(v.bits, v.sigma, v.bytes, v.kl + square / (2 * sensitivity.positions(y)))
-        for v, square in zip(found.variants[head.name], squares, strict=True)
+        for v, square in zip(decided.of(head.name).variants, squares, strict=True)
     ]
+    decided.note(head.name, variants=variants)
 
 
-def choose(found: Survey, graph: Graph, recipe: Recipe) -> dict[str, Variant]:
+def choose(graph: Graph, decided: Decisions) -> dict[str, Variant]:
     """How each layer is rounded; layers that leave no choice are not in it.
 
-    UsageError where the smallest choice is larger than `recipe.size`.
+    UsageError where the smallest choice is larger than the recipe's `size`.
     """
-    if not found.variants:
+    variants, recipe = decided.variants, decided.recipe
+    if not variants:
         return {}
     if recipe.max_kl is not None:
-        return within_kl(found.variants, recipe.max_kl)
+        return within_kl(variants, recipe.max_kl)
     if recipe.size is not None:
-        fixed = fixed_bytes(graph, found, recipe)
-        chosen = within_bytes(found.variants, 1e6 * recipe.size - fixed)
+        fixed = fixed_bytes(graph, decided)
+        chosen = within_bytes(variants, 1e6 * recipe.size - fixed)
         smallest = fixed + point_of(chosen).bytes
         if smallest > 1e6 * recipe.size:
             raise UsageError(f"--size {recipe.size:g}: the smallest is {math.ceil(smallest / 1e4) / 100} MB")
         return chosen
-    shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.nodes) if in_body(node))
-    return within_bytes(found.variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
+    shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.body))
+    return within_bytes(variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 
 
-def fixed_bytes(graph: Graph, found: Survey, recipe: Recipe) -> float:
+def fixed_bytes(graph: Graph, decided: Decisions) -> float:
     """Of the constants without a choice: norms, and matrices in 8 bits or, the head, in those it is given.
 
     A tied embedding has only its scale. The excess of a 4-bit head is that of normally distributed weights.
     """
+    variants, recipe = decided.variants, decided.recipe
     matrices = [node for node in graph.nodes if node.op in ("Linear", "Embedding")]
-    head = graph.nodes[-1].inputs[1]
-    counted = {node.inputs[1] for node in matrices if node.name in found.variants}
+    head = graph.head.inputs[1]
+    counted = {node.inputs[1] for node in matrices if node.name in variants}
     total = sum(4.0 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
-    for node in (node for node in matrices if node.name not in found.variants):
+    for node in (node for node in matrices if node.name not in variants):
         rows, columns = shape_of(graph, node.inputs[1])
         total += 8 * rows
         if node.inputs[1] not in counted:

@@ -143,7 +143,7 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
                 for name, (_, dtype, size) in zip(names, cache_types(node), strict=True):
                     shape: list[str | int | None] = ["B", int(node.attrs["kv_num_heads"]), length, size]
                     infos[name] = helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
-    head = graph.nodes[-1]
+    head = graph.head
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
     for name in head.outputs:
         infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T", vocabulary])

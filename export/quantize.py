@@ -2,7 +2,7 @@
 
 Two sweeps over the model, each reading every weight once:
 
-    survey     float inputs → smoothing of each layer, and the KL that each layer alone causes at 4 bits
+    survey     float inputs → decisions about each layer, and the KL that each layer alone causes at 4 bits
     quantize   the calibration windows go through the layers already quantized, so each layer is rounded on
                what it will really read; some go through the float model beside them, for how far means drift
 
@@ -19,11 +19,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from flatlm.runtime.format import nested
-from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.format.graph import Graph, Node, in_body
 from flatlm.runtime.progress import Progress
 
 from . import calibrate, execute
 from .calibrate import Moments
+from .constants import load
+from .decisions import Decision, Decisions, flatten_inputs, layer_grid, transform
 from .emit import Rounded, copy, emit_embedding, emit_linear, table_of
 from .frontier import sizes
 from .journal import Journal
@@ -38,8 +40,7 @@ from .passes.gptq import gptq
 from .passes.grid import Grid, excess_share, round_weights
 from .recipe import Recipe
 from .report import LayerReport, Report
-from .sensitivity import Way
-from .survey import Survey, flatten_inputs, in_body, layer_grid, load, lowest_bits, survey, transform
+from .survey import survey
 from .vocabulary import is_tied, round_tied
 
 SAMPLE = 512  # tokens of which a layer is compared with the float one, for its error: a head has wide outputs
@@ -83,37 +84,44 @@ def quantize(
     """
     journal = journal or Journal()
     windows = calibrate.windows(tokens, recipe.windows)
-    found = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
+    decided = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
-        found = measure(graph, recipe, found, tell("weighing what each layer may lose"), journal)
-    chosen = choose(found, graph, recipe)
-    ways = _ways(graph, chosen, recipe)
-    result, layers = _round_all(graph, recipe, windows, found, ways, tell("quantizing"), journal)
+        decided = measure(graph, decided, tell("weighing what each layer may lose"), journal)
+    chosen = choose(graph, decided)
+    _decide_ways(graph, chosen, decided)
+    result, layers = _round_all(graph, windows, decided, tell("quantizing"), journal)
     if recipe.kv == "int8":
         for node in keys.readers(result.nodes):
-            if node.name in found.keys:
-                keys.apply(result, node, found.keys[node.name])
+            if node.name in decided.keys:
+                keys.apply(result, node, decided.keys[node.name])
         to_int8(result)
     nested.join(result)
     report = Report(recipe, tuple(layers), *_bytes(result))
     if not chosen:
         return result, report
-    fixed = fixed_bytes(graph, found, recipe)
-    line, (point,) = sizes(frontier(found.variants), fixed), sizes([point_of(chosen)], fixed)
+    fixed = fixed_bytes(graph, decided)
+    line, (point,) = sizes(frontier(decided.variants), fixed), sizes([point_of(chosen)], fixed)
     return result, dataclasses.replace(report, frontier=line, chosen=point)
 
 
+def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions) -> None:
+    """How every matrix is rounded; a tied embedding as the head."""
+    recipe = decided.recipe
+    lowest = {node.name: recipe.lowest_bits for node in graph.nodes if node.op == "Linear"}
+    lowest[graph.head.name] = 8 if recipe.head == "8" else 4
+    for name, bits in lowest.items():
+        decided.note(name, way=chosen[name].way if name in chosen else (bits, recipe.sigma))
+    for node in graph.nodes:
+        if node.op == "Embedding":
+            way = decided.way(graph.head.name) if is_tied(graph) else (8, recipe.sigma)
+            decided.note(node.name, way=way)
+
+
 def _round_all(
-    graph: Graph,
-    recipe: Recipe,
-    windows: np.ndarray,
-    found: Survey,
-    ways: dict[str, Way],
-    progress: Progress,
-    journal: Journal,
+    graph: Graph, windows: np.ndarray, decided: Decisions, progress: Progress, journal: Journal
 ) -> tuple[Graph, list[LayerReport]]:
     """Block by block: the integer graph, and a line for each linear layer."""
-    groups = execute.blocks(graph)
+    groups = graph.blocks
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
     streams = Streams.of(windows)
     layers: list[LayerReport] = []
@@ -126,9 +134,9 @@ def _round_all(
     progress(done, len(groups))
     for i in range(done, len(groups)):
         local, before = load(graph, groups[i]), set(result.constants)
-        transform(local, found)
+        transform(local, decided)
         later = [node for group in groups[i + 1 :] for node in group]
-        layers += _quantize_block(local, later, ways, found, recipe, streams, result)
+        layers += _quantize_block(local, later, decided, streams, result)
         added = {name: tensor for name, tensor in result.constants.items() if name not in before}
         journal.save(f"block-{i}", added)
         journal.save("quantize", (i + 1, result.nodes, layers, streams))
@@ -136,27 +144,8 @@ def _round_all(
     return result, layers
 
 
-def _ways(graph: Graph, chosen: Mapping[str, Variant], recipe: Recipe) -> dict[str, Way]:
-    """How every matrix is rounded; a tied embedding as the head."""
-    found = {name: (variant.bits, variant.sigma) for name, variant in chosen.items()}
-    head = graph.nodes[-1]
-    found.setdefault(head.name, (8 if recipe.head == "8" else 4, recipe.sigma))
-    for node in graph.nodes:
-        if node.op == "Linear":
-            found.setdefault(node.name, (lowest_bits(recipe), recipe.sigma))
-        if node.op == "Embedding":
-            found[node.name] = found[head.name] if is_tied(graph) else (8, recipe.sigma)
-    return found
-
-
 def _quantize_block(
-    local: Graph,
-    later: list[Node],
-    ways: dict[str, Way],
-    found: Survey,
-    recipe: Recipe,
-    streams: Streams,
-    result: Graph,
+    local: Graph, later: list[Node], decided: Decisions, streams: Streams, result: Graph
 ) -> list[LayerReport]:
     """Quantizes the linears of a block in order, each on the output of those before; appends to `result`."""
     reports = []
@@ -168,14 +157,13 @@ def _quantize_block(
         first, rest, made = nodes[start], nodes[start + 1 : stop], []
         needed = [*nodes[stop:], *later]
         if first.op == "Embedding":
-            _round_embedding(local, first, ways[first.name], found, recipe, result)
-            made = [result.nodes[-1]]
+            made = [_round_embedding(local, first, decided, result)]
         elif first.op == "Linear":
-            rounded = _quantize_linear(local, first, ways[first.name], recipe, streams, result)
+            rounded = _quantize_linear(local, first, decided, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()
             error = _error(local, first, operation, streams.quantized)
-            reports.append(_report(first, rounded, error, ways[first.name], found))
+            reports.append(_report(first, rounded, error, decided.of(first.name)))
             if needed:
                 run = functools.partial(execute.run, [execute.Step(first, operation)])
                 list(map(run, streams.quantized)) if alone else each(run, streams.quantized)
@@ -204,15 +192,16 @@ def _square(x: np.ndarray) -> float:
 
 
 def _quantize_linear(
-    local: Graph, node: Node, way: Way, recipe: Recipe, streams: Streams, result: Graph
+    local: Graph, node: Node, decided: Decisions, streams: Streams, result: Graph
 ) -> Rounded:
+    recipe, way = decided.recipe, decided.way(node.name)
     weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
     inputs = [env[node.inputs[0]] for env in streams.quantized]
     flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
     grid = layer_grid(weight, node, local, way, recipe)
     if table := table_of(result, node):  # tied: rounded already
         return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
-    if not in_body(node) and way[0] == 8:
+    if not in_body(node.name) and way[0] == 8:
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
     if not recipe.does("gptq") and not recipe.does("bias"):
         return Rounded(round_weights(weight, grid), grid, flattening, bias)
@@ -224,13 +213,12 @@ def _quantize_linear(
     return Rounded(integers, grid, flattening, bias)
 
 
-def _round_embedding(
-    local: Graph, node: Node, way: Way, found: Survey, recipe: Recipe, result: Graph
-) -> None:
-    table = local.array(node.inputs[1])
-    grid = layer_grid(table, node, local, way, recipe)
-    seen = found.head_inputs if grid.bits == 4 else None
-    emit_embedding(node, round_tied(table, grid, seen, recipe), grid, result)
+def _round_embedding(local: Graph, node: Node, decided: Decisions, result: Graph) -> Node:
+    """The FlatEmbedding that is appended to `result`."""
+    recipe, table = decided.recipe, local.array(node.inputs[1])
+    grid = layer_grid(table, node, local, decided.way(node.name), recipe)
+    seen = decided.head_inputs if grid.bits == 4 else None
+    return emit_embedding(node, round_tied(table, grid, seen, recipe), grid, result)
 
 
 def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
@@ -246,7 +234,7 @@ def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
     return np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
 
 
-def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey) -> LayerReport:
+def _report(node: Node, rounded: Rounded, error: float, decision: Decision) -> LayerReport:
     rows, columns = rounded.integers.shape
     flattening, bits = rounded.flattening, rounded.grid.bits
     return LayerReport(
@@ -255,18 +243,18 @@ def _report(node: Node, rounded: Rounded, error: float, way: Way, found: Survey)
         activation_bits=4 if flattening.levels < 127 else 8,
         rows=rows,
         columns=columns,
-        alpha=found.smoothing[node.name][0] if node.name in found.smoothing else None,
+        alpha=decision.alpha,
         threshold=flattening.threshold,
         extra_columns=flattening.extra,
         double_groups=flattening.double_groups,
         excess=excess_share(rounded.integers, rounded.grid),
         error=error,
-        kl=next((v.kl for v in found.variants.get(node.name, ()) if (v.bits, v.sigma) == way), None),
+        kl=decision.kl,
     )
 
 
 def _bytes(graph: Graph) -> tuple[int, int]:
     """Bytes of the constants in all and of those between embedding and head."""
     total = sum(tensor.data.nbytes for tensor in graph.constants.values())
-    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if name.startswith("layers."))
+    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if in_body(name))
     return total, sum(body)

@@ -163,6 +163,11 @@ class Recipe:
         chosen = self.size is not None and self.weight_bits == "auto"
         return self.head_bits if self.head_bits != "auto" or chosen else "8"
 
+    @property
+    def lowest_bits(self) -> int:
+        """Of the weights of a layer for which nothing better is chosen."""
+        return 8 if self.weight_bits == "8" else 4
+
     def damping_of(self, channels: int, tokens: int) -> float:
         """GPTQ's damping of a layer of so many input channels, seen on so many calibration tokens."""
         return self.damping * channels / tokens

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from flatlm.runtime.format.graph import in_body
+
 from .frontier import Size
 from .recipe import Recipe
 
@@ -49,7 +51,7 @@ class Report:
 
     @property
     def body(self) -> list[LayerReport]:
-        return [layer for layer in self.layers if layer.name.startswith("layers.")]
+        return [layer for layer in self.layers if in_body(layer.name)]
 
     @property
     def bits_per_weight(self) -> float:

@@ -25,7 +25,7 @@ from . import execute
 from .execute import Env
 from .gradients import Gradients, backward, draw
 from .parallel import each
-from .passes.bits import Variant
+from .passes.bits import Variant, Way
 from .passes.flatten import Flattening, rounded
 from .passes.gptq import damped, factor
 from .passes.grid import excess_share, round_weights, weight_grid
@@ -36,8 +36,6 @@ CHANNELS = 4096  # on which `unexplained` is measured, of more
 EXCESS_BYTES = 2.16  # an excess element with its share of fillers, at 1 % of the elements
 GPTQ_EXCESS = 1.06  # of the excess when rounded to nearest: weights move by the errors of others
 _CHUNK = 1 << 18  # weights rounded at a time, so that they stay in the cache
-
-Way = tuple[int, float]  # bits; where the excess of 4 bits begins, in sigma
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def ways(recipe: Recipe) -> list[Way]:
 def start(last: Graph, probe: Env) -> Gradients:
     """Runs norm and head on the probe and draws: the gradients of the logits and of all before."""
     execute.run(execute.prepare(last, last.nodes), probe)
-    gradients = {last.nodes[-1].outputs[0]: draw(execute.log_softmax(probe["logits"]), DRAWS)}
+    gradients = {last.head.outputs[0]: draw(execute.log_softmax(probe["logits"]), DRAWS)}
     backward(last, last.nodes, probe, gradients)
     return gradients
 

@@ -26,7 +26,7 @@ _DAMPING = 2  # times the recipe's
 def is_tied(graph: Graph) -> bool:
     """Whether the head names the embedding's matrix."""
     tables = [node.inputs[1] for node in graph.nodes if node.op == "Embedding"]
-    return graph.nodes[-1].inputs[1] in tables
+    return graph.head.inputs[1] in tables
 
 
 def head_inputs(graph: Graph, last: Sequence[Node], envs: Sequence[execute.Env]) -> calibrate.Moments:

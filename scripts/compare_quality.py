@@ -40,6 +40,7 @@ from flatlm.export.parallel import each
 from flatlm.export.recipe import RECIPES
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.format.graph import in_body
 from flatlm.runtime.measuring.bench import markdown
 from flatlm.runtime.progress import ProgressLine
 
@@ -174,7 +175,7 @@ def gguf_bits(path: Path, plain: Path) -> tuple[float, float]:
 def artifact_bits(folder: Path, plain: Path) -> tuple[float, float]:
     total, body = weights(plain)
     graph = open_artifact(folder).graph
-    own = sum(t.data.nbytes for name, t in graph.constants.items() if name.startswith("layers."))
+    own = sum(t.data.nbytes for name, t in graph.constants.items() if in_body(name))
     return 8 * sum(
         (folder / file).stat().st_size for file in ("model.onnx", "model.onnx.data")
     ) / total, 8 * own / body

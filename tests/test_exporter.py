@@ -144,7 +144,7 @@ def test_after_an_error_the_same_command_goes_on(source, tmp_path, monkeypatch, 
         export(source, tmp_path / "model")
     assert sorted(path.name for path in (place / "journal").iterdir()) == kept
     monkeypatch.undo()
-    monkeypatch.setattr("flatlm.export.survey.transform", raising(AssertionError("a block was done again")))
+    monkeypatch.setattr("flatlm.export.measure.transform", raising(AssertionError("a block was done again")))
     monkeypatch.setattr("flatlm.export.quantize.transform", raising(AssertionError("a block was done again")))
     export(source, tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

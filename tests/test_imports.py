@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -59,6 +60,35 @@ def test_a_file_imports_only_its_own_package_and_those_below(path):
     package = path.relative_to(ROOT).parts[0]
     above = PACKAGES[PACKAGES.index(package) + 1 :]
     assert set(imported(ast.parse(path.read_text(encoding="utf-8")))).isdisjoint(above)
+
+
+def files_imported_on_import(path: Path) -> set[Path]:
+    """Files of export that `path`, one of them, imports; `from . import a` and `from export import a` too."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        folder = path.parents[node.level - 1] if node.level else ROOT
+        at = folder.joinpath(*(node.module or "").split("."))
+        for name in (alias.name for alias in node.names):  # a file of the package `at`, else a name in it
+            files = (at / f"{name}.py", at / "__init__.py", at.with_suffix(".py"))
+            found |= set([file for file in files if file in FILES][:1])
+    return {file for file in found if "export" in file.parts}
+
+
+def test_the_files_of_export_import_each_other_in_no_circle():
+    arrows = {path: files_imported_on_import(path) for path in FILES if "export" in path.parts}
+    assert ROOT / "export/decisions.py" in arrows[ROOT / "export/survey.py"]
+    assert ROOT / "export/passes/smooth.py" in arrows[ROOT / "export/decisions.py"]
+    list(graphlib.TopologicalSorter(arrows).static_order())  # CycleError names the files of a circle
+
+
+def test_only_quantize_imports_a_sweep():
+    sweeps = {ROOT / "export/survey.py", ROOT / "export/measure.py"}
+    found = {
+        path.name for path in FILES if "export" in path.parts and files_imported_on_import(path) & sweeps
+    }
+    assert found == {"quantize.py"}
 
 
 @pytest.mark.parametrize(

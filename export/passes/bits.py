@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+Way = tuple[int, float]  # how a matrix is rounded: bits; where the excess of 4 bits begins, in sigma
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -21,6 +23,10 @@ class Variant:
     sigma: float  # 4 bits: where the excess begins, in standard deviations
     bytes: float
     kl: float  # nats, of this layer alone
+
+    @property
+    def way(self) -> Way:
+        return self.bits, self.sigma
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class NativeBackend:
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
         require_memory(artifact.graph, self.context, slots)
         self.vocab = int(metadata["vocab_size"])
-        self._head_rows = int(artifact.graph.nodes[-1].attrs["rows"])  # fewer in a drafter's short head
+        self._head_rows = int(artifact.graph.head.attrs["rows"])  # fewer in a drafter's short head
         self.slots, self.positions = slots, [0] * slots
         self.kernels = kernels
         batch = min(BATCH, self.context * slots)

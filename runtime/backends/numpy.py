@@ -57,7 +57,7 @@ class NumpyBackend:
             "input_ids": ids,
             "position_ids": np.arange(past, past + len(ids)),
         }
-        last = self.graph.nodes[-1]
+        last = self.graph.head
         for node in self.graph.nodes:
             if node is last:
                 env[node.inputs[0]] = env[node.inputs[0]][max(len(ids) - logits, 0) :]

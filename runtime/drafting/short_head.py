@@ -42,7 +42,7 @@ def with_short_head(
     Whole where that is no shorter, or where the head's weights have sparse excess. `open_model` must open a
     backend that reads a head's constants where they are, in each pass: the native one.
     """
-    node = artifact.graph.nodes[-1]
+    node = artifact.graph.head
     if node.op not in LINEARS or int(node.attrs["rows"]) <= first + met:
         return open_model(artifact)
     if artifact.graph.constants[named(node)["excess_delta"]].data.size:
@@ -59,7 +59,7 @@ class KnownRows:
 
     def __init__(self, graph: Graph, first: int, met: int) -> None:
         assert first % layout.ROWS == met % layout.ROWS == 0, "a panel belongs to one kind of rows"
-        node, total = graph.nodes[-1], first + met
+        node, total = graph.head, first + met
         roles, columns = named(node), int(node.attrs["columns"])
         bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
         self.vocab, self.first = int(node.attrs["rows"]), first
@@ -80,12 +80,7 @@ class KnownRows:
             constants[f"short.{role}"] = Tensor.of(self._floats[-1][1])
         taken = {role: f"short.{role}" for role in ("weight", "scale", "bias")}
         head = replace(node, inputs=tuple({**roles, **taken}.values()), attrs={**node.attrs, "rows": total})
-        self.graph = replace(
-            graph,
-            nodes=[*graph.nodes[:-1], head],
-            constants={**graph.constants, **constants},
-            part="short head",
-        )
+        self.graph = replace(graph.with_head(head, constants), part="short head")
 
     def meet(self, ids: np.ndarray) -> None:
         """Take in those of `ids` that are not known, as many as there are places.

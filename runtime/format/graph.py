@@ -5,14 +5,34 @@ It knows nothing of files (see `onnx_reader`) and nothing of architectures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from flatlm.kernels_arm import layout
 
 Attribute = int | float | str
+
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def layer_number(name: str) -> int | None:
+    """3 of the node layers.3.mlp.down and of its constants; None of what belongs to no layer."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None
+
+
+def within_layer(name: str) -> str:
+    """What a node is called inside its layer: mlp.down of layers.3.mlp.down; others as they are."""
+    found = _LAYER.match(name)
+    return name[found.end() :] if found else name
+
+
+def in_body(name: str) -> bool:
+    """Whether a node or a constant belongs to a layer, and not to embedding, last norm or head."""
+    return layer_number(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +69,45 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     part: str = ""  # what of a file this is, where it is not all
+
+    @property
+    def head(self) -> Node:
+        """The product that gives the logits: the last node."""
+        return self.nodes[-1]
+
+    def with_head(self, head: Node, constants: Mapping[str, Tensor]) -> Graph:
+        """The same graph with another head, whose `constants` are added."""
+        return replace(self, nodes=[*self.nodes[:-1], head], constants={**self.constants, **constants})
+
+    @property
+    def body(self) -> list[Node]:
+        """The nodes from the first layer to the last: without embedding, last norm and head."""
+        return self.nodes[self._body]
+
+    @property
+    def layers(self) -> list[list[Node]]:
+        """The nodes of each layer, in order; one that is named after no layer stays with those before it."""
+        groups: list[list[Node]] = []
+        at = None
+        for node in self.body:
+            number = layer_number(node.name)
+            if number is not None and number != at:
+                groups.append([])
+                at = number
+            groups[-1].append(node)
+        return groups
+
+    @property
+    def blocks(self) -> list[list[Node]]:
+        """All nodes: those before the first layer, then of each layer, then after the last; none is empty."""
+        body = self._body
+        groups = [self.nodes[: body.start], *self.layers, self.nodes[body.stop :]]
+        return [group for group in groups if group]
+
+    @property
+    def _body(self) -> slice:
+        numbered = [i for i, node in enumerate(self.nodes) if in_body(node.name)]
+        return slice(numbered[0], numbered[-1] + 1) if numbered else slice(0, 0)
 
     def array(self, name: str) -> np.ndarray:
         """The constant `name` in its logical shape (raw bytes for uint4)."""

@@ -7,7 +7,6 @@ they stand in the file, with the groups of columns that flattening has run twice
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from flatlm.kernels_arm import ops, probes
 from flatlm.runtime.backends.native import NativeBackend
+from flatlm.runtime.format.graph import within_layer
 from flatlm.runtime.measuring.bench import markdown
 from flatlm.runtime.measuring.roofline import work
 
@@ -48,7 +48,7 @@ def measure(backend: NativeBackend, tokens: int, depth: int = 0, logits: int = 1
     backend.truncate(0)
     found: dict[str, list[int]] = {}
     for i, (record, node) in enumerate(zip(backend.plan.ops, backend.plan.names, strict=True)):
-        name = f"{ops.NAMES[int(record[0])]} {re.sub(r'^layers[.][0-9]+[.]', '', node)}"
+        name = f"{ops.NAMES[int(record[0])]} {within_layer(node)}"
         found.setdefault(name, []).append(i)
     per_tick = seconds / steps / max(1, int(ticks.sum()))
     few = ops.sparse_tokens(backend.kernels.tier.name)
