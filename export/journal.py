@@ -25,7 +25,6 @@ from typing import Any, cast
 import numpy as np
 
 from flatlm.export.recipe import Recipe
-from flatlm.kernels_arm.library import source_hash
 
 _PACKAGES = ("flatlm.export.", "flatlm.runtime.")  # whose dataclasses may stand in a state
 _DAMAGE = (  # what reading a file raises that is not what was saved
@@ -43,12 +42,24 @@ _DAMAGE = (  # what reading a file raises that is not what was saved
 
 def key(source: str, recipe: Recipe, tokens: np.ndarray, version: str) -> str:
     """Of a source's digest, a recipe, calibration ids and flatlm's version."""
-    digest = hashlib.sha256(json.dumps([source, asdict(recipe), version, source_hash()]).encode())
+    digest = hashlib.sha256(json.dumps([source, asdict(recipe), version, _code()]).encode())
     digest.update(np.ascontiguousarray(tokens, np.int64).tobytes())
-    here = Path(__file__).parent
-    for path in sorted(here.rglob("*.py")):
-        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _code() -> dict[str, str]:
+    """Digests of all sources of the packages that have a part in an export, by package and file.
+
+    All rather than a list of them: what other code has decided is of another export.
+    """
+    return {
+        f"{package.__name__}/{path.relative_to(folder).as_posix()}": hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for package in (export, runtime, kernels_arm)
+        for folder in map(Path, package.__path__)
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 class Journal:

@@ -7,10 +7,12 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flatlm.export import journal
 from flatlm.export.journal import Journal, key
 from flatlm.export.passes.bits import Variant
 from flatlm.export.recipe import RECIPES
@@ -125,3 +127,16 @@ def test_the_key_knows_source_recipe_tokens_and_version():
     cases += [("s", recipe, tokens[1:], "1"), ("s", recipe, tokens, "2")]
     keys = {key(*case) for case in cases}
     assert len(keys) == 5
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["export/passes/grid.py", "runtime/format/nested.py", "kernels_arm/layout.py", "kernels_arm/team.py"],
+)
+def test_the_key_knows_every_source_that_may_have_a_part_in_it(file, monkeypatch):
+    case, read = ("s", RECIPES["edge"], np.arange(5), "1"), Path.read_bytes
+    edited = Path(journal.__file__).parents[1] / file
+    before = key(*case)
+    assert key(*case) == before
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"# edited" * (path == edited))
+    assert key(*case) != before
