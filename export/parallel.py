@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from flatlm.kernels_arm import cgroup
 from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
@@ -26,9 +27,8 @@ def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(cgroup.threads(cores))
 
 
 @functools.cache

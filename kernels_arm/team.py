@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import cgroup
 from . import library as kernels
 from .ops import FIELDS, MAX_THREADS, T_PARKED, T_STEP, T_STOP, T_THREADS, T_TIMES, T_YIELD, TEAM_WORDS
 
@@ -145,8 +146,8 @@ def fast_cores() -> Cores:
 
 
 def default_threads() -> int:
-    """One per fast core."""
-    return fast_cores().threads
+    """One per fast core, as far as the control group has time for them."""
+    return cgroup.threads(fast_cores().threads)
 
 
 def describe() -> dict[str, str]:
@@ -156,6 +157,9 @@ def describe() -> dict[str, str]:
     trial.start()
     trial.join()
     facts = {"threads": f"{cores.threads}: {cores.why}"}
+    if (threads := default_threads()) < cores.threads:
+        time = f"the control group has the time of {cgroup.cpus():g}"
+        facts["threads"] = f"{threads}: {time}, of {cores.threads} ({cores.why})"
     if cores.pinned:
         kept = masks[0] == cores.pinned
         facts["pinned"] = (

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flatlm.kernels_arm import cgroup
 from flatlm.runtime.cache import FloatCache, Int8Cache
 from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.format.functions import ATTENTIONS, INT8_ATTENTION
 from flatlm.runtime.format.graph import Graph
 
 
-def available_bytes() -> int | None:
-    """What the system says it can give without swapping; None where it does not say."""
+def available_bytes(root: Path = cgroup.ROOT) -> int | None:
+    """What this process can get without swapping or being killed; None where the system does not say.
+
+    `root`: of the file system that is asked.
+    """
+    known = [size for size in (_machine_bytes(root), cgroup.memory_bytes(root)) if size is not None]
+    return min(known, default=None)
+
+
+def describe(root: Path = cgroup.ROOT) -> str:
+    """What `flatlm doctor` tells: the available memory, and whose limit that is."""
+    free, machine = available_bytes(root), _machine_bytes(root)
+    if free is None:
+        return "unknown"
+    text = f"{free / 2**20:.0f} MiB available"
+    if free == machine:
+        return text
+    return f"{text} in this control group" + (f", {machine / 2**20:.0f} on the machine" if machine else "")
+
+
+def _machine_bytes(root: Path) -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

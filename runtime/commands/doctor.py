@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine() -> dict[str, Any]:
+    from flatlm.runtime import memory
     from flatlm.runtime.measuring import thermal
 
     return {
@@ -53,7 +54,7 @@ def _machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "processors": os.cpu_count(),
-        "memory": _memory(),
+        "memory": memory.describe(),
         "caches": caches() or thermal.HIDDEN,
         **thermal.facts(),
     }
@@ -67,13 +68,6 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = f"missing (for {purpose})"
     return found
-
-
-def _memory() -> str:
-    from flatlm.runtime.memory import available_bytes
-
-    free = available_bytes()
-    return "unknown" if free is None else f"{free / 2**20:.0f} MiB available"
 
 
 def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> str:
