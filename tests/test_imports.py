@@ -110,6 +110,19 @@ def test_the_check_tells_the_packages_of_flatlm_apart():
     assert set(imported(tree)) == {"numpy", "export", "flatlm", "runtime"}
 
 
+TALKS = (  # the commands, and the line that a command gives to a library as a function
+    "runtime/commands/", "runtime/cli.py", "export/commands.py", "runtime/progress.py",
+)  # fmt: skip
+LIBRARY = [path for path in FILES if not path.relative_to(ROOT).as_posix().startswith(TALKS)]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_library_prints_nothing(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)}
+    assert {"print", "sys.stdout", "sys.stderr"}.isdisjoint(names)
+
+
 def loaded_by(code: str) -> set[str]:
     """Packages in sys.modules after `code` ran in a fresh interpreter."""
     code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"

@@ -193,4 +193,5 @@ def _require_disk(folder: Path, kept: Path, model: Packaged) -> None:
 
 def _say(progress: TextIO | None, line: str) -> None:
     if progress is not None:
-        print(line, file=progress, flush=True)
+        progress.write(f"{line}\n")
+        progress.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -37,7 +37,7 @@ class NativeBackend:
                 f"no native kernels for this processor ({'; '.join(choice.objections)}); use --backend numpy"
             )
         try:
-            kernels = library.load(choice.tier, lambda text: print(text, file=sys.stderr, flush=True))
+            kernels = library.load(choice.tier, warnings.warn)
         except library.KernelsUnavailable as error:
             raise BackendError(str(error)) from error
         metadata = artifact.graph.metadata
