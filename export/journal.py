@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from flatlm import export, kernels_arm, runtime
 from flatlm.export.recipe import Recipe
 
 _PACKAGES = ("flatlm.export.", "flatlm.runtime.")  # whose dataclasses may stand in a state

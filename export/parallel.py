@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from flatlm.kernels_arm import cgroup
 from threadpoolctl import ThreadpoolController
+
+from flatlm.kernels_arm import cgroup
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

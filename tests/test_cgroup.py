@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from flatlm.kernels_arm import cgroup, team
 from flatlm.kernels_arm.team import Cores
 from flatlm.runtime import memory
