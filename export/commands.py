@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from flatlm.export import frontier
+from flatlm.export import frontier, target
 from flatlm.export.recipe import RECIPES, Recipe
 from flatlm.runtime.cli import add_verb
 from flatlm.runtime.commands.common import add_json, print_json, say
@@ -43,7 +43,7 @@ def add_export(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--frontier", metavar="FILE", help="draw size against predicted KL into this PNG, and print the table"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is an exported model")
     add_json(parser)
     add_flags(parser, Recipe, without=("name",))
 
@@ -55,9 +55,10 @@ def run_export(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _leave)
     recipe = _recipe(args)
-    picture = Path(args.frontier).resolve() if args.frontier else None  # OUT may be where we are
+    picture = Path(args.frontier) if args.frontier else None
     if picture:
         frontier.check(picture)
+    target.check(Path(args.out), args.force)  # a source may have to be downloaded first
     source = open_source(args.source, sys.stderr)
     stages = Stages()
     text = Path(args.calibrate) if args.calibrate else None

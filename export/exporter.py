@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from flatlm import __version__
-from flatlm.export import calibrate, execute
+from flatlm.export import calibrate, execute, target
 from flatlm.export.archs import build_graph
 from flatlm.export.bigrams import bigrams
 from flatlm.export.journal import Journal, key
@@ -29,7 +29,7 @@ from flatlm.export.report import Report
 from flatlm.export.sources.source import Source
 from flatlm.export.workplace import ARTIFACT, JOURNAL, workplace
 from flatlm.runtime.drafting.bigrams import BIGRAMS
-from flatlm.runtime.errors import FlatlmError, UsageError
+from flatlm.runtime.errors import FlatlmError
 from flatlm.runtime.format.artifact import Manifest, write_manifest
 from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph
@@ -62,12 +62,10 @@ def export(
     """Write the artifact folder `out`. `text` replaces the shipped calibration text; `say` takes words for
     people.
 
-    Raises UsageError where `out` exists (unless `force` replaces it), SourceError, ResourceError on a full
-    disk.
+    Raises UsageError where `out` may not be made or, with `force`, replaced (export/target.py), SourceError,
+    ResourceError on a full disk.
     """
-    out = out.resolve()  # `.` has no name of its own, and beside a link is not beside the folder
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists already: choose another folder, or replace it with --force")
+    out = target.check(out, force, source.path)
     words = calibrate.text(text)
     float_graph = build_graph(source)
     with workplace(out, say) as place:
@@ -86,6 +84,7 @@ def export(
         manifest = write_manifest(
             folder, tell("hashing"), **_manifest_fields(source, graph, report, recipe, tokens, checked)
         )
+        target.check(out, force, source.path)  # minutes later: it may have been made, or filled
         _rename_into_place(folder, out)
     return Exported(out, manifest, report)
 
@@ -142,7 +141,6 @@ def _parameters(graph: Graph) -> int:
 
 def _rename_into_place(folder: Path, out: Path) -> None:
     """Swap in the finished folder; an old one is removed only after the new one stands."""
-    os.chmod(folder, 0o755)
     if not out.exists():
         os.replace(folder, out)
         return

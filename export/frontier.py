@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flatlm.kernels_arm.files import open_regular
 from flatlm.runtime.errors import BackendError, UsageError
 
 from .passes.bits import Point
 
+PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
 ROWS = 16  # of the table
 Size = tuple[float, float]  # bytes of the whole model, predicted KL (nats)
 
@@ -41,6 +44,16 @@ def check(path: Path) -> None:
         raise UsageError(f"--frontier {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"--frontier {path}: this is a folder; name the file to make")
+    if os.path.lexists(path) and not _is_picture(path):
+        raise UsageError(f"--frontier {path}: this is there and no PNG; name a file to make")
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            return file.read(len(PNG)) == PNG
+    except OSError:
+        return False
 
 
 def _matplotlib() -> Any:

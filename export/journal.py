@@ -73,7 +73,7 @@ class Journal:
     def open(cls, folder: Path, key: str, say: Callable[[str], None]) -> Journal:
         """The journal in `folder`, emptied (and told so) if it is of another key."""
         stored = folder / "key"
-        if folder.exists() and not folder.is_dir():
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             say(f"{folder} is not a folder: starting anew")
             folder.unlink()
         elif folder.exists() and any(folder.iterdir()) and not _holds(stored, key.encode()):

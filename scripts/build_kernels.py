@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ TARGETS = {  # tier: the systems it ships for. Every Mac with an ARM processor h
     "avx512vnni": ("linux",),
     "avx2": ("linux",),
 }
+OURS = re.compile(rf"flatlm-({'|'.join(SYSTEMS)})-({'|'.join(BY_NAME)})-[0-9a-f]{{16}}\.so")
 
 
 def build(tier: Tier, systems: tuple[str, ...], out: Path) -> list[Path]:
@@ -60,9 +62,9 @@ def build_all(out: Path, only: list[str] | None = None, systems: list[str] | Non
     }
     with ThreadPoolExecutor(2) as pool:
         made = [path for some in pool.map(lambda item: build(*item, out), wanted.items()) for path in some]
-    stale = [path for path in out.glob("flatlm-*") if library.source_hash() not in path.name]
-    for old in stale:
-        old.unlink()
+    for old in out.iterdir():
+        if OURS.fullmatch(old.name) and library.source_hash() not in old.name:
+            old.unlink()
     return made
 
 

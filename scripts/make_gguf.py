@@ -48,7 +48,10 @@ def main() -> None:
     if not plain.exists():
         write_f16(args.like or args.source, plain, args.source if args.source.is_dir() else None)
     for kind in args.types.split(","):
-        print(quantize(plain, args.out / f"{name}-{kind}.gguf", kind, args.threads))
+        made = args.out / f"{name}-{kind}.gguf"
+        if made.exists() and any(made.samefile(read) for read in (args.source, args.like) if read):
+            parser.error(f"{made} is a file that is read: choose another folder or --name")
+        print(quantize(plain, made, kind, args.threads))
 
 
 def write_f16(
@@ -63,6 +66,8 @@ def write_f16(
 
     change: applied to a tensor's values. tie: a tied model that has its matrix twice in `like` gets it once.
     """
+    if out.exists() and out.samefile(like):
+        raise ValueError(f"{out} is the file that is read: choose another name")
     reader = gguf.GGUFReader(like)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if tie and HEAD in tensors and "lm_head.weight" not in open_gguf(like).tensors:

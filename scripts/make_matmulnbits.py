@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--head-bits", type=int, default=4, choices=(4, 8), help="of the head (default 4)")
     args = parser.parse_args()
+    if args.out.exists() and not (args.out / "peer.json").is_file():
+        parser.error(f"{args.out} is there and was not made by this script: choose another folder")
     args.out.mkdir(parents=True, exist_ok=True)
     source = open_source(args.source, sys.stderr)
     for name, content in source.files.items():

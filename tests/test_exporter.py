@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,13 +156,35 @@ def test_a_calibration_text_that_is_not_there_touches_nothing(source, tmp_path):
     assert (tmp_path / ".model.export" / "artifact").is_dir()
 
 
-def test_the_folder_we_are_in_can_be_replaced(source, tmp_path, monkeypatch):
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path / "model")
-    made = export(source, Path("."), "w8a8", force=True)
-    verify_artifact(tmp_path / "model")
-    assert made.path == tmp_path / "model"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+def test_a_folder_that_is_filled_during_the_work_is_kept(source, tmp_path, monkeypatch):
+    def compare(*args):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "thesis").write_text("x")
+        return {}
+
+    monkeypatch.setattr(exporter, "_compare", compare)
+    with pytest.raises(UsageError, match=r"model exists already and has no flatlm\.json"):
+        export(source, tmp_path / "model", force=True)
+    assert (tmp_path / "model" / "thesis").read_text() == "x"
+    assert any((tmp_path / ".model.export" / "journal").glob("*.npz"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_modes_of_an_artifact_follow_the_umask(source, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        made = export(source, tmp_path / "model").path
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {entry.stat().st_mode & 0o777 for entry in made.iterdir()} == {0o666 & ~umask}
+
+
+def test_the_command_line_asks_before_a_source_is_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flatlm.export.sources.open_source", raising(AssertionError("too late")))
+    (tmp_path / "papers").mkdir()
+    assert main(["export", "owner/model", str(tmp_path / "papers"), "--force"]) == 2
+    assert "is an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("calls", [1, 2])

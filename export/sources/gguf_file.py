@@ -46,6 +46,7 @@ class GgufFile:
     """A `Source`. `tensors` are the gguf package's, by Hugging Face name; their data are mapped."""
 
     name: str
+    path: Path
     digest: str
     config: Mapping[str, Any]
     files: Files
@@ -100,7 +101,7 @@ def open_gguf(path: Path) -> GgufFile:
         for part, count in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             heads_of |= {f".{part}.{kind}": config[count] for kind in ("weight", "bias")}
     files = tokenizer_files(metadata, config["max_position_embeddings"])
-    return GgufFile(path.stem, _digest(path), config, files, tensors, heads_of)
+    return GgufFile(path.stem, path, _digest(path), config, files, tensors, heads_of)
 
 
 def _reader(path: Path) -> Any:

@@ -44,6 +44,7 @@ class HfFolder:
     """A `Source`. Each read maps the file anew, so a read weight's pages don't stay in memory."""
 
     name: str
+    path: Path
     digest: str
     config: Mapping[str, Any]
     files: Files
@@ -89,7 +90,7 @@ def open_hf_folder(folder: Path, name: str | None = None) -> HfFolder:
     tensors: dict[str, Place] = {}
     for shard in shards:
         tensors |= read_header(shard)
-    return HfFolder(name, _digest(config, shards), config, _small_files(folder, config), tensors)
+    return HfFolder(name, folder, _digest(config, shards), config, _small_files(folder, config), tensors)
 
 
 def find_shards(folder: Path) -> list[Path]:

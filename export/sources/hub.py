@@ -17,6 +17,7 @@ PATTERNS = (
     "model*.safetensors",
     "model.safetensors.index.json",
 )
+_FETCHED = ".cache/huggingface"  # what huggingface_hub leaves in a folder that it fills
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -28,7 +29,8 @@ def is_hub_id(name: str) -> bool:
 def download(repo_id: str, out_dir: Path | None = None) -> Path:
     """The model's folder: `out_dir`, or huggingface_hub's cache. Only the files that export reads.
 
-    Raises SourceError where the package, the network, the model or the right to read it is missing.
+    Raises SourceError where the package, the network, the model or the right to read it is missing, and
+    where `out_dir` holds what was not fetched from the hub.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -36,6 +38,11 @@ def download(repo_id: str, out_dir: Path | None = None) -> Path:
         raise SourceError(
             f"fetching {repo_id} needs the package huggingface_hub: pip install 'flatlm[export]'"
         ) from error
+    if out_dir and out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / _FETCHED).is_dir():
+        raise SourceError(
+            f"{out_dir} holds other files, which {repo_id} could replace: move it away, or choose another "
+            "folder"
+        )
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(PATTERNS), local_dir=out_dir))
     except Exception as error:  # the library's errors of network, cache and validation share no class

@@ -23,6 +23,10 @@ class Source(Protocol):
         """Short name for people: the folder's, the hub id, the file's stem."""
 
     @property
+    def path(self) -> Path:
+        """The folder or the file that is read."""
+
+    @property
     def digest(self) -> str:
         """Cheap identity (sizes, times, headers; not every byte): the same model can be resumed."""
 

