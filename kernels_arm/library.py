@@ -1,8 +1,8 @@
 """Finding the compiled kernels: shipped in the wheel, else kept in the cache, else missing once with Numba.
 
 A library is named after the sources it was made from, so an edited kernel is never mistaken for a built one.
-What is damaged, of another architecture or above the processor is never mapped; the reason is kept, and told
-if all fails.
+What is damaged, of another architecture or above the processor is never mapped, nor what another user could
+have written; the reason is kept, and told if all fails.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpu, linker
+from . import cpu, linker, mapping, places
 from .cpu import Tier
+from .files import foreign, foreign_path, open_regular
+from .places import cache_folder as cache_folder
 
 HERE = Path(__file__).parent
 SOURCES = (
@@ -43,6 +45,8 @@ SOURCES = (
     "tables",
 )
 COMPILING = "about half a minute, once"
+PREBUILT = "prebuilt"  # an origin, beside those of `places`
+NONE = "none: "  # how the description of a library begins where there is none and will be none
 
 
 class KernelsUnavailable(RuntimeError):
@@ -88,32 +92,30 @@ def prebuilt_folder() -> Path:
     return HERE / "native"
 
 
-def cache_folder() -> Path:
-    """FLATLM_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("FLATLM_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "flatlm"
-
-
 # ------------------------------------------------------------------------------------------------- loading
 def load(tier: Tier, progress: Callable[[str], None] | None = None) -> Library:
     """The kernels for a tier; compiles them if need be. Raises KernelsUnavailable with every reason."""
     if refusal := cpu.objection(tier):
         raise KernelsUnavailable(f"the {refusal}")
     reasons: list[str] = []
+    folder, origin_of_new = places.folders()[-1]
+    obstacle = _obstacle(tier, folder)
     for path, origin in _candidates(tier, reasons):
         try:
             return _open(path, tier, origin)
         except OSError as error:
             reasons.append(f"{path}: {error}")
-    if missing := _no_compiler():
-        reasons.append(missing)
+            if path.parent == folder:  # as it was made: another one would be no better
+                obstacle = (
+                    obstacle or "delete it to have it compiled anew, or set FLATLM_CACHE to another folder"
+                )
+    if obstacle:
+        reasons.append(obstacle)
         raise KernelsUnavailable(_message(tier, reasons))
     if progress:
-        progress(f"compiling the {tier.name} kernels ({COMPILING}) …")
+        progress(f"compiling the {tier.name} kernels ({COMPILING}){places.remark(folder, origin_of_new)} …")
     try:
-        return _open(build(tier, cache_folder()), tier, "compiled now")
+        return _open(build(tier, folder), tier, "compiled now")
     except (OSError, RuntimeError) as error:
         raise KernelsUnavailable(_message(tier, [*reasons, str(error)])) from error
 
@@ -124,22 +126,27 @@ def describe() -> dict[str, str]:
     facts = {"features": " ".join(sorted(cpu.features())) or "unknown", "kernels": "none", "library": "none"}
     if tier := choice.tier:
         reasons: list[str] = []
-        found = _candidates(tier, reasons)
-        missing = "; ".join([*reasons, _no_compiler() or f"to be compiled with numba ({COMPILING})"])
+        found, (folder, origin) = _candidates(tier, reasons), places.folders()[-1]
         facts["kernels"] = f"{tier.name}: {tier.what}"
-        facts["library"] = f"{found[0][1]}: {found[0][0]}" if found else missing
+        if found:
+            facts["library"] = f"{found[0][1]}: {found[0][0]}"
+        elif obstacle := _obstacle(tier, folder):
+            facts["library"] = NONE + "; ".join([*reasons, obstacle])
+        else:
+            to_come = f"to be compiled with numba ({COMPILING}){places.remark(folder, origin)}"
+            facts["library"] = "; ".join([*reasons, to_come])
     return {**facts, "not chosen": "; ".join(choice.objections) or "nothing better exists"}
 
 
 def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
     """Existing libraries for the tier with their origin, best first; `reasons` gets why others are out."""
     name, found = library_name(tier), []
-    for folder, origin in ((prebuilt_folder(), "prebuilt"), (cache_folder(), "cache")):
+    for folder, origin in ((prebuilt_folder(), PREBUILT), *places.folders()):
         for suffix in (".so", ".o"):
             path = folder / f"{name}{suffix}"
-            if not path.is_file():
+            if not os.path.isfile(path):
                 continue
-            if fault := linker.fault(path, cpu.machine()):
+            if fault := _not_executable(path) or _foreign(path, origin) or linker.fault(path, cpu.machine()):
                 reasons.append(f"{path} {fault}")
             else:
                 found.append((path, origin))
@@ -147,6 +154,25 @@ def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
         others = sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))
         reasons += [f"{path} was built from other sources" for path in others[:1]]
     return found
+
+
+def _foreign(path: Path, origin: str) -> str | None:
+    """Why others could have written the library. Who can write a shipped one can write this program too."""
+    if origin == PREBUILT:
+        return None
+    fault = foreign_path(path) or foreign_path(path.parent)
+    return fault and f"is not taken: it or its folder {fault}"
+
+
+def _not_executable(path: Path) -> str | None:
+    """Objects are loaded by LLVM, from memory."""
+    noexec = path.suffix == ".so" and places.no_execution(path)
+    return "lies where nothing may be executed" if noexec else None
+
+
+def _obstacle(tier: Tier, folder: Path) -> str | None:
+    """Why nothing can be compiled into `folder`, or not be used then; None where nothing is known."""
+    return _no_compiler() or places.objection(folder, linker.at_hand(tier, platform_name()))
 
 
 def _no_compiler() -> str | None:
@@ -169,13 +195,14 @@ def build(tier: Tier, folder: Path) -> Path:
     system = platform_name()
     if system not in SYSTEMS:
         raise RuntimeError(f"kernels are compiled for {', '.join(SYSTEMS)}, not for {system}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    places.make_ready(folder)
+    with tempfile.TemporaryDirectory(prefix=places.HALF_MADE, dir=folder) as temporary:
         made, linked = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
         compile_in_subprocess(tier, {system: made})
         if linker.link(made, linked, tier, system) is None:
             made = linked
         linker.seal(made)
+        made.chmod(made.stat().st_mode & ~0o022)
         final = folder / f"{library_name(tier)}{made.suffix}"
         os.replace(made, final)
     return final
@@ -193,10 +220,18 @@ _SIGNATURES = {
 
 
 def _open(path: Path, tier: Tier, origin: str) -> Library:
-    """Map the file and bind its entry points. OSError if the system refuses it."""
-    if path.suffix == ".o":
-        return _open_object(path, tier, origin)
-    library = ctypes.CDLL(str(path))
+    """Map the file and bind its entry points: the very file that is judged here.
+
+    OSError if the system refuses it, or if it is another one than `_candidates` saw.
+    """
+    with open_regular(path) as file:
+        data = file.read()
+        owner = None if origin == PREBUILT else foreign(os.fstat(file.fileno()))
+        if fault := owner or linker.fault_of(data, cpu.machine()):
+            raise OSError(fault)
+        if path.suffix == ".o":
+            return _open_object(data, tier, origin)
+        library = mapping.load(file, path)
     try:
         addresses = {n: ctypes.cast(getattr(library, n), ctypes.c_void_p).value or 0 for n in _SIGNATURES}
     except AttributeError as error:
@@ -204,7 +239,7 @@ def _open(path: Path, tier: Tier, origin: str) -> Library:
     return _library(addresses, tier, origin, library)
 
 
-def _open_object(path: Path, tier: Tier, origin: str) -> Library:
+def _open_object(data: bytes, tier: Tier, origin: str) -> Library:
     """Without a linker: LLVM's in-memory loader (llvmlite is there, it compiled the object)."""
     import llvmlite.binding as llvm
 
@@ -212,7 +247,7 @@ def _open_object(path: Path, tier: Tier, origin: str) -> Library:
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="jitdefault")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_path(str(path)))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(data))
     engine.finalize_object()
     return _library({n: engine.get_function_address(n) for n in _SIGNATURES}, tier, origin, engine)
 

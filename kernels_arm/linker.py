@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from .cpu import Tier
+from .files import read_regular
 
 _ELF_MACHINE = {62: "x86_64", 183: "aarch64"}
 _MACHO_MACHINE = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
@@ -54,12 +55,21 @@ def seal(path: Path) -> None:
         path.write_bytes(data + hashlib.sha256(data).digest())
 
 
+def at_hand(tier: Tier, system: str) -> bool:
+    """Whether there is anything to link with."""
+    return bool(_linkers(Path(), Path(), tier, system))
+
+
 def fault(path: Path, machine: str) -> str | None:
     """Why the file must not be loaded on this machine, judged by its bytes alone; None if it may."""
     try:
-        data = path.read_bytes()
+        return fault_of(read_regular(path), machine)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def fault_of(data: bytes, machine: str) -> str | None:
+    """The same of a file's content."""
     if data[:4] == b"\x7fELF":
         if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
             return "is damaged (its digest does not match)"

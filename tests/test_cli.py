@@ -408,7 +408,7 @@ def test_doctor_reports_machine_packages_and_processor(capsys):
         {"kernels": "none", "library": "none", "not chosen": "avx2: lacks avx2"},
         {
             "kernels": "avx2: VPMADDUBSW",
-            "library": "numba is not installed to compile them",
+            "library": "none: numba is not installed to compile them",
             "not chosen": "",
         },
     ],

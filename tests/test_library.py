@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from types import SimpleNamespace
 
 import pytest
 
 from flatlm.kernels_arm import cpu, library, linker
+from flatlm.kernels_arm import places as places_module
 from flatlm.kernels_arm.cpu import BY_NAME
 
 MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -106,6 +108,187 @@ def test_a_cache_that_cannot_be_written_is_a_reason(places, monkeypatch, tmp_pat
     monkeypatch.setattr(library, "_no_compiler", lambda: None)
     with pytest.raises(library.KernelsUnavailable, match="file"):
         library.load(TIER)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+OTHER = 12345
+
+
+@as_root
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+def test_a_library_of_another_user_is_never_mapped(places, mapped, what):
+    path = elf(places.cache)
+    os.chown(path if what == "the file" else path.parent, OTHER, OTHER)
+    with pytest.raises(library.KernelsUnavailable, match=rf"belongs to another user \(uid {OTHER}\)"):
+        library.load(TIER)
+    assert mapped == []
+    assert library.describe()["library"].startswith(library.NONE)
+
+
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_a_library_that_others_can_write_is_never_mapped(places, mapped, what, mode):
+    path = elf(places.cache)
+    path = path if what == "the file" else path.parent
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(library.KernelsUnavailable, match="can be written by other users"):
+        library.load(TIER)
+    assert mapped == []
+
+
+def test_a_shipped_library_is_as_trusted_as_the_program_beside_it(places, mapped):
+    elf(places.native).chmod(0o777)
+    assert library.load(TIER) == "prebuilt"
+
+
+@as_root
+def test_what_is_mapped_is_judged_itself(places):
+    """Between the choice of a file and its opening another one can come."""
+    path = elf(places.cache)
+    os.chown(path, OTHER, OTHER)
+    with pytest.raises(OSError, match="belongs to another user"):
+        library._open(path, TIER, "cache")
+    os.chown(path, 0, 0)
+    path.write_bytes(b"\x7fELF" + bytes(300))
+    with pytest.raises(OSError, match="is damaged"):
+        library._open(path, TIER, "cache")
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A Numba that is there, and the folders that were compiled into."""
+    folders = []
+
+    def build(tier, folder):
+        places_module.make_ready(folder)
+        folders.append(folder)
+        return elf(folder / f"{library.library_name(tier)}.so")
+
+    monkeypatch.setattr(library, "_no_compiler", lambda: None)
+    monkeypatch.setattr(library.linker, "at_hand", lambda tier, system: True)
+    monkeypatch.setattr(library, "build", build)
+    return folders
+
+
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """A user that the system does not know, without HOME."""
+    monkeypatch.delenv("FLATLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(places_module.Path, "home", raising_runtime_error)
+    monkeypatch.setattr(places_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    return tmp_path / f"flatlm-{os.geteuid()}"
+
+
+def raising_runtime_error():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_user_without_a_home_uses_what_is_shipped(places, mapped, homeless):
+    elf(places.native)
+    assert library.load(TIER) == "prebuilt"
+    assert library.describe()["library"] == f"prebuilt: {places.native}"
+    assert not homeless.exists()
+
+
+def test_for_a_user_without_a_home_kernels_are_compiled_once_into_a_private_folder(
+    places, mapped, homeless, compiler
+):
+    assert f"into {homeless}" in library.describe()["library"]
+    told = []
+    assert library.load(TIER, told.append) == "compiled now"
+    assert f"into {homeless}, as this user has no cache folder: FLATLM_CACHE" in told[0]
+    assert homeless.stat().st_mode & 0o777 == 0o700
+    assert library.load(TIER, told.append) == "temporary folder"
+    assert library.describe()["library"].startswith(f"temporary folder: {homeless}")
+    assert compiler == [homeless] and len(told) == 1
+
+
+@as_root
+def test_the_private_folder_of_somebody_else_is_not_taken(places, homeless, compiler):
+    homeless.mkdir()
+    os.chown(homeless, OTHER, OTHER)
+    with pytest.raises(library.KernelsUnavailable, match=rf"another user \(uid {OTHER}\): set FLATLM_CACHE"):
+        library.load(TIER)
+    assert compiler == []
+
+
+def test_a_home_that_cannot_be_written_is_none(places, mapped, homeless, compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").touch()
+    assert library.load(TIER) == "compiled now"
+    assert compiler == [homeless]
+
+
+def test_a_folder_of_our_own_is_taken_from_the_group(places, mapped, compiler, monkeypatch, tmp_path):
+    monkeypatch.delenv("FLATLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    elf(tmp_path / "flatlm" / places.cache.name)
+    (tmp_path / "flatlm").chmod(0o775)
+    assert library.load(TIER) == "compiled now"
+    assert (tmp_path / "flatlm").stat().st_mode & 0o777 == 0o755
+    assert library.load(TIER) == "cache"
+
+
+def test_where_nothing_may_be_executed_nothing_is_compiled(places, mapped, compiler, monkeypatch):
+    facts = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(places_module.os, "statvfs", lambda path: facts)
+    for _ in ("without a library", "with one"):
+        with pytest.raises(
+            library.KernelsUnavailable, match=r"nothing may be executed in .*: set FLATLM_CACHE"
+        ):
+            library.load(TIER)
+        assert "set FLATLM_CACHE" in library.describe()["library"]
+        assert library.describe()["library"].startswith(library.NONE)
+        elf(places.cache)
+    assert (compiler, mapped) == ([], [])
+
+
+def test_an_object_needs_no_folder_in_which_anything_may_be_executed(places, mapped, monkeypatch):
+    monkeypatch.setattr(places_module.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    elf(places.cache.with_suffix(".o"))
+    assert library.load(TIER) == "cache"
+
+
+def test_what_the_system_refuses_to_map_is_not_compiled_again(places, compiler):
+    elf(places.cache)
+    with pytest.raises(
+        library.KernelsUnavailable, match=rf"{places.cache}: .*; delete it to have it compiled"
+    ):
+        library.load(TIER)
+    assert compiler == []
+
+
+def test_what_killed_compilations_left_goes_when_it_is_old(tmp_path):
+    old, new = (tmp_path / f"{places_module.HALF_MADE}{name}" for name in ("old", "new"))
+    for folder in (old, new, tmp_path / "tmpfolder"):
+        folder.mkdir()
+        (folder / "kernels.o").touch()
+    for folder in (old, tmp_path / "tmpfolder"):
+        os.utime(folder, (0, 0))
+    places_module.make_ready(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "tmpfolder"}
+
+
+@as_root
+def test_what_compilations_of_others_left_stays(tmp_path):
+    old = tmp_path / f"{places_module.HALF_MADE}old"
+    old.mkdir()
+    os.chown(old, OTHER, OTHER)
+    os.utime(old, (0, 0))
+    places_module.make_ready(tmp_path)
+    assert old.is_dir()
+
+
+def test_a_library_is_mapped_once_however_often_it_is_loaded():
+    tier = cpu.choose().tier
+    assert tier
+    first = library.load(tier)
+    open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    again = library.load(tier)
+    assert again.keep is first.keep or again.origin != first.origin
+    if open_files is not None:
+        assert len(os.listdir("/proc/self/fd")) == open_files
 
 
 def test_a_mach_o_file_is_known_by_its_processor(tmp_path):

@@ -96,10 +96,12 @@ def _operations(processor: Mapping[str, str]) -> dict[str, str]:
 
 def _slow(processor: Mapping[str, str]) -> str:
     """Why there are no kernels and will be none; empty where there are."""
+    from flatlm.kernels_arm.library import NONE
+
     if processor["kernels"] == "none":
         return f"no kernels for this processor ({processor['not chosen']})"
-    if "numba is not installed" in processor["library"]:
-        return f"no built kernels ({processor['library']})"
+    if processor["library"].startswith(NONE):
+        return f"no kernels ({processor['library'].removeprefix(NONE)})"
     return ""
 
 

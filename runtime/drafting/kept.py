@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.kernels_arm.files import read_regular
 from flatlm.kernels_arm.library import cache_folder
 from flatlm.runtime.drafting.costs import Costs
 from flatlm.runtime.drafting.schedule import Schedule
@@ -64,7 +65,7 @@ class Kept:
         identity = json.dumps([platform.node(), self._how, role, weights])
         path = self._folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
         with suppress(OSError, *DAMAGED):
-            recall(json.loads(path.read_bytes()))
+            recall(json.loads(read_regular(path)))
         self._files.append((path, memory))
 
 
@@ -79,8 +80,10 @@ def default_folder() -> Path | None:
 def _write(path: Path, memory: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
+    part.unlink(missing_ok=True)
     try:
-        part.write_text(json.dumps(memory), encoding="utf-8")
+        with part.open("x", encoding="utf-8") as file:  # in a shared folder a link could lie in wait there
+            file.write(json.dumps(memory))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
