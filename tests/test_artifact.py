@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.backends.numpy import NumpyBackend
-from flatlm.runtime.errors import BackendError, ContextError, FormatError, IntegrityError
+from flatlm.runtime.drafting.bigrams import load_bigrams
+from flatlm.runtime.errors import BackendError, ContextError, FlatlmError, FormatError, IntegrityError
 from flatlm.runtime.format.artifact import Manifest, describe, open_artifact, verify_artifact, write_manifest
+from flatlm.runtime.text.prompt import load_template
+from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 pytest.importorskip("onnx")
@@ -54,6 +59,47 @@ def edit_manifest(folder, **changes):
     file = folder / "flatlm.json"
     data = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("name", ["flatlm.json", "model.onnx", "model.onnx.data", "tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(IntegrityError, match=f"{name}.*is no regular file"):
+        open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("tokenizer.json", load_tokenizer),
+        ("chat_template.jinja", load_template),
+        ("tokenizer_config.json", load_template),
+        ("bigrams.i32", lambda folder: load_bigrams(folder, VOCABULARY)),
+    ],
+)
+def test_a_pipe_that_no_manifest_lists_is_not_waited_for_either(tmp_path, name, read):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FlatlmError, match="is no regular file"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["native", "numpy", "ort"])
+def test_an_artifact_of_links_opens_as_the_hub_lays_it_out(folder, tmp_path_factory, backend):
+    if backend == "ort":
+        pytest.importorskip("onnxruntime")
+    cache = tmp_path_factory.mktemp("cache")
+    linked = cache / "snapshots" / "a"
+    linked.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for file in folder.iterdir():
+        (cache / "blobs" / f"{file.name}-blob").write_bytes(file.read_bytes())
+        (linked / file.name).symlink_to(f"../../blobs/{file.name}-blob")
+    verify_artifact(linked)
+    with closing(open_backend(backend, open_artifact(linked))) as model:
+        found = model.forward(np.array([1, 2, 3]))
+    with closing(open_backend(backend, open_artifact(folder))) as model:
+        assert np.array_equal(found, model.forward(np.array([1, 2, 3])))
 
 
 def test_a_manifest_survives_json():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flatlm.runtime.errors import FormatError
+from flatlm.kernels_arm.files import read_regular
+from flatlm.runtime.errors import FormatError, IntegrityError
 
 BIGRAMS = "bigrams.i32"
 
@@ -19,10 +20,18 @@ def load_bigrams(folder: Path | str, vocab: int) -> np.ndarray | None:
     path = Path(folder) / BIGRAMS
     if not path.exists():
         return None
-    table = np.frombuffer(path.read_bytes(), "<i4") if path.stat().st_size % 4 == 0 else np.zeros(0, "<i4")
+    content = _content(path)
+    table = np.frombuffer(content if len(content) % 4 == 0 else b"", "<i4")
     if len(table) != vocab or not (table.min() >= -1 and table.max() < vocab):
         raise FormatError(
             f"{path} is no table of {vocab} ids from -1 to {vocab - 1}: export the model again, or delete it "
             "to draft without one"
         )
     return table.astype(np.int32)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read ({error.strerror}); copy or export it again") from error

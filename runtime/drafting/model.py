@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flatlm.kernels_arm.files import read_regular
 from flatlm.runtime.drafting import Choose, Guess
 from flatlm.runtime.drafting.costs import OUTLIER, Costs
 from flatlm.runtime.drafting.short_head import ShortHead
@@ -161,7 +162,7 @@ def require_same_tokenizer(
     Sizes of vocabularies do not count: models of one family pad them differently.
     """
     files = [Path(folder) / "tokenizer.json" for folder in (target, drafter)]
-    if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+    if all(file.is_file() for file in files) and read_regular(files[0]) == read_regular(files[1]):
         return
     ours = (tokenizer or load_tokenizer(target)).hf.get_vocab(with_added_tokens=True)
     theirs = load_tokenizer(drafter).hf.get_vocab(with_added_tokens=True)

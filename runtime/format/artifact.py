@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flatlm import __version__
+from flatlm.kernels_arm.files import open_regular, read_regular
 from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format.describe import describe as describe
 from flatlm.runtime.format.graph import Graph
@@ -111,7 +113,7 @@ def open_artifact(path: Path | str) -> Artifact:
 def read_manifest(path: Path | str) -> Manifest:
     file = Path(path) / MANIFEST
     try:
-        return Manifest.from_json(file.read_bytes())
+        return Manifest.from_json(read_regular(file))
     except OSError as error:
         raise IntegrityError(
             f"no exported model at {path}: cannot read {file} ({error.strerror}); `flatlm export` makes one"
@@ -150,9 +152,12 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
         if entry is None:
             raise FormatError(f"{path / MANIFEST} does not list {name}")
         try:
-            size = (path / name).stat().st_size
+            facts = (path / name).stat()
         except OSError as error:
             raise IntegrityError(f"{path / name} is missing; copy or export the model again") from error
+        if not stat.S_ISREG(facts.st_mode):
+            raise IntegrityError(f"{path / name} is no regular file; copy or export the model again")
+        size = facts.st_size
         if size != entry.size:
             raise IntegrityError(
                 f"{path / name} has {size} bytes, the manifest says {entry.size}; copy or export it again"
@@ -166,7 +171,7 @@ def _hash_files(folder: Path, names: Iterable[str], progress: Progress | None) -
     for name in names:
         digest = hashlib.sha256()
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 while chunk := file.read(CHUNK):
                     digest.update(chunk)
                     done += len(chunk)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
 
+from flatlm.kernels_arm.files import open_regular
 from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format import functions
 from flatlm.runtime.format import protobuf as wire
@@ -193,21 +195,20 @@ class _Storage:
         return file[offset : offset + size]
 
     def _inside(self, name: str, location: str) -> Path:
-        path = self._folder / location
-        root = self._folder.resolve()
-        parts = Path(location).parts
-        if not parts or Path(location).is_absolute() or ".." in parts or root not in path.resolve().parents:
+        """The location is the file's word and stays in the folder; where links there lead is the user's."""
+        path = Path(location)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in location:
             raise IntegrityError(
                 f"tensor {name!r} points to {location!r}, outside of {self._folder}: refused"
             )
-        return path
+        return self._folder / path
 
 
 def _map(path: Path) -> np.ndarray:
     """The file as read-only uint8 [size]."""
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:
                 raise IntegrityError(f"{path} is empty; copy or export it again")
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:

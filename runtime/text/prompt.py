@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.kernels_arm.files import read_text
 from flatlm.runtime.errors import BackendError, TemplateError, UsageError
 from flatlm.runtime.text.tokenizer import read_json
 
@@ -30,7 +31,7 @@ def load_template(folder: str | Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(f"{path} cannot be read ({error}); export or copy the model again") from None
     entry = read_json(folder / "tokenizer_config.json").get("chat_template")

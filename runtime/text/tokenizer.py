@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.kernels_arm.files import read_text
 from flatlm.runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _load_hf(path: Path) -> HFTokenizer:
     except ImportError:
         raise BackendError("the tokenizers package is not installed: pip install tokenizers") from None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise IntegrityError(f"{path} is missing: the model cannot read text; export it again") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -91,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
     if not isinstance(content, dict):
