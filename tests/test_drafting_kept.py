@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_damaged_file_is_one_that_is_not_there_and_is_replaced(damage, tmp_pat
     assert not schedule.target and schedule.odds("m", 3, 0.1) == 0.1
     learn()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
+def test_no_link_that_waits_for_the_name_is_followed(tmp_path):
+    measure(tmp_path / "costs", {1: 0.02})
+    (path,) = (tmp_path / "costs").iterdir()
+    (tmp_path / "victim").write_text("kept")
+    path.with_suffix(f".{os.getpid()}.part").symlink_to(tmp_path / "victim")
+    measure(tmp_path / "costs", {1: 0.03})
+    assert (tmp_path / "victim").read_text() == "kept"
+    assert list((tmp_path / "costs").iterdir()) == [path]
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from flatlm.export import exporter
+from flatlm.export import exporter, frontier
 from flatlm.export.bigrams import bigrams
 from flatlm.export.recipe import RECIPES
 from flatlm.export.sources import open_source
@@ -237,6 +237,16 @@ def test_an_interrupt_leaves_neither_a_new_folder_nor_a_damaged_old_one(source, 
     monkeypatch.undo()
     export(source, out, force=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_frontier_replaces_pictures_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier, "_matplotlib", lambda: None)
+    frontier.check(tmp_path / "new.png")
+    (tmp_path / "old.png").write_bytes(frontier.PNG + b"...")
+    frontier.check(tmp_path / "old.png")
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match=r"thesis\.tex: this is there and no PNG"):
+        frontier.check(tmp_path / "thesis.tex")
 
 
 def test_the_frontier_is_a_table_and_a_picture(source, tmp_path, capsys):
