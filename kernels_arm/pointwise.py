@@ -135,19 +135,21 @@ def run_embed(op, step, first, last):
                     set_f32(y + 32 * s + 4 * j, np.float32((nibbles & 15) - 8) * scale)
                     set_f32(y + 32 * s + 16 + 4 * j, np.float32((nibbles >> 4) - 8) * scale)
         if get_i64(op + 8 * EMBED_STARTS):
-            embed_excess(op, row, scale, y)
+            embed_excess(op, row, weights, scale, y)
 
 
 @kernel
-def embed_excess(op, row, scale, y):
-    """Replace the row's outliers by (plane + excess) · scale: the plane there is at its bound, −8 or 7."""
+def embed_excess(op, row, weights, scale, y):
+    """Replace the row's outliers by (plane + excess) · scale; the row's 4-bit plane begins at `weights`."""
     columns, values = get_i64(op + 8 * EMBED_COLUMNS), get_i64(op + 8 * EMBED_EXCESS)
     starts = get_i64(op + 8 * EMBED_STARTS) + 4 * row
     for entry in range(get_i32(starts), get_i32(starts + 4)):
         value = np.int64(get_i8(values + entry))
         if value != 0:
-            total = value + (7 if value > 0 else -8)
-            set_f32(y + 4 * np.int64(get_u16(columns + 2 * entry)), np.float32(total) * scale)
+            column = np.int64(get_u16(columns + 2 * entry))
+            nibbles = np.int64(get_u8(weights + (column >> 3) * 64 + (column & 3)))
+            plane = ((nibbles >> (column & 4)) & 15) - 8
+            set_f32(y + 4 * column, np.float32(plane + value) * scale)
 
 
 # ------------------------------------------------------------------------------------- rows before linear

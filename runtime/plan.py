@@ -188,6 +188,8 @@ class _Lowering:
                     f"node {node.name}: {node.op} must feed FlatLinear only, it feeds {user.op}"
                 )
         source = node.inputs[0]
+        if node.op == "Norm" and self.makers[source].op in ATTENTIONS:
+            raise FormatError(f"node {node.name}: a Norm of attention has no kernel, use --backend numpy")
         self.uses[source] = max(
             self.uses.get(source, 0), *(self.graph.nodes.index(u) for u in self.users[node.outputs[0]])
         )
@@ -248,10 +250,21 @@ class _Lowering:
         if len(users) == 1 and users[0].op == "Add":
             add = users[0]
             stream = next(i for i in add.inputs if i != name)
-            if stream in self.buffers and self.uses[stream] == self.graph.nodes.index(add):
+            if stream in self.buffers and self._is_last_reader(add, stream, node):
                 self.buffers[name] = self.buffers[stream]
                 return self.buffers[stream], True
         return self._rows(name, rows), False
+
+    def _is_last_reader(self, add: Node, stream: str, product: Node) -> bool:
+        """Whether nothing but `add` reads `stream` once `product` has been added to it."""
+        nodes = self.graph.nodes
+        end = nodes.index(add)
+        between = {name for node in nodes[nodes.index(product) + 1 : end] for name in node.inputs}
+        fused = {self.makers[name].inputs[0] for name in between if self._is_fused(name)}
+        return self.uses[stream] == end and stream not in between | fused
+
+    def _is_fused(self, name: str) -> bool:
+        return name in self.makers and _LOWER[self.makers[name].op] is _Lowering.fused
 
     def add(self, node: Node) -> None:
         first, second = node.inputs

@@ -71,6 +71,13 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+def check_ids(vocab: int, segments: Sequence[Segment]) -> None:
+    """BackendError where a token id is no row of the embedding."""
+    for ids in (np.asarray(segment.ids) for segment in segments):
+        if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
+            raise BackendError(f"token ids must lie in 0 … {vocab - 1}, got {ids.min()} … {ids.max()}")
+
+
 def check_fit(positions: Sequence[int], context: int, segments: Sequence[Segment]) -> None:
     """ContextError where a segment is longer than what is left of the context of its sequence."""
     for segment in segments:

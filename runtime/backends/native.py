@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flatlm.kernels_arm import cpu, library, ops, team
-from flatlm.runtime.backends import Segment, check_fit
+from flatlm.runtime.backends import Segment, check_fit, check_ids
 from flatlm.runtime.errors import BackendError
+from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import lower
 
@@ -40,6 +41,7 @@ class NativeBackend:
             kernels = library.load(choice.tier, warnings.warn)
         except library.KernelsUnavailable as error:
             raise BackendError(str(error)) from error
+        require_integers(artifact.graph)
         metadata = artifact.graph.metadata
         longest = int(metadata["context_length"])
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
@@ -72,21 +74,13 @@ class NativeBackend:
             Segment(s.slot, np.asarray(s.ids, np.int64).reshape(-1), min(s.logits, np.size(s.ids)))
             for s in segments
         ]
-        self._check(segments)
+        check_fit(self.positions, self.context, segments)
+        check_ids(self.vocab, segments)
         rows: list[list[np.ndarray]] = [[] for _ in segments]
         for step in steps(segments, len(self.plan.ids)):
             for (number, _), logits in zip(step, self._step([part for _, part in step]), strict=True):
                 rows[number].append(logits)
         return [found[0] if len(found) == 1 else np.concatenate(found) for found in rows]
-
-    def _check(self, segments: Sequence[Segment]) -> None:
-        check_fit(self.positions, self.context, segments)
-        for ids in (segment.ids for segment in segments):
-            assert isinstance(ids, np.ndarray)
-            if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab):
-                raise BackendError(
-                    f"token ids must lie in 0 … {self.vocab - 1}, got {ids.min()} … {ids.max()}"
-                )
 
     def _step(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         """One walk of the plan; logits [wanted, rows of the head] by segment."""

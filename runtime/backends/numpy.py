@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flatlm.kernels_arm import reference
-from flatlm.runtime.backends import Segment, check_fit
-from flatlm.runtime.format.functions import LINEAR, LINEARS, named
+from flatlm.runtime.backends import Segment, check_fit, check_ids
+from flatlm.runtime.format.functions import LINEAR, LINEARS, named, require_integers
 from flatlm.runtime.format.graph import Graph, Node
 
 EXACT = 1024  # products of int8 summed in float32 stay below 2**24, hence exact, over this many terms
@@ -32,6 +32,7 @@ class NumpyBackend:
         slots: int = 1,
     ):
         self.graph: Graph = artifact.graph
+        require_integers(self.graph)
         self.context = context or int(self.graph.metadata["context_length"])
         self.vocab = int(self.graph.metadata["vocab_size"])
         self.slots, self.positions = slots, [0] * slots
@@ -49,6 +50,7 @@ class NumpyBackend:
 
     def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         check_fit(self.positions, self.context, segments)
+        check_ids(self.vocab, segments)
         return [self._run(s.slot, np.asarray(s.ids, np.int64), s.logits) for s in segments]
 
     def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:

@@ -63,15 +63,22 @@ class Manifest:
         """FormatError for a newer format, a missing or unknown field, or one of the wrong type."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"not JSON ({error})") from error
         if not isinstance(data, dict) or type(data.get("format")) is not int:
             raise FormatError("not a flatlm manifest: no format version")
+        if data["format"] < 1:
+            raise FormatError(f"format {data['format']} is no version; copy or export the model again")
         if data["format"] > FORMAT:
             raise FormatError(f"format {data['format']}, this flatlm reads {FORMAT}; install a newer flatlm")
         for name, kinds in _KINDS.items():
             if name in data and (not isinstance(data[name], kinds) or isinstance(data[name], bool)):
                 raise FormatError(f"{name} is {data[name]!r}")
+        if not all(isinstance(layer, dict) for layer in data.get("layers", ())):
+            raise FormatError("layers is a list of objects, one of them is none")
+        unknown = sorted(data.keys() - {item.name for item in dataclasses.fields(cls)})
+        if unknown:
+            raise FormatError(f"a field is missing or unknown ({unknown[0]!r})")
         files = {name: _file_entry(name, entry) for name, entry in data.get("files", {}).items()}
         try:
             return cls(**{**data, "files": files, "layers": tuple(data.get("layers", ()))})
@@ -113,11 +120,14 @@ def open_artifact(path: Path | str) -> Artifact:
 def read_manifest(path: Path | str) -> Manifest:
     file = Path(path) / MANIFEST
     try:
-        return Manifest.from_json(read_regular(file))
-    except OSError as error:
+        content = read_regular(file)
+    except (OSError, ValueError) as error:  # ValueError: no path at all, as one with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
         raise IntegrityError(
-            f"no exported model at {path}: cannot read {file} ({error.strerror}); `flatlm export` makes one"
+            f"no exported model at {path}: cannot read {file} ({reason}); `flatlm export` makes one"
         ) from error
+    try:
+        return Manifest.from_json(content)
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
 
@@ -153,7 +163,7 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             raise FormatError(f"{path / MANIFEST} does not list {name}")
         try:
             facts = (path / name).stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise IntegrityError(f"{path / name} is missing; copy or export the model again") from error
         if not stat.S_ISREG(facts.st_mode):
             raise IntegrityError(f"{path / name} is no regular file; copy or export the model again")
@@ -186,6 +196,8 @@ def _hash_files(folder: Path, names: Iterable[str], progress: Progress | None) -
 def _file_entry(name: str, entry: Any) -> FileEntry:
     if name in ("", ".", "..", MANIFEST) or "/" in name or "\\" in name:
         raise FormatError(f"the file name {name!r} leaves the folder")
+    if not name.isprintable():
+        raise FormatError(f"{name!r} is no name of a file")
     match entry:
         case {"sha256": str(sha256), "size": int(size)}:
             return FileEntry(sha256, size)

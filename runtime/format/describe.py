@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,8 @@ def describe(artifact: Artifact) -> str:
         "path": str(artifact.path),
         "architecture": manifest.architecture,
         "recipe": manifest.recipe,
-        "parameters": f"{manifest.parameters / 1e6:,.1f} M",
-        "bits per weight": f"{manifest.bits_per_weight:.2f}",
+        "parameters": f"{_number(manifest.parameters) / 1e6:,.1f} M",
+        "bits per weight": f"{_number(manifest.bits_per_weight):.2f}",
         "vocabulary": f"{manifest.vocab_size:,}",
         "context": f"{manifest.context_length:,} tokens",
         "size": _size(sum(entry.size for entry in manifest.files.values())),
@@ -40,7 +42,7 @@ def describe(artifact: Artifact) -> str:
         **{f"calibration {key.replace('_', ' ')}": _plain(v) for key, v in manifest.calibration.items()},
     }
     width = max(map(len, facts))
-    lines = [f"{key:<{width}}  {value}" for key, value in facts.items()]
+    lines = [printable(f"{key:<{width}}  {value}") for key, value in facts.items()]
     files = [("file", "size", "sha256")]
     files += [(name, _size(entry.size), entry.sha256[:12]) for name, entry in manifest.files.items()]
     parts = ["\n".join(lines), table(files)]
@@ -51,6 +53,7 @@ def describe(artifact: Artifact) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length, the first the heading; the first column to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -70,13 +73,25 @@ def _layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    if key in _COLUMNS and not isinstance(value, str):
-        return _COLUMNS[key][1](value)
+    if key in _COLUMNS and isinstance(value, int | float):
+        return _COLUMNS[key][1](_number(value))
     return _plain(value)
+
+
+def _number(value: float) -> float:
+    """The number itself, if the formats can show it: JSON has integers that no float holds."""
+    return value if abs(value) <= sys.float_info.max else math.copysign(math.inf, value)
 
 
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def printable(text: str) -> str:
+    """With what would steer a terminal (escape sequences, line ends, lone surrogates) written out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def _size(size: int) -> str:

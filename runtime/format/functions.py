@@ -22,6 +22,8 @@ STANDARD = ("Add",)  # operators of the standard domain that a graph may call
 LINEAR, TOKEN_LINEAR = "FlatLinear", "FlatLinearToken"
 LINEARS = (LINEAR, TOKEN_LINEAR)
 
+FLOATS = ("Embedding", "Linear")  # the originals of a float graph
+
 # Their last input in the file, not in a Graph: it tells onnxruntime which product to use
 SIGNED = "signed_activations"
 
@@ -30,6 +32,8 @@ ATTENTIONS = (ATTENTION, INT8_ATTENTION)
 
 MOST_PIECES = 127  # of a channel: its X of 127 · 127 steps is two int8 digits
 MOST_HEAD_SIZE = 1024  # 127 · 127 times that stays below 2^24, so a float32 product of integers is exact
+
+MOST_PLACES = 1 << 16  # digits of a token's row that excess may point to, low and high ones: uint16
 
 PACKED = "packed"  # uint4 or int8 in the packed order, fitting rows × columns
 
@@ -128,6 +132,13 @@ def check_graph(graph: Graph) -> None:
         raise FormatError(f"no node computes the output {missing[0]!r}")
 
 
+def require_integers(graph: Graph) -> None:
+    """FormatError for a graph with float originals: flatlm's own kernels know none of them."""
+    for node in graph.nodes:
+        if node.op in FLOATS:
+            raise _misfit(node, "a float original, which only onnxruntime runs: --backend ort")
+
+
 def label(node: Node) -> str:
     return f"node {node.name or ', '.join(node.outputs)!r} ({node.op})"
 
@@ -214,6 +225,12 @@ def _check_excess(graph: Graph, node: Node) -> None:
         raise _misfit(node, "sparse excess goes with uint4 weights only")
     if last >= elements:
         raise _misfit(node, f"excess at position {last} of {elements} weights in {node.inputs[-2]!r}")
+    if not delta.data[1:].all():
+        raise _misfit(node, f"two entries of excess at one position in {node.inputs[-2]!r}")
+    if 2 * layout.padded(int(node.attrs["columns"]), layout.COLUMNS) > MOST_PLACES:
+        raise _misfit(
+            node, f"{node.attrs['columns']} columns with excess, the kernels know {MOST_PLACES // 2}"
+        )
     if max(int(value.data.max()), -int(value.data.min())) > layout.MAX_TOTAL:
         raise _misfit(node, f"a weight total beyond ±{layout.MAX_TOTAL} in {node.inputs[-1]!r}")
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flatlm.runtime.format.functions import LINEARS
+from flatlm.runtime.format.functions import LINEARS, check_graph
 from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.format.widths import check_values
 
 _LOW = ".low"
 
@@ -57,7 +58,10 @@ def join(graph: Graph) -> None:
 
 
 def high_plane(graph: Graph) -> Graph:
-    """The 4-bit model inside: the same constants, but no low planes' nodes. `graph` itself where none are."""
+    """The 4-bit model inside: the same constants, but no low planes' nodes. `graph` itself where none are.
+
+    FormatError where a node is named as a low plane and what is left without it is no model.
+    """
     dropped = {node.outputs[0] for node in graph.nodes if is_low(node)}
     if not dropped:
         return graph
@@ -67,11 +71,15 @@ def high_plane(graph: Graph) -> Graph:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         if is_low(node):
             continue
-        if node.op == "Add" and not dropped.isdisjoint(node.inputs):
-            (renamed[node.outputs[0]],) = (name for name in inputs if name not in dropped)
+        kept = [name for name in inputs if name not in dropped]
+        if node.op == "Add" and len(kept) == 1:
+            renamed[node.outputs[0]] = kept[0]
         else:
             nodes.append(replace(node, inputs=inputs))
-    return replace(graph, nodes=nodes, part="high plane")
+    inside = replace(graph, nodes=nodes, part="high plane")
+    check_graph(inside)
+    check_values(inside)
+    return inside
 
 
 def _sum(plane: Node, high: str, total: str) -> Node:

@@ -17,7 +17,7 @@ import numpy as np
 
 from flatlm.kernels_arm.files import open_regular
 from flatlm.runtime.errors import FormatError, IntegrityError
-from flatlm.runtime.format import functions
+from flatlm.runtime.format import functions, widths
 from flatlm.runtime.format import protobuf as wire
 from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
 
@@ -25,6 +25,7 @@ IR_VERSION = 11
 OPSET = 23
 ALIGNMENT = 64  # a cache line and a 512-bit register
 MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 1 << 48  # zeros among the dimensions not counted: no array has more
 
 # TensorProto.DataType → name, bits of an element
 _DTYPES = {
@@ -44,6 +45,7 @@ def read_onnx(path: Path | str) -> Graph:
     try:
         graph = _read_model(_map(path).data, _Storage(path))
         functions.check_graph(graph)
+        widths.check_values(graph)
     except wire.DamagedError as error:
         raise IntegrityError(f"{path} is damaged or truncated ({error}); copy or export it again") from error
     except FormatError as error:
@@ -158,7 +160,8 @@ def _read_tensor(message: memoryview, storage: _Storage) -> tuple[str, Tensor]:
             )
     if code not in _DTYPES:
         raise FormatError(f"tensor {name!r} has data type {code}, the format has {sorted(_DTYPES)}")
-    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
+    possible = len(shape) <= MAX_DIMENSIONS and min(shape, default=0) >= 0
+    if not possible or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
         raise FormatError(f"tensor {name!r} has the impossible shape {shape[: MAX_DIMENSIONS + 1]}")
     dtype, bits = _DTYPES[code]
     size = (math.prod(shape) * bits + 7) // 8
