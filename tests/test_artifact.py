@@ -159,6 +159,10 @@ def test_a_folder_without_a_manifest_is_no_model(tmp_path):
         ({"files": {"x": {"size": 1}}}, "needs sha256 and size"),
         ({"files": {}}, r"does not list model\.onnx"),
         ({"context_length": 99}, "context_length is 24 in model.onnx and 99"),
+        ({"format": -7}, "format -7 is no version"),
+        ({"layers": [True]}, "layers is a list of objects"),
+        ({"files": {"a\0b": {"sha256": "", "size": 1}}}, "no name of a file"),
+        ({"\x1b[2J": 1}, r"missing or unknown \('\\x1b"),
     ],
 )
 def test_a_manifest_that_cannot_be_meant_is_a_format_error(folder, changes, match):
@@ -171,6 +175,25 @@ def test_a_manifest_that_is_not_json_names_its_file(folder):
     (folder / "flatlm.json").write_text("{")
     with pytest.raises(FormatError, match=r"flatlm\.json: not JSON"):
         open_artifact(folder)
+
+
+def test_a_manifest_nested_too_deeply_is_a_format_error(folder):
+    (folder / "flatlm.json").write_text("[" * 100_000)
+    with pytest.raises(FormatError, match=r"flatlm\.json: not JSON"):
+        open_artifact(folder)
+
+
+def test_a_path_with_a_nul_is_no_model():
+    with pytest.raises(IntegrityError, match="no exported model at a"):
+        open_artifact("a\0b")
+
+
+def test_describe_writes_out_what_would_steer_a_terminal(folder):
+    layer = {"name": "\x1b]0;title\x07", "bits": [1], "kl": 10**400, "\ud800": "\u202e"}
+    edit_manifest(folder, name="a\x1b[2Jb\n", parameters=10**400, totals={"\x1b": "\r"}, layers=[layer])
+    text = describe(open_artifact(folder))
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+    assert r"a\x1b[2Jb\n" in text and r"\x1b]0;title\x07" in text and r"\ud800" in text
 
 
 def test_describe_shows_sizes_and_a_row_for_each_layer(folder):

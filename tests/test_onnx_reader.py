@@ -149,12 +149,20 @@ def test_missing_files_are_named(model):
 
 
 @pytest.mark.parametrize(
-    "location", ["../secret", "/etc/passwd", "a/../../secret", "", ".", "..", "model.onnx.data\0"]
+    "location", ["../secret", "/etc/passwd", "a/../../secret", "", ".", "..", "model.onnx.data\0", "a\0b"]
 )
 def test_a_location_that_leaves_the_folder_is_refused(model, location):
     model.parent.with_name("secret").write_bytes(bytes(100_000))
     edit(model, lambda m: setattr(outside(tensor(m, LARGE))["location"], "value", location))
     with pytest.raises(IntegrityError, match="refused"):
+        read_onnx(model)
+
+
+def test_links_in_a_circle_are_refused(model):
+    data = model.with_name("model.onnx.data")
+    data.unlink()
+    data.symlink_to(data.name)
+    with pytest.raises(IntegrityError, match="refused|cannot read"):
         read_onnx(model)
 
 
@@ -199,7 +207,7 @@ def set_dims(name, *dims):
     return change
 
 
-@pytest.mark.parametrize("dims", [(1 << 62, 8), (-1,), (5, 3, 16, 4, 1), (1,) * 9])
+@pytest.mark.parametrize("dims", [(1 << 62, 8), (0, 1 << 62, 4), (-1,), (5, 3, 16, 4, 1), (1,) * 9])
 def test_a_shape_that_does_not_fit_the_bytes_is_refused_before_anything_is_allocated(model, dims):
     edit(model, set_dims(LARGE, *dims))
     with pytest.raises(FormatError, match=r"gate_up\.weight"):
@@ -221,7 +229,7 @@ def attribute(m, name, key):
     return next(a for a in node(m, name).attribute if a.name == key)
 
 
-QKV = "layers.0.attention.qkv"
+QKV, ATTEND = "layers.0.attention.qkv", "layers.0.attention.attend"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +247,9 @@ QKV = "layers.0.attention.qkv"
         (lambda m: setattr(attribute(m, QKV, "rows"), "i", 41), "qkv' .*not"),
         (lambda m: setattr(attribute(m, QKV, "rows"), "i", 1 << 40), "not a size"),
         (lambda m: setattr(attribute(m, QKV, "levels"), "i", 9), "levels"),
+        (lambda m: setattr(attribute(m, ATTEND, "num_heads"), "i", 3000), "attend.*qkv.*the node reads"),
+        (lambda m: setattr(node(m, QKV), "name", "head"), "every node needs a name of its own"),
+        (lambda m: setattr(m.metadata_props[0], "value", "10000"), "vocab_size is 10000"),
         (lambda m: setattr(attribute(m, QKV, "offset"), "i", 0), "offset 0"),
         (lambda m: setattr(attribute(m, QKV, "offset"), "name", "offer"), "offer|offset"),
         (lambda m: node(m, QKV).input.pop(3), "qkv.*7 inputs"),
@@ -280,7 +291,7 @@ def test_indices_that_would_leave_their_arrays_never_reach_a_kernel(tmp_path, na
         many = 2 * np.prod(graph.constants["layers.0.mlp.down.weight"].shape) // 255
         for part, dtype in (("excess_delta", np.uint8), ("excess_value", np.int8)):
             constant = graph.constants[f"layers.0.mlp.down.{part}"]
-            graph.constants[f"layers.0.mlp.down.{part}"] = type(constant).of(np.zeros(many, dtype))
+            graph.constants[f"layers.0.mlp.down.{part}"] = type(constant).of(np.ones(many, dtype))
     write_onnx(graph, tmp_path)
     edit(tmp_path / "model.onnx", change)
     with pytest.raises(FormatError, match=match):

@@ -1,4 +1,4 @@
-"""What each value of a graph is: its kind and its width, from the node that computes it to those that read it.
+"""What each value of a graph is: a kind and a width, from the node that computes it to those that read it.
 
 `functions.check_graph` looks at each node by itself. A kernel writes as many columns as its own node says and
 the next one reads as many as its node says: only if both mean the same does no kernel leave its buffers. So
@@ -15,14 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from flatlm.kernels_arm import layout
 from flatlm.runtime.errors import FormatError
-from flatlm.runtime.format.functions import (
-    ATTENTIONS,
-    FUNCTIONS,
-    LINEARS,
-    cache_types,
-    label,
-    named,
-)
+from flatlm.runtime.format.functions import ATTENTIONS, FUNCTIONS, LINEARS, cache_types, label, named
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 IDS, POSITIONS, LOGITS = "input_ids", "position_ids", "logits"
@@ -48,6 +41,8 @@ class Value:
         return f"{self.kind} of {' × '.join(map(str, self.size))}" if self.size else self.kind
 
 
+UNKNOWN_CACHE = Value("a cache that no node has")  # an input of the graph, until an attention takes it
+
 Rule = Callable[[Graph, Node, "tuple[Value, ...]"], "tuple[tuple[Value, ...], tuple[Value, ...]]"]
 
 
@@ -56,11 +51,14 @@ def check_values(graph: Graph) -> None:
 
     `graph` has passed `functions.check_graph`.
     """
-    vocabulary = [_number(graph, key) for key in NUMBERS][0]
+    numbers = {key: _number(graph, key) for key in NUMBERS}
     _check_names(graph)
+    if not any(node.op in ATTENTIONS for node in graph.nodes):
+        raise FormatError(f"the graph has no attention; {ADVICE}")
+    values = _values(graph)
     _check_layers(graph)
-    _check_readers(graph, _values(graph))
-    _check_vocabulary(graph, vocabulary)
+    _check_readers(graph, values)
+    _check_vocabulary(graph, numbers["vocab_size"])
     checked: set[str] = set()
     for node in graph.nodes:
         _check_floats(graph, node, checked)
@@ -95,7 +93,7 @@ def _check_names(graph: Graph) -> None:
 
 # ---- one rule per function: what it takes for its computed inputs, and what it makes
 def _stream(*columns: int) -> tuple[Value, ...]:
-    return tuple(Value("stream", (size,)) for size in columns)
+    return tuple(Value("a stream", (size,)) for size in columns)
 
 
 def _size(node: Node, *names: str) -> list[int]:
@@ -103,7 +101,7 @@ def _size(node: Node, *names: str) -> list[int]:
 
 
 def _rotary(graph: Graph, node: Node, given: tuple[Value, ...]):
-    table = Value("rotary table", graph.constants[named(node)["inverse_frequency"]].shape)
+    table = Value("a rotary table", graph.constants[named(node)["inverse_frequency"]].shape)
     return (Value("positions"),), (table, table)
 
 
@@ -135,10 +133,15 @@ def _add(graph: Graph, node: Node, given: tuple[Value, ...]):
 
 def _attention(graph: Graph, node: Node, given: tuple[Value, ...]):
     heads, groups, size = _size(node, "num_heads", "kv_num_heads", "head_size")
-    table = Value("rotary table", (size // 2,))
-    caches = [(f"{dtype} cache", (groups, columns)) for _, dtype, columns in cache_types(node)]
-    taken = (*_stream((heads + 2 * groups) * size), table, table, *(Value(*cache) for cache in caches))
-    return taken, (*_stream(heads * size), *(Value(f"new {kind}", shape) for kind, shape in caches))
+    table = Value("a rotary table", (size // 2,))
+    caches = [(f"cache in {dtype}", (groups, columns)) for _, dtype, columns in cache_types(node)]
+    taken = (
+        *_stream((heads + 2 * groups) * size),
+        table,
+        table,
+        *(Value(f"a {kind}", shape) for kind, shape in caches),
+    )
+    return taken, (*_stream(heads * size), *(Value(f"a new {kind}", shape) for kind, shape in caches))
 
 
 RULES: Mapping[str, Rule] = {
@@ -176,14 +179,15 @@ def _values(graph: Graph) -> dict[str, Value]:
         roles = [role for role, expected in FUNCTIONS[node.op].inputs.items() if expected is None]
         inputs = named(node)
         names = [inputs[role] for role in roles]
-        given = tuple(values.get(name, Value("unused cache")) for name in names)
+        given = tuple(values.get(name, UNKNOWN_CACHE) for name in names)
         taken, made = RULES[node.op](graph, node, given)
         for role, name, found, wanted in zip(roles, names, given, taken, strict=True):
-            if name in caches and wanted.kind.endswith("cache"):
+            if name in caches and wanted.kind.startswith("a cache"):
                 caches.remove(name)
-                values[name] = Value("cache of another node")
+                values[name] = Value("the cache of another node")
             elif found != wanted:
-                raise _misfit(node, f"{role} {name!r} is a {found}, the node reads a {wanted}")
+                found = values.get(name, found)
+                raise _misfit(node, f"{role} {name!r} is {found}, the node reads {wanted}")
         values.update(zip(node.outputs, made, strict=True))
     if caches:
         raise FormatError(f"no node reads the graph input {min(caches)!r}; {ADVICE}")
@@ -197,7 +201,7 @@ def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
         raise _misfit(last, f"the last node must be a product that computes {LOGITS!r}")
     for node in graph.nodes:
         for name in node.outputs:
-            leaves = name == LOGITS or values[name].kind.startswith("new ")
+            leaves = name == LOGITS or values[name].kind.startswith("a new ")
             if leaves != (name in graph.outputs):
                 raise _misfit(node, f"{name!r} must{'' if leaves else ' not'} be an output of the graph")
             if leaves and name in users:
@@ -211,8 +215,6 @@ def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
 def _check_layers(graph: Graph) -> None:
     """One cache serves all layers, so they have one shape."""
     layers = [node for node in graph.nodes if node.op in ATTENTIONS]
-    if not layers:
-        raise FormatError(f"the graph has no attention; {ADVICE}")
     first = (layers[0].op, *_size(layers[0], "kv_num_heads", "head_size"))
     for node in layers:
         if (node.op, *_size(node, "kv_num_heads", "head_size")) != first:
@@ -269,6 +271,4 @@ def _check_numbers(node: Node, role: str, name: str, tensor: Tensor) -> None:
         if not 0 < low <= high < np.inf:
             raise _misfit(node, f"{role} {name!r} is {low}, not a finite number above 0")
     elif not (low >= -MOST and high <= MOST):
-        raise _misfit(
-            node, f"{role} {name!r} has numbers of {low} … {high}, not finite ones within ±{MOST:g}"
-        )
+        raise _misfit(node, f"{role} {name!r} has {low} … {high}, not finite numbers within ±{MOST:g}")
