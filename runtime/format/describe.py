@@ -80,7 +80,9 @@ def _cell(key: str, value: Any) -> str:
 
 def _number(value: float) -> float:
     """The number itself, if the formats can show it: JSON has integers that no float holds."""
-    return value if abs(value) <= sys.float_info.max else math.copysign(math.inf, value)
+    if isinstance(value, float) or abs(value) <= sys.float_info.max:
+        return value
+    return math.inf if value > 0 else -math.inf
 
 
 def _plain(value: Any) -> str:
