@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from flatlm.runtime.format.graph import Graph, Node, Tensor
 
+from flatlm.runtime.format.graph import Graph, Node, Tensor
 from tests.tiny_graphs import quantized_graph
 
 MODELS = [("float32", "static"), ("int8", "static"), ("float32", "token"), ("int8", "token")]

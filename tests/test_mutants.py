@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.errors import FlatlmError, FormatError
 from flatlm.runtime.format.functions import check_graph
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.widths import check_values
-
 from tests.mutants import MODELS, model, mutant
 from tests.tiny_graphs import CONTEXT, VOCABULARY
 

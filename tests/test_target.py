@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from flatlm.export.target import check
 from flatlm.runtime.errors import UsageError
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from flatlm.kernels_arm import layout
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
@@ -16,7 +17,6 @@ from flatlm.runtime.format.functions import FUNCTIONS, check_graph
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.nested import high_plane
 from flatlm.runtime.format.widths import RULES, check_values
-
 from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, packed, quantized_graph
 
 SECOND = "layers.1.attention.attend"

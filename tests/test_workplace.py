@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from flatlm.export.workplace import workplace
 from flatlm.runtime.errors import UsageError
 

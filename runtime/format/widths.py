@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from flatlm.kernels_arm import layout
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.functions import ATTENTIONS, FUNCTIONS, LINEARS, cache_types, label, named
