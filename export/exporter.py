@@ -82,7 +82,7 @@ def export(
         (folder / BIGRAMS).write_bytes(table.astype("<i4").tobytes())
         checked = _compare(float_graph, folder, tokens, tell("checking"))
         manifest = write_manifest(
-            folder, tell("hashing"), **_manifest_fields(source, graph, report, recipe, tokens, checked)
+            folder, tell("hashing"), **_manifest_fields(source, graph, report, tokens, checked)
         )
         target.check(out, force, source.path)  # minutes later: it may have been made, or filled
         _rename_into_place(folder, out)
@@ -110,10 +110,8 @@ def _compare(
     return {"tokens": int(window.size), "kl_to_float": scores.kl, "top1_agreement": scores.top1}
 
 
-def _manifest_fields(
-    source: Source, graph: Graph, report: Report, recipe: Recipe, tokens, checked: dict
-) -> dict:
-    parameters = _parameters(graph)
+def _manifest_fields(source: Source, graph: Graph, report: Report, tokens, checked: dict) -> dict:
+    recipe, parameters = report.recipe, _parameters(graph)
     return {
         "name": source.name,
         "architecture": graph.metadata["architecture"],
