@@ -17,7 +17,7 @@ import numpy as np
 
 from flatlm.export.config import DecoderConfig
 from flatlm.export.constants import LazyConstants
-from flatlm.export.sources.source import Source
+from flatlm.export.sources.source import Source, is_ignored
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
 
@@ -157,7 +157,7 @@ def head(b: Builder, x: str) -> str:
     c = b.config
     if c.tied:
         weight = "embedding.weight"
-        b.placed.add("lm_head.weight")  # a copy, where the checkpoint has it
+        b.placed.add("lm_head.weight")  # where the checkpoint has it, it is the same matrix
     else:
         weight = b.stack("head.weight", ["lm_head.weight"], [(c.vocab_size, c.hidden_size)])
     b.constants["head.bias"] = Tensor.of(np.zeros(c.vocab_size, np.float32))
@@ -181,8 +181,7 @@ def decoder(source: Source, config: DecoderConfig, biases: Biases) -> Graph:
 
 def finish(b: Builder) -> Graph:
     """The graph, once every weight of the checkpoint has its place."""
-    # Old checkpoints store the rotary frequencies, which follow from the config.
-    left = [n for n in b.source.names() if n not in b.placed and not n.endswith("rotary_emb.inv_freq")]
+    left = [name for name in b.source.names() if name not in b.placed and not is_ignored(name)]
     if left:
         raise UnsupportedError(
             f"{b.source.name}: {len(left)} weights have no place in architecture {b.config.architecture!r}, "

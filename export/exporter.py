@@ -27,6 +27,7 @@ from flatlm.export.quantize import quantize
 from flatlm.export.recipe import Recipe
 from flatlm.export.report import Report
 from flatlm.export.sources.source import Source
+from flatlm.export.token_rows import require_rows
 from flatlm.export.workplace import ARTIFACT, JOURNAL, workplace
 from flatlm.runtime.drafting.bigrams import BIGRAMS
 from flatlm.runtime.errors import FlatlmError
@@ -68,17 +69,21 @@ def export(
     out = target.check(out, force, source.path)
     words = calibrate.text(text)
     float_graph = build_graph(source)
+    for note in source.notes:
+        say(note)
     with workplace(out, say) as place:
         folder = place / ARTIFACT
         copy_files(source, folder)
-        tokenizer = load_tokenizer(folder)
-        tokens = passages(tokenizer, load_template(folder), words, recipe.windows)
+        tokenizer, template = load_tokenizer(folder), load_template(folder)
+        tokens = passages(tokenizer, template, words, recipe.windows)
+        ids, rows = tokenizer.encode(words, special=False), int(float_graph.metadata["vocab_size"])
+        require_rows(tokenizer, template, [*ids, *tokens.tolist()], rows)
         journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, __version__), say)
         graph, report = quantize(float_graph, recipe, tokens, tell, journal)
         from flatlm.export.onnx_writer import write_onnx
 
         write_onnx(graph, folder, tell("writing"))
-        table = bigrams(tokenizer.encode(words, special=False), int(graph.metadata["vocab_size"]))
+        table = bigrams(ids, rows)
         (folder / BIGRAMS).write_bytes(table.astype("<i4").tobytes())
         checked = _compare(float_graph, folder, tokens, tell("checking"))
         manifest = write_manifest(
@@ -91,7 +96,14 @@ def export(
 
 def copy_files(source: Source, folder: Path) -> None:
     for name, content in source.files.items():
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        (folder / name).write_bytes(content if isinstance(content, bytes) else _bytes_of(content))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _compare(

@@ -13,7 +13,8 @@ from flatlm.export.constants import LazyConstants
 from flatlm.export.sources import open_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Graph, Tensor
-from tests.tiny_models import tiny_model
+from flatlm.runtime.settings import Settings
+from tests.tiny_models import TinyShape, tiny_model, tiny_weights, write_safetensors
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -165,7 +166,9 @@ def test_lazy_constants_keep_what_a_pass_assigns_and_share_the_rest():
 
 def test_frequency_factors_divide_the_frequencies():
     rope = {"rope_theta": 100.0, "rope_type": "frequency_factors", "factors": [1.0, 4.0]}
-    assert inverse_frequency(rope, 4, 128).tolist() == pytest.approx([1.0, 0.025])
+    assert inverse_frequency(Settings(rope, "rope", SourceError), 4, 128).tolist() == pytest.approx(
+        [1.0, 0.025]
+    )
 
 
 UNSUPPORTED = {
@@ -182,6 +185,40 @@ UNSUPPORTED = {
     "num_attention_heads = None": {"num_attention_heads": None},
     "3 attention heads, 2 key/value heads": {"num_key_value_heads": 2},
     "config.json has no model_type": {"model_type": None},
+    "is_causal False": {"is_causal": False},
+    "use_bidirectional_attention True": {"use_bidirectional_attention": True},
+    "final_logit_softcapping 30.0": {"final_logit_softcapping": 30.0},
+    "logit_scale 0.5": {"logit_scale": 0.5},
+    "logits_scaling 8.0": {"logits_scaling": 8.0},
+    "residual_multiplier 0.22": {"residual_multiplier": 0.22},
+    "clip_qkv 8": {"clip_qkv": 8},
+    "attention_chunk_size 64": {"attention_chunk_size": 64},
+    "use_qk_norm True": {"use_qk_norm": True},
+    "rope_interleaved True": {"rope_interleaved": True},
+    "no_rope_layers [0, 1]": {"no_rope_layers": [0, 1]},
+    "layers of type linear_attention": {"layer_types": ["full_attention", "linear_attention"]},
+    "rope parameters of their own for full_attention": {
+        "rope_parameters": {"full_attention": {"rope_type": "default"}}
+    },
+    "'yarn' (flatlm has": {
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    },
+    "config.json has rms_norm_eps = nan, expected a number above 0": {"rms_norm_eps": float("nan")},
+    "config.json has rms_norm_eps = 0, expected a number above 0": {"rms_norm_eps": 0},
+    "config.json has rope_theta = inf": {"rope_theta": float("inf")},
+    "config.json has hidden_size = '60', expected an integer": {"hidden_size": "60"},
+    "config.json has head_dim = 20.0, expected an integer": {"head_dim": 20.0},
+    "config.json has max_position_embeddings = True": {"max_position_embeddings": True},
+    "config.json has rope_scaling = 'llama3', expected an object": {"rope_scaling": "llama3"},
+    "config.json has no rope_scaling.low_freq_factor, expected a number": {
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0}
+    },
+    "config.json has rope_scaling.high_freq_factor = 1.0, expected a number above 1": {
+        "rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}
+    },
+    "config.json has tie_word_embeddings = 'no', expected true or false": {"tie_word_embeddings": "no"},
+    "config.json has attention_bias = 1, expected true or false": {"attention_bias": 1},
 }
 
 
@@ -203,6 +240,56 @@ def test_all_unsupported_features_are_named_at_once(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu", "num_experts": 4}))
     with pytest.raises(UnsupportedError, match=r"hidden_act 'relu'.*num_experts 4"):
         build_graph(open_source(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_causal": True, "rope_interleaved": False, "use_mrope": False, "logit_scale": 1.0},
+        {"residual_multiplier": 1, "clip_qkv": None, "final_logit_softcapping": None, "use_qk_norm": False},
+        {"_name_or_path": "x", "transformers.js_config": {"kv": [1]}, "pretraining_tp": 1, "use_cache": True},
+        {"attention_dropout": 0.1, "initializer_range": 0.02, "router_aux_loss_coef": 0.001},
+        {"properties": ["a"], "loss_scale": 128, "num_experts_per_tok": 2, "chunk_size_feed_forward": 0},
+    ],
+)
+def test_keys_that_change_nothing_are_no_obstacle(tmp_path, change):
+    folder = tiny_model(tmp_path)
+    expected = build_graph(open_source(str(folder)))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert build_graph(open_source(str(folder))).nodes == expected.nodes
+
+
+def test_rope_scaling_comes_before_rope_parameters_as_in_transformers(tmp_path):
+    expected = build_graph(open_source(str(tiny_model(tmp_path / "a", rope_scaling=LLAMA3))))
+    folder = tiny_model(tmp_path / "b", rope_scaling=LLAMA3)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    actual = build_graph(open_source(str(folder)))
+    name = "rotary.inverse_frequency"
+    assert np.array_equal(actual.array(name), expected.array(name))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_stored_head_that_is_not_the_embedding_is_the_head_whatever_the_config_says(tmp_path, dtype):
+    folder = tiny_model(tmp_path, tied=False, dtype=dtype)
+    expected = build_graph(open_source(str(folder)))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    actual = build_graph(open_source(str(folder)))
+    assert actual.nodes == expected.nodes
+    assert np.array_equal(actual.array("head.weight"), expected.array("head.weight"))
+
+
+def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
+    weights = tiny_weights(TinyShape())
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    write_safetensors(tiny_model(tmp_path) / "model.safetensors", weights)
+    assert build_graph(open_source(str(tmp_path))).nodes[-1].inputs[1] == "embedding.weight"
+    weights["lm_head.weight"][300, 59] += 1
+    write_safetensors(tmp_path / "model.safetensors", weights)
+    assert build_graph(open_source(str(tmp_path))).nodes[-1].inputs[1] == "head.weight"
 
 
 def test_unused_sliding_window_is_no_obstacle(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from flatlm.export.decisions import Decision, Decisions
 from flatlm.export.journal import Journal
 from flatlm.export.passes.bits import Variant

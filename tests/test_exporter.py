@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 
 import numpy as np
@@ -16,9 +17,9 @@ from flatlm.export.sources import open_source
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.cli import main
 from flatlm.runtime.drafting.bigrams import load_bigrams
-from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.errors import ResourceError, SourceError, UsageError
 from flatlm.runtime.format.artifact import open_artifact, verify_artifact
-from tests.tiny_models import tiny_model
+from tests.tiny_models import TinyShape, tiny_model, tiny_weights, write_safetensors
 
 TINY = {"windows": 2, "alphas": (0.5,)}
 
@@ -185,6 +186,33 @@ def test_the_command_line_asks_before_a_source_is_fetched(tmp_path, monkeypatch,
     (tmp_path / "papers").mkdir()
     assert main(["export", "owner/model", str(tmp_path / "papers"), "--force"]) == 2
     assert "is an empty folder" in capsys.readouterr().err
+
+
+def test_tokens_without_rows_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    folder = tiny_model(tmp_path / "source")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 5000}')
+    monkeypatch.setattr(exporter, "quantize", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SourceError, match="token 5000"):
+        export(folder, tmp_path / "model", "w8a8")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_row_that_is_no_number_ends_the_export_though_no_text_meets_it(tmp_path):
+    weights = tiny_weights(TinyShape(tied=False))
+    weights["model.embed_tokens.weight"][290] = np.nan
+    folder = tiny_model(tmp_path / "source", tied=False)
+    write_safetensors(folder / "model.safetensors", weights)
+    with pytest.raises(SourceError, match=r"model\.embed_tokens\.weight holds nan in row 290"):
+        export(folder, tmp_path / "model", "w8a8")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_the_source_notes_is_said(tmp_path):
+    folder, said = tiny_model(tmp_path / "source"), []
+    config = {"chat_template": [{"name": "rag", "template": "R"}]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    export(folder, tmp_path / "model", "w8a8", say=said.append)
+    assert any("chat templates called rag and none called default" in line for line in said)
 
 
 @pytest.mark.parametrize("calls", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flatlm.export.archs import build_graph
 from flatlm.export.sources import open_source
-from flatlm.export.sources.gguf_file import unpermute
+from flatlm.export.sources.gguf_tensors import unpermute
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from tests.tiny_models import TinyShape, tiny_config, tiny_model, tiny_weights
 
@@ -43,13 +45,16 @@ def gguf_name(name):
 
 
 def tiny_gguf(path, folder, shape, weights=None, **changes):
-    """The tiny model of `folder` as a GGUF file, float32; `changes` replace metadata."""
+    """The tiny model of `folder` as a GGUF file, float32; `changes` replace metadata and how it is stored."""
     gguf = pytest.importorskip("gguf")
     s, config = shape, tiny_config(shape)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     vocab += [f"[PAD{i}]" for i in range(len(vocab), s.vocab_size)]
-    writer = gguf.GGUFWriter(str(path), changes.get("architecture", s.architecture))
+    order = gguf.GGUFEndian.BIG if changes.get("big_endian") else gguf.GGUFEndian.LITTLE
+    split = changes.get("split", 0)  # tensors of a part
+    architecture = changes.get("architecture", s.architecture)
+    writer = gguf.GGUFWriter(str(path), architecture, endianess=order, split_max_tensors=split)
     writer.add_block_count(s.layers)
     writer.add_context_length(s.context_length)
     writer.add_embedding_length(s.hidden_size)
@@ -68,10 +73,17 @@ def tiny_gguf(path, folder, shape, weights=None, **changes):
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(changes.get("add_bos", False))
     writer.add_chat_template("{{ messages }}")
+    for key, (value, kind) in changes.get("metadata", {}).items():
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, gguf.GGUFValueType[kind])
     for name, weight in (weights or tiny_weights(s)).items():
         heads = {"q_proj": s.heads, "k_proj": s.kv_heads}.get(name.split(".")[-2], 0)
-        stored = permute(weight, heads) if heads and s.architecture == "llama" else weight
-        writer.add_tensor(gguf_name(name), stored)
+        stored = permute(weight, heads).copy() if heads and s.architecture == "llama" else weight.copy()
+        kind = changes.get("stored", {}).get(name)
+        if kind:
+            kind = gguf.GGMLQuantizationType[kind]
+            stored = gguf.quants.quantize(stored, kind)
+        writer.add_tensor(gguf_name(name), stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -117,15 +129,56 @@ def test_what_was_read_of_the_mapped_file_does_not_stay_in_memory(tmp_path):
     assert all(np.array_equal(source.read(name), values) for name, values in once.items())
 
 
-def test_gguf_that_holds_a_tied_matrix_twice_is_tied_and_the_heads_copy_stands(tmp_path):
-    shape = TinyShape()
+def doubled(head_noise):
+    """A model whose head is its embedding with a share of noise, of sizes that can be quantized."""
+    shape = TinyShape(hidden_size=64, intermediate_size=96, head_size=16, heads=4, kv_heads=2, tied=False)
     weights = tiny_weights(shape)
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    weights["model.embed_tokens.weight"] = weights["lm_head.weight"] * np.float32(1.05)
+    embedding = weights["model.embed_tokens.weight"]
+    noise = np.random.default_rng(5).standard_normal(embedding.shape).astype(np.float32)
+    weights["lm_head.weight"] = embedding + np.float32(head_noise) * embedding.std() * noise
+    return shape, weights
+
+
+@pytest.mark.parametrize(
+    ("embedding", "head"),
+    [("F32", "F32"), ("Q4_0", "F32"), ("Q8_0", "Q8_0"), ("Q4_1", "Q5_0"), ("Q4_0", "F16")],
+)
+def test_gguf_that_holds_a_tied_matrix_twice_is_tied_and_the_heads_copy_stands(tmp_path, embedding, head):
+    gguf = pytest.importorskip("gguf")
+    shape, weights = doubled(0)
+    stored = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
     folder = tiny_model(tmp_path / "hf")
-    source = open_source(str(tiny_gguf(tmp_path / "tiny.gguf", folder, shape, weights)))
+    source = open_source(str(tiny_gguf(tmp_path / "tiny.gguf", folder, shape, weights, stored=stored)))
     assert source.config["tie_word_embeddings"] and "lm_head.weight" not in source.names()
-    assert np.array_equal(source.read("model.embed_tokens.weight"), weights["lm_head.weight"])
+    kind = gguf.GGMLQuantizationType[head]
+    expected = gguf.quants.dequantize(gguf.quants.quantize(weights["lm_head.weight"], kind), kind)
+    assert np.array_equal(source.read("model.embed_tokens.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    ("noise", "kind"),
+    [(1e-6, "F32"), (0.02, "F32"), (0.02, "F16"), (0.02, "BF16"), (0.1, "Q8_0"), (0.6, "Q4_0")],
+)
+def test_gguf_head_that_differs_by_more_than_its_type_rounds_is_a_head_of_its_own(tmp_path, noise, kind):
+    shape, weights = doubled(noise)
+    stored = {"model.embed_tokens.weight": kind, "lm_head.weight": kind}
+    folder = tiny_model(tmp_path / "hf")
+    source = open_source(str(tiny_gguf(tmp_path / "tiny.gguf", folder, shape, weights, stored=stored)))
+    assert not source.config["tie_word_embeddings"]
+    embedding, head = source.read("model.embed_tokens.weight"), source.read("lm_head.weight")
+    assert not np.array_equal(embedding, head)
+    if kind == "F32":
+        assert np.array_equal(head, weights["lm_head.weight"])
+        assert np.array_equal(embedding, weights["model.embed_tokens.weight"])
+
+
+def test_one_row_of_the_head_that_was_trained_further_is_seen(tmp_path):
+    shape, weights = doubled(0)
+    weights["lm_head.weight"][290] *= -1
+    stored = {"model.embed_tokens.weight": "Q4_0", "lm_head.weight": "Q8_0"}
+    folder = tiny_model(tmp_path / "hf")
+    source = open_source(str(tiny_gguf(tmp_path / "tiny.gguf", folder, shape, weights, stored=stored)))
+    assert "lm_head.weight" in source.names()
 
 
 def test_rebuilt_tokenizer_encodes_as_the_merges_say(tmp_path):
@@ -173,3 +226,159 @@ def test_truncated_gguf_is_an_error(tmp_path, keep):
 def test_unpermute_is_the_inverse_of_the_gguf_layout():
     rows = np.arange(48.0).reshape(24, 2)
     assert np.array_equal(unpermute(permute(rows, 3), 3), rows)
+
+
+def opened(tmp_path, **changes):
+    shape = TinyShape()
+    return open_source(str(tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), shape, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("attention.causal", False, "BOOL"),
+        ("rope.scale_linear", 4.0, "FLOAT32"),
+        ("rope.scaling.factor", 4.0, "FLOAT32"),
+        ("rope.scaling.type", "yarn", "STRING"),
+        ("attention.clamp_kqv", 8.0, "FLOAT32"),
+        ("logit_scale", 0.5, "FLOAT32"),
+        ("embedding_scale", 12.0, "FLOAT32"),
+        ("residual_scale", 0.2, "FLOAT32"),
+        ("attention.scale", 0.5, "FLOAT32"),
+        ("attention.max_alibi_bias", 8.0, "FLOAT32"),
+        ("attention.value_length", 40, "UINT32"),
+        ("final_logit_softcapping", 30.0, "FLOAT32"),
+        ("use_parallel_residual", True, "BOOL"),
+        ("attention.head_count_kv", [1, 3], "ARRAY"),
+    ],
+)
+def test_gguf_key_that_changes_the_mathematics_is_refused_by_name(tmp_path, key, value, kind):
+    with pytest.raises(UnsupportedError) as error:
+        opened(tmp_path, metadata={f"llama.{key}": (value, kind)})
+    if not key.startswith("rope.sc"):
+        assert key in str(error.value) or "values of another size (40)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"rope.scaling.type": ("linear", "STRING"), "rope.scaling.factor": (0.0, "FLOAT32")},
+        {"rope.scaling.type": ("linear", "STRING"), "rope.scaling.factor": (1.0, "FLOAT32")},
+        {"rope.scaling.type": ("none", "STRING"), "rope.scaling.factor": (4.0, "FLOAT32")},
+        {"attention.causal": (True, "BOOL"), "logit_scale": (1.0, "FLOAT32")},
+        {"attention.scale": (20**-0.5, "FLOAT32"), "attention.clamp_kqv": (0.0, "FLOAT32")},
+        {"attention.head_count_kv": ([1, 1], "ARRAY"), "feed_forward_length": ([84, 84], "ARRAY")},
+        {"vocab_size": (301, "UINT32"), "tensor_data_layout": ("Meta AI original pth", "STRING")},
+    ],
+)
+def test_gguf_keys_that_change_nothing_are_no_obstacle(tmp_path, metadata):
+    source = opened(tmp_path, metadata={f"llama.{key}": value for key, value in metadata.items()})
+    expected = build_graph(open_source(str(tmp_path / "hf")))
+    graph = build_graph(source)
+    assert graph.metadata == expected.metadata and graph.nodes == expected.nodes
+
+
+@pytest.mark.parametrize("number", [301, 999, 4294967295])
+def test_gguf_token_id_out_of_range_is_none(tmp_path, number):
+    keys = ("bos", "eos", "padding", "eot")
+    source = opened(tmp_path, metadata={f"tokenizer.ggml.{key}_token_id": (number, "UINT32") for key in keys})
+    config = json.loads(source.files["tokenizer_config.json"])
+    generation = json.loads(source.files["generation_config.json"])
+    assert [config[f"{name}_token"] for name in ("bos", "eos", "pad")] == [None] * 3
+    assert generation == {"bos_token_id": None, "eos_token_id": [0, 2], "pad_token_id": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("tokenizer.chat_template", ["a", "b"], "ARRAY"),
+        ("tokenizer.ggml.eos_token_id", "2", "STRING"),
+        ("tokenizer.ggml.token_type", ["1", "2"], "ARRAY"),
+        ("tokenizer.ggml.token_type", [1, 2], "ARRAY"),
+        ("tokenizer.ggml.tokens", [1, 2], "ARRAY"),
+        ("tokenizer.ggml.merges", 5, "UINT32"),
+        ("llama.embedding_length", "60", "STRING"),
+        ("llama.block_count", 0, "UINT32"),
+        ("llama.context_length", [1, 2], "ARRAY"),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan"), "FLOAT32"),
+        ("llama.attention.layer_norm_rms_epsilon", 0.0, "FLOAT32"),
+        ("llama.rope.freq_base", float("inf"), "FLOAT32"),
+        ("general.architecture", 3, "UINT32"),
+    ],
+)
+def test_gguf_value_of_a_wrong_type_is_an_error_that_names_file_and_key(tmp_path, key, value, kind):
+    with pytest.raises(SourceError) as error:
+        opened(tmp_path, metadata={key: (value, kind)})
+    assert key in str(error.value) and "tiny.gguf" in str(error.value)
+
+
+def test_gguf_text_that_is_no_utf8_is_an_error_that_names_its_key(tmp_path):
+    path = tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), TinyShape())
+    raw = bytearray(path.read_bytes())
+    raw[raw.find(b"The")] = 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(SourceError, match=r"tiny\.gguf: tokenizer\.ggml\.(tokens|merges) holds bytes"):
+        open_source(str(path))
+
+
+def test_all_parts_of_a_split_gguf_are_read_whichever_is_given(tmp_path):
+    tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), TinyShape(), split=10)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 2
+    sources = [open_source(str(part)) for part in parts]
+    for source in sources:
+        assert source.name == "tiny" and source.digest == sources[0].digest
+        for name, weight in tiny_weights(TinyShape()).items():
+            assert np.array_equal(source.read(name), weight), name
+
+
+def test_missing_or_renamed_part_of_a_split_gguf_is_named(tmp_path):
+    tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), TinyShape(), split=10)
+    first, second = sorted(tmp_path.glob("*.gguf"))
+    second.rename(tmp_path / "other")
+    with pytest.raises(SourceError, match=r"part 1 of 2 and tiny-00002-of-00002\.gguf is missing.*merge"):
+        open_source(str(first))
+    first.rename(tmp_path / "tiny.gguf")
+    with pytest.raises(SourceError, match=r"part 1 of 2, whose name ends in -00001-of-00002\.gguf"):
+        open_source(str(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F32", 24), ("F16", 11), ("BF16", 8)])
+def test_big_endian_gguf_gives_the_same_weights(tmp_path, kind, bits):
+    stored = {name: kind for name, weight in tiny_weights(TinyShape()).items() if weight.ndim == 2}
+    if kind == "BF16":  # bytes to the writer, which it does not turn
+        source = opened(tmp_path, stored=stored, big_endian=False)
+        tensors = {
+            name: dataclasses.replace(
+                one, data=one.data.reshape(-1, 2)[:, ::-1].reshape(one.data.shape), big_endian=True
+            )
+            if one.kind == "BF16"
+            else one
+            for name, one in source.tensors.items()
+        }
+        source = dataclasses.replace(source, tensors=tensors)
+    else:
+        source = opened(tmp_path, stored=stored, big_endian=True)
+    for name, weight in tiny_weights(TinyShape()).items():
+        assert np.allclose(source.read(name), weight, rtol=2.0**-bits, atol=2.0**-25), name
+
+
+def test_quantized_big_endian_gguf_is_refused_when_it_is_opened(tmp_path):
+    shape, weights = doubled(0)
+    folder, stored = tiny_model(tmp_path / "hf"), {"lm_head.weight": "Q8_0"}
+    path = tiny_gguf(tmp_path / "tiny.gguf", folder, shape, weights, stored=stored, big_endian=True)
+    with pytest.raises(
+        UnsupportedError, match=r"tiny\.gguf is big-endian and output\.weight is stored as Q8_0"
+    ):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F32", np.nan), ("F16", np.inf), ("Q8_0", np.nan)])
+def test_gguf_weight_that_is_no_number_is_refused_by_name_and_row(tmp_path, kind, value):
+    shape, weights = doubled(1)
+    weights["lm_head.weight"][290, 7] = value
+    stored = {"lm_head.weight": kind}
+    with np.errstate(invalid="ignore"):
+        path = tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), shape, weights, stored=stored)
+    with pytest.raises(SourceError, match=r"tiny\.gguf: lm_head\.weight holds (nan|inf) in row 290"):
+        open_source(str(path)).read("lm_head.weight")

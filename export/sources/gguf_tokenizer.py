@@ -6,12 +6,13 @@ the file, only its name is: KINDS holds what each name stands for in the checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flatlm.export.sources.gguf_config import token_id
 from flatlm.export.sources.source import Files, json_bytes
 from flatlm.runtime.errors import SourceError, UnsupportedError
+from flatlm.runtime.settings import Settings
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
 
@@ -55,36 +56,27 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A GGUF file's keys and values. Values are decoded when asked for: there are lists of 150,000."""
-
-    file: str
-    values: Mapping[str, Callable[[], Any]]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.values[key]() if key in self.values else default
-
-    def need(self, key: str) -> Any:
-        if key not in self.values:
-            raise SourceError(f"{self.file} has no {key} in its metadata: the file is damaged or very old")
-        return self.values[key]()
-
-
-def tokenizer_files(metadata: Metadata, context: int) -> Files:
+def tokenizer_files(metadata: Settings, context: int) -> Files:
     """The text side of a model, as `Source.files`. `context` in tokens.
 
     Raises UnsupportedError for tokenizers that are not byte-level BPE or are cut in an unknown way.
     """
-    model, pre = metadata.need("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    model = metadata.need("tokenizer.ggml.model", str)
+    pre = metadata.get("tokenizer.ggml.pre", str, "default")
     if model != "gpt2" or pre not in KINDS:
         raise UnsupportedError(
-            f"{metadata.file}: tokenizer {model!r} with pre-tokenizer {pre!r} cannot be rebuilt "
+            f"{metadata.place}: tokenizer {model!r} with pre-tokenizer {pre!r} cannot be rebuilt "
             f"(known: 'gpt2' with {', '.join(KINDS)}); export from the model's Hugging Face folder instead"
         )
     kind = KINDS[pre]
-    tokens = metadata.need("tokenizer.ggml.tokens")
-    added = _added_tokens(tokens, metadata.need("tokenizer.ggml.token_type"))
+    tokens = metadata.each("tokenizer.ggml.tokens", str)
+    types = metadata.each("tokenizer.ggml.token_type", int)
+    if not tokens or len(types) != len(tokens):
+        raise SourceError(
+            f"{metadata.place} has {len(tokens)} tokenizer.ggml.tokens and {len(types)} "
+            "tokenizer.ggml.token_type: the file is damaged or very old"
+        )
+    added = _added_tokens(tokens, types)
     special = {
         f"{name}_token": _token(metadata, tokens, key)
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
@@ -100,17 +92,17 @@ def tokenizer_files(metadata: Metadata, context: int) -> Files:
         "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it stands
         **special,
     }
-    template = metadata.get("tokenizer.chat_template")
+    template = metadata.get("tokenizer.chat_template", str)
     files = {
-        "tokenizer.json": json_bytes(_tokenizer(metadata, kind, tokens, added)),
+        "tokenizer.json": json_bytes(_tokenizer(metadata, kind, tokens, types, added)),
         "tokenizer_config.json": json_bytes(config | ({"chat_template": template} if template else {})),
-        "generation_config.json": json_bytes(_generation_config(metadata, added)),
+        "generation_config.json": json_bytes(_generation_config(metadata, len(tokens), added)),
     }
     return files | ({"chat_template.jinja": template.encode()} if template else {})
 
 
-def _token(metadata: Metadata, tokens: list[str], key: str) -> str | None:
-    index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+def _token(metadata: Settings, tokens: list[str], key: str) -> str | None:
+    index = token_id(metadata, key, len(tokens))
     return None if index is None else tokens[index]
 
 
@@ -124,20 +116,19 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
 
 
 def _tokenizer(
-    metadata: Metadata, kind: Kind, tokens: list[str], added: list[dict[str, Any]]
+    metadata: Settings, kind: Kind, tokens: list[str], types: list[int], added: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """tokenizer.json. Added tokens are in the vocabulary too: it fixes their ids, and no merge makes one."""
-    types = metadata.need("tokenizer.ggml.token_type")
     # Unused: rows of the embedding that pad it to a round number.
     vocab = {token: i for i, (token, type_) in enumerate(zip(tokens, types, strict=True)) if type_ != _UNUSED}
-    merges = [merge.split(" ") for merge in metadata.need("tokenizer.ggml.merges")]
+    merges = [merge.split(" ") for merge in metadata.each("tokenizer.ggml.merges", str)]
     if bad := [pair for pair in merges if len(pair) != 2 or "".join(pair) not in vocab]:
         raise SourceError(
-            f"{metadata.file}: {len(bad)} merges make no token of the vocabulary, first {bad[0]}"
+            f"{metadata.place}: {len(bad)} merges make no token of the vocabulary, first {bad[0]}"
         )
     post = None
     bos = _token(metadata, tokens, "bos") if kind.has_bos else None
-    if bos and metadata.get("tokenizer.ggml.add_bos_token", False):
+    if bos in vocab and metadata.get("tokenizer.ggml.add_bos_token", bool, False):
         begin, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
         post = {
             "type": "TemplateProcessing",
@@ -165,9 +156,14 @@ def _tokenizer(
     }
 
 
-def _generation_config(metadata: Metadata, added: list[dict[str, Any]]) -> dict[str, Any]:
-    ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
-    ends = [ids["eos"], ids["eot"], *(token["id"] for token in added if token["content"] in _END_OF_TURN)]
+def _generation_config(metadata: Settings, count: int, added: list[dict[str, Any]]) -> dict[str, Any]:
+    ids = {key: token_id(metadata, key, count) for key in ("bos", "eos", "eot", "eom", "padding")}
+    ends = [
+        ids["eos"],
+        ids["eot"],
+        ids["eom"],
+        *(token["id"] for token in added if token["content"] in _END_OF_TURN),
+    ]
     return {
         "bos_token_id": ids["bos"],
         "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),

@@ -13,6 +13,7 @@ PATTERNS = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "model*.safetensors",
     "model.safetensors.index.json",

@@ -6,11 +6,12 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from flatlm.runtime.errors import SourceError
+from flatlm.runtime.settings import Settings
 
 Files = Mapping[str, bytes | Path]  # file name in the artifact → its bytes, or the file to copy
 
@@ -31,12 +32,16 @@ class Source(Protocol):
         """Cheap identity (sizes, times, headers; not every byte): the same model can be resumed."""
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Settings:
         """config.json as Hugging Face writes it."""
 
     @property
     def files(self) -> Files:
         """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja if any."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What people should know of how it was read, a line each."""
 
     def names(self) -> list[str]:
         """Every weight's name."""
@@ -45,33 +50,32 @@ class Source(Protocol):
         """The weight's shape, from the header alone."""
 
     def read(self, name: str) -> np.ndarray:
-        """One weight as a fresh float32 array. SourceError where it is missing or damaged."""
+        """One weight as a fresh float32 array, all of it finite. SourceError where it is not, is missing or
+        damaged."""
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two weights are one matrix stored twice: equal, as far as their storage can tell."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON ({error}); fetch the file again") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
+def is_ignored(name: str) -> bool:
+    """A weight nobody reads: old checkpoints store the rotary frequencies, which follow from the config."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def require_finite(values: np.ndarray, name: str, file: str) -> None:
+    """SourceError naming the first row that holds NaN or infinity."""
+    if not values.size or (np.isfinite(values.min()) and np.isfinite(values.max())):
+        return
+    first = tuple(int(index[0]) for index in np.nonzero(~np.isfinite(values)))
+    where = f"row {first[0]}, column {first[1]}" if len(first) > 1 else f"element {first[0]}"
+    raise SourceError(
+        f"{file}: {name} holds {values[first]} in {where}: the weights are damaged, or training diverged; "
+        "fetch the file again or give another checkpoint"
+    )
 
 
 def json_bytes(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
-
-
-def chat_template(tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The default template of a tokenizer_config.json (a string, or a list of named ones)."""
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default") or next(iter(named.values()), None)
-    return template
 
 
 def missing_weight(source: str, name: str) -> SourceError:
