@@ -140,7 +140,8 @@ def _rope(config: Settings) -> Settings:
 
 
 def _rope_type(rope: Settings) -> str:
-    return rope.get("rope_type", str) or rope.get("type", str) or "default"
+    kind = rope.get("rope_type", str) or rope.get("type", str) or "default"
+    return "default" if kind == "linear" and rope.get("factor", float) == 1 else kind
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from flatlm.export.sources.source import Source
 from flatlm.export.token_rows import require_rows
 from flatlm.export.workplace import ARTIFACT, JOURNAL, workplace
 from flatlm.runtime.drafting.bigrams import BIGRAMS
-from flatlm.runtime.errors import FlatlmError
+from flatlm.runtime.errors import FlatlmError, SourceError
 from flatlm.runtime.format.artifact import Manifest, write_manifest
 from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph

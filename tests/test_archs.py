@@ -249,6 +249,7 @@ def test_all_unsupported_features_are_named_at_once(tmp_path):
         {"residual_multiplier": 1, "clip_qkv": None, "final_logit_softcapping": None, "use_qk_norm": False},
         {"_name_or_path": "x", "transformers.js_config": {"kv": [1]}, "pretraining_tp": 1, "use_cache": True},
         {"attention_dropout": 0.1, "initializer_range": 0.02, "router_aux_loss_coef": 0.001},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}, "partial_rotary_factor": 1.0},
         {"properties": ["a"], "loss_scale": 128, "num_experts_per_tok": 2, "chunk_size_feed_forward": 0},
     ],
 )

@@ -138,6 +138,16 @@ def test_a_file_may_lie_on_the_hub(tmp_path, monkeypatch):
             local(name)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"a": ' * 100_000, b"\xff", gzip.compress(b"{}")[:-9], b"\x1f\x8b" + b"\0" * 30],
+)
+def test_a_damaged_file_of_a_task_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "test.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=r"test\.jsonl"):
+        read_items(TASKS["gsm8k"], tmp_path / "test.jsonl")
+
+
 def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UsageError, match="pip install huggingface_hub"):

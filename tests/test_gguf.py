@@ -321,6 +321,18 @@ def test_gguf_text_that_is_no_utf8_is_an_error_that_names_its_key(tmp_path):
         open_source(str(path))
 
 
+def test_named_templates_of_a_gguf_without_a_default_are_none_and_that_is_said(tmp_path):
+    path, template = tmp_path / "tiny.gguf", "tokenizer.chat_template"
+    changes = {f"{template}s": (["rag"], "ARRAY"), f"{template}.rag": ("R", "STRING")}
+    tiny_gguf(path, tiny_model(tmp_path / "hf"), TinyShape(), metadata=changes)
+    source = open_source(str(path))
+    assert source.files["chat_template.jinja"] == b"{{ messages }}" and not source.notes
+    path.write_bytes(path.read_bytes().replace(template.encode() + b"\x08", b"tokenizer.chat_templatE\x08"))
+    source = open_source(str(path))
+    assert "chat_template.jinja" not in source.files
+    assert source.notes[0].startswith("tiny.gguf has chat templates called rag and none called default")
+
+
 def test_all_parts_of_a_split_gguf_are_read_whichever_is_given(tmp_path):
     tiny_gguf(tmp_path / "tiny.gguf", tiny_model(tmp_path / "hf"), TinyShape(), split=10)
     parts = sorted(tmp_path.glob("*.gguf"))

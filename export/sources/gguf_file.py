@@ -19,7 +19,7 @@ from flatlm.export.sources.gguf_config import config_of, token_id
 from flatlm.export.sources.gguf_reader import Opened, Stored, open_parts, stem
 from flatlm.export.sources.gguf_tensors import dequantize, release, require_byte_order, same_matrix, unpermute
 from flatlm.export.sources.gguf_tokenizer import tokenizer_files
-from flatlm.export.sources.source import Files, missing_weight, require_finite
+from flatlm.export.sources.source import Files, missing_weight, no_default, require_finite
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.settings import Settings
 
@@ -110,8 +110,10 @@ def open_gguf(path: Path) -> GgufFile:
         for part, count in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             heads_of |= {f".{part}.{kind}": config[count] for kind in ("weight", "bias")}
     files = tokenizer_files(metadata, config["max_position_embeddings"])
+    named = metadata.each("tokenizer.chat_templates", str)
+    notes = [] if "chat_template.jinja" in files or not named else [no_default(path.name, named)]
     settings = Settings(config, path.name, SourceError)
-    return GgufFile(stem(path), path, _digest(opened), settings, files, tensors, heads_of)
+    return GgufFile(stem(path), path, _digest(opened), settings, files, tensors, heads_of, notes)
 
 
 def _tie(path: Path, tensors: dict[str, Stored]) -> bool:

@@ -92,7 +92,7 @@ def tokenizer_files(metadata: Settings, context: int) -> Files:
         "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it stands
         **special,
     }
-    template = metadata.get("tokenizer.chat_template", str)
+    template = metadata.get("tokenizer.chat_template", str)  # of several the one called default
     files = {
         "tokenizer.json": json_bytes(_tokenizer(metadata, kind, tokens, types, added)),
         "tokenizer_config.json": json_bytes(config | ({"chat_template": template} if template else {})),

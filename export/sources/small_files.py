@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flatlm.export.sources.source import Files, json_bytes
+from flatlm.export.sources.source import Files, json_bytes, no_default
 from flatlm.runtime import settings
 from flatlm.runtime.errors import SourceError
 from flatlm.runtime.settings import Settings
@@ -54,10 +54,7 @@ def chat_template(tokenizer_config: Settings, notes: list[str]) -> str | None:
     entries = tokenizer_config.tables("chat_template")
     named = {entry.need("name", str): entry.need("template", str) for entry in entries}
     if named and "default" not in named:
-        notes.append(
-            f"{tokenizer_config.place} has chat templates called {', '.join(named)} and none called default: "
-            "the model gets none; put the one that is meant into chat_template.jinja beside it"
-        )
+        notes.append(no_default(tokenizer_config.place, named))
     return named.get("default")
 
 

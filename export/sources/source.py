@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +76,14 @@ def require_finite(values: np.ndarray, name: str, file: str) -> None:
 
 def json_bytes(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def no_default(place: str, named: Iterable[str]) -> str:
+    """The note on chat templates by name of which none is the default: to take one would be a guess."""
+    return (
+        f"{place} has chat templates called {', '.join(named)} and none called default: the model gets none; "
+        "export from a folder with the one that is meant as chat_template.jinja"
+    )
 
 
 def missing_weight(source: str, name: str) -> SourceError:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from flatlm.runtime import settings
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.evaluation.answers import LETTERS
 from flatlm.runtime.options import PromptOptions
@@ -130,7 +131,7 @@ def _bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
             f"{path} cannot be read ({error}): --file takes a file of the task; docs/evaluation.md says "
             "where each comes from"
@@ -140,9 +141,8 @@ def _bytes(path: Path) -> bytes:
 def _entries(content: bytes, path: Path) -> list[dict[str, Any]]:
     """A JSON list, or one object a line."""
     try:
-        text = content.decode("utf-8")
-        if text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        if content.lstrip().startswith(b"["):
+            return list(settings.loads(content))
+        return [settings.loads(line) for line in content.split(b"\n") if line.strip()]
     except ValueError as error:
         raise UsageError(f"{path} holds no JSON: {error}") from None
