@@ -36,6 +36,7 @@ _DAMAGE = (  # what reading a file raises that is not what was saved
     LookupError,
     TypeError,
     AttributeError,
+    RecursionError,
     zipfile.BadZipFile,
     zlib.error,
 )

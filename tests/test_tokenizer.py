@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -163,6 +164,16 @@ def test_a_corrupt_configuration_is_an_error_that_names_the_file(tmp_path, name,
     (write_folder(tmp_path, byte_level()) / name).write_text(content)
     with pytest.raises(TokenizerError, match=name):
         load_tokenizer(tmp_path)
+
+
+def test_a_panic_of_the_tokenizers_package_is_an_error_that_names_the_file(tmp_path):
+    folder = write_folder(tmp_path, byte_level())
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= {"continuing_subword_prefix": "a b", "vocab": {"a": 0, "é": 1, "x": 2}}
+    content["model"]["merges"] = [["x", "é"]]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(folder)
 
 
 def test_an_end_token_that_is_no_number_is_an_error(tmp_path):

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from flatlm.runtime.evaluation.run_file import COSTS
 from flatlm.runtime.evaluation.runner import Answer, Answerer, Request
 from flatlm.runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
     from flatlm.runtime.generation.answer import Completion, Prompt
     from flatlm.runtime.llm import LLM
-
-COSTS = ("prompt_tokens", "reused_tokens", "prefill_seconds", "generated_tokens", "decode_seconds")
 
 
 def answerer(llm: LLM, sampling: SamplingOptions) -> Answerer:

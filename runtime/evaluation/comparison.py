@@ -39,6 +39,8 @@ def matched(a: Run, b: Run) -> tuple[Run, Run]:
     records = [record for record in a.records if record["id"] in in_b]
     if not records:
         raise UsageError("the runs have no item in common")
+    if ("answer" in records[0]) != ("answer" in in_b[records[0]["id"]]):
+        raise UsageError("one run has answers that were read, the other programs that ran: they do not pair")
     return replace(a, records=records), replace(b, records=[in_b[record["id"]] for record in records])
 
 

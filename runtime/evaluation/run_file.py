@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flatlm.runtime import settings as outside
 from flatlm.runtime.errors import UsageError
+from flatlm.runtime.settings import Settings
 
 FORMAT = 1
+COSTS = ("prompt_tokens", "reused_tokens", "prefill_seconds", "generated_tokens", "decode_seconds")
 MAGIC = b'{"flatlm_run": 1, "settings": '  # what a first line begins with
 
 
@@ -56,14 +59,15 @@ class RunFile:
             self._file.truncate(kept)
             self._write({"flatlm_run": FORMAT, "settings": settings})
             return []
-        differing = _differences(lines[0]["settings"], json.loads(json.dumps(settings)))
+        run = _run(lines, path)
+        differing = _differences(run.settings, json.loads(json.dumps(settings)))
         if differing:
             raise UsageError(
                 f"--out {path} was begun with other settings: {'; '.join(differing)}. Give the same ones to "
                 "continue it, or another --out"
             )
         self._file.truncate(kept)  # only now: it is the run that is meant
-        return lines[1:]
+        return run.records
 
     def append(self, record: dict[str, Any]) -> None:
         """Add an item's line, on the disk when this returns."""
@@ -95,7 +99,47 @@ def read_run(path: Path) -> Run:
     lines, _ = _lines(content, path)
     if not lines:
         raise UsageError(f"{path} is empty: no run began there")
-    return Run(lines[0]["settings"], lines[1:])
+    return _run(lines, path)
+
+
+def _run(lines: list[Any], path: Path) -> Run:
+    """The run of a file's lines. UsageError where one is not what `flatlm eval` writes."""
+    objects = []
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict):
+            raise UsageError(f"{path}: line {number} is no object; delete it to have it redone")
+        objects.append(Settings(line, f"{path}: line {number}", UsageError))
+    head, *records = objects
+    for record in records:
+        _check(record)
+        if differing := {*_parts(record)} ^ {*_parts(records[0])}:
+            raise UsageError(
+                f"{record.place} differs in {min(differing)} from the line of the first item; "
+                "delete it to have it redone"
+            )
+    return Run(dict(head.table("settings").values), [dict(record.values) for record in records])
+
+
+def _check(record: Settings) -> None:
+    """An item's line has what summaries and comparisons ask of it."""
+    record.need("id", str)
+    record.need("right", bool)
+    if "answer" in record:
+        record.get("answer", str)
+        record.need("authors_right", bool)
+    else:
+        record.need("result", str)
+    if not (answers := record.tables("answers")):
+        raise record.wrong("answers", "a list of at least one answer")
+    for answer in answers:
+        answer.need("finish_reason", str)
+    cost = record.table("cost")
+    for name in {*cost, *COSTS}:
+        cost.need(name, float)
+
+
+def _parts(record: Settings) -> list[str]:
+    return [*record, *record.table("cost")]
 
 
 def _lines(content: bytes, path: Path) -> tuple[list[Any], int]:
@@ -108,7 +152,7 @@ def _lines(content: bytes, path: Path) -> tuple[list[Any], int]:
         if not line.endswith(b"\n"):
             break
         try:
-            value = json.loads(line)
+            value = outside.loads(line)
         except ValueError:
             if kept + len(line) == len(content):
                 break

@@ -18,6 +18,7 @@ from typing import Any
 
 from flatlm import __version__
 from flatlm.kernels_arm.files import open_regular, read_regular
+from flatlm.runtime import settings
 from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format.describe import describe as describe
 from flatlm.runtime.format.graph import Graph
@@ -62,8 +63,8 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """FormatError for a newer format, a missing or unknown field, or one of the wrong type."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = settings.loads(text if isinstance(text, bytes) else text.encode())
+        except ValueError as error:
             raise FormatError(f"not JSON ({error})") from error
         if not isinstance(data, dict) or type(data.get("format")) is not int:
             raise FormatError("not a flatlm manifest: no format version")

@@ -6,6 +6,7 @@ sees only plain JSON values.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ INSTALL = "pip install flatlm[chat]"
 
 
 def load_template(folder: str | Path) -> str | None:
-    """The chat template of a folder: chat_template.jinja, else from tokenizer_config.json, else None."""
+    """The chat template of a folder: chat_template.jinja, else from tokenizer_config.json, else None.
+
+    Raises TemplateError where it cannot be read, TokenizerError where tokenizer_config.json is no object.
+    """
     folder = Path(folder)
     path = folder / "chat_template.jinja"
     if path.exists():
@@ -34,13 +38,11 @@ def load_template(folder: str | Path) -> str | None:
             return read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(f"{path} cannot be read ({error}); export or copy the model again") from None
-    entry = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(entry, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
-        entry = named.get("default")
-    if entry is not None and not isinstance(entry, str):
-        raise TemplateError(f"{folder / 'tokenizer_config.json'}: chat_template is no text")
-    return entry
+    config = dataclasses.replace(read_json(folder / "tokenizer_config.json"), error=TemplateError)
+    if isinstance(config.values.get("chat_template"), list):  # several, by name
+        named = {one.get("name", str): one.get("template", str) for one in config.tables("chat_template")}
+        return named.get("default")
+    return config.get("chat_template", str)
 
 
 def render(

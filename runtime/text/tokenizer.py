@@ -5,14 +5,15 @@ Ids out, text in; nothing here knows of models. `Detokenizer` turns a stream of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatlm.kernels_arm.files import read_text
-from flatlm.runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError
+from flatlm.runtime import settings
+from flatlm.runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError, first_line
+from flatlm.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
@@ -57,8 +58,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     hf = _load_hf(folder / "tokenizer.json")
     config = read_json(folder / "tokenizer_config.json")
     generation = read_json(folder / "generation_config.json")
-    special = {name: text for name in SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
-    eos_ids = _id_list(generation.get("eos_token_id"), folder / "generation_config.json")
+    special = {
+        name: text for name in SPECIAL_NAMES if (text := _token_text(config.values.get(name))) is not None
+    }
+    eos_ids = set(generation.one_or_more("eos_token_id", int))
     named = hf.token_to_id(special.get("eos_token", ""))
     eos_ids |= set() if named is None else {named}
     special_ids = frozenset(
@@ -81,36 +84,31 @@ def _load_hf(path: Path) -> HFTokenizer:
     try:
         hf = HFTokenizer.from_str(text)
     except Exception as error:  # noqa: BLE001  the package raises just that for a damaged file
-        raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
+        raise _damaged(path, error) from None
+    except BaseException as error:  # a panic of the package's Rust code is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _damaged(path, error) from None
     hf.no_truncation()  # tokenizer.json may carry training-time settings
     hf.no_padding()
     return hf
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} where the file is missing. TokenizerError where it is no object."""
+def _damaged(path: Path, error: BaseException) -> TokenizerError:
+    return TokenizerError(f"{path} is damaged ({first_line(error)}); export or copy the model again")
+
+
+def read_json(path: Path) -> Settings:
+    """The JSON object in `path`, empty where the file is missing. TokenizerError where it is no object."""
     if not path.exists():
-        return {}
-    try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} is damaged ({error}); export or copy the model again") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} is damaged (no JSON object); export or copy the model again")
-    return content
+        return Settings({}, str(path), TokenizerError)
+    return settings.read(path, TokenizerError, "export or copy the model again")
 
 
 def _token_text(entry: Any) -> str | None:
     """The text of a token of tokenizer_config.json: a string, or an object with `content`."""
     content = entry.get("content") if isinstance(entry, dict) else entry
     return content if isinstance(content, str) and content else None
-
-
-def _id_list(entry: Any, path: Path) -> set[int]:
-    ids = [] if entry is None else entry if isinstance(entry, list) else [entry]
-    if not all(isinstance(number, int) for number in ids):
-        raise TokenizerError(f"{path}: eos_token_id is {entry!r}, it must be a number or a list of numbers")
-    return set(ids)
 
 
 class Detokenizer:
