@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from flatlm.kernels_arm.files import open_regular
 from flatlm.runtime.errors import FlatlmError, first_line
 
 T = TypeVar("T", str, int, float, bool)
@@ -174,12 +175,10 @@ def parse(
 def read(path: Path, error: type[FlatlmError], advice: str = "fetch the file again") -> Settings:
     """The JSON object in the file `path`; errors as `parse`, and where it cannot be read."""
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise error(f"{path} is no file")
-        if facts.st_size > LIMIT:
-            raise error(f"{path} has {facts.st_size} bytes, which no settings have; {advice}")
-        text = path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > LIMIT:
+                raise error(f"{path} has {size} bytes, which no settings have; {advice}")
+            text = file.read()
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from problem
     return parse(text, str(path), error, advice)

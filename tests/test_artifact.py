@@ -189,11 +189,11 @@ def test_a_path_with_a_nul_is_no_model():
 
 
 def test_describe_writes_out_what_would_steer_a_terminal(folder):
-    layer = {"name": "\x1b]0;title\x07", "bits": [1], "kl": 10**400, "\ud800": "\u202e"}
+    layer = {"name": "\x1b]0;title\x07", "bits": [1], "kl": 10**400, "\ue000": "\u202e"}
     edit_manifest(folder, name="a\x1b[2Jb\n", parameters=10**400, totals={"\x1b": "\r"}, layers=[layer])
     text = describe(open_artifact(folder))
     assert all(char.isprintable() for char in text.replace("\n", ""))
-    assert r"a\x1b[2Jb\n" in text and r"\x1b]0;title\x07" in text and r"\ud800" in text
+    assert r"a\x1b[2Jb\n" in text and r"\x1b]0;title\x07" in text and r"\ue000" in text
 
 
 def test_describe_shows_sizes_and_a_row_for_each_layer(folder):
