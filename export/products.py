@@ -81,9 +81,9 @@ def _native(
         **{f"Q_{name}": value for name, value in shared.items()},
     )  # fmt: skip
     _fill(
-        records[1], ops.LINEAR, L_BITS=8, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=columns,
-        L_WEIGHTS=at["weights"], L_PANELS=rows // 16, L_SCALE=at["scale"], L_BIAS=at["bias"],
-        L_STRIDE=4 * rows, L_EVENS=int(sum(groups % 2 == 0)),
+        records[1], ops.PRODUCT, P_BITS=8, P_X=at["digits"], P_SUMS=at["sums"], P_PADDED=columns,
+        P_WEIGHTS=at["weights"], P_PANELS=rows // 16, P_SCALE=at["scale"], P_BIAS=at["bias"],
+        P_STRIDE=4 * rows, P_EVENS=int(sum(groups % 2 == 0)),
         **{f"L_{name}": value for name, value in shared.items()},
     )  # fmt: skip
     state = np.zeros(ops.STEP_WORDS, np.int64)
@@ -97,9 +97,9 @@ def _native(
         for start in range(0, len(flat), BATCH):
             part = flat[start : start + BATCH]
             held["x"][: len(part), :k] = part
-            records[1, ops.L_OUT] = result[start:].ctypes.data
+            records[1, ops.P_OUT] = result[start:].ctypes.data
             state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = len(part)
-            state[ops.STEP_PIECES] = ops.write_pieces(held["table"], [(0, len(part), 0)])
+            state[ops.STEP_SPANS] = ops.write_spans(held["table"], [(0, len(part), 0)])
             team.step()
         return (result[:, :n].reshape(*x.shape[:-1], n),)
 

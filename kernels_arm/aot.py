@@ -164,9 +164,9 @@ def optimize(module, tier: Tier, triple: str):
 
 def emit_objects(tier: Tier, systems) -> dict[str, bytes]:
     """Compile in this process (once: it is of no other use afterwards). System → object file."""
-    from . import simd
+    from . import llvm
 
-    simd.set_tier(tier)
+    llvm.set_tier(tier)
     triples = {system: triple_of(tier, system) for system in systems}
     retarget_numba(tier, next(iter(triples.values())))
     linked = link_modules(entry_points())

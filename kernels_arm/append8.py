@@ -25,7 +25,6 @@ from .ops import (
     I_VALUES,
     KV_BLOCK,
 )  # fmt: skip
-from .pieces import past_of, piece_from, piece_of, slot_of
 from .pointwise import ZERO
 from .reference import FLOOR, HEAD_LEVELS
 from .simd import (
@@ -47,7 +46,8 @@ from .simd import (
     store_steps,
     sum_ints,
     to_ints,
-)  # fmt: skip
+)
+from .spans import past_of, slot_of, span_from, span_of
 
 
 @inlined
@@ -134,10 +134,10 @@ def run_rotate8(op, step, first, last, scratch):
     width, half, context = padded_size(op), size // 2, get_i64(op + 8 * I_CONTEXT)
     turned = scratch + 64
     scale = get_f32(get_i64(op + 8 * I_FLOATS))
-    piece = piece_of(step, 0)
+    span = span_of(step, 0)
     for token in range(first, last):
-        piece = piece_from(piece, token)
-        position = past_of(piece) + token
+        span = span_from(span, token)
+        position = past_of(span) + token
         row = get_i64(op + 8 * I_QKV) + get_i64(op + 8 * I_STRIDE) * token
         cos = get_i64(op + 8 * I_COS) + 4 * half * position
         sin = get_i64(op + 8 * I_SIN) + 4 * half * position
@@ -148,7 +148,7 @@ def run_rotate8(op, step, first, last, scratch):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             rotate_head(k, cos, sin, half, turned)
-            cached = groups * slot_of(piece) + group
+            cached = groups * slot_of(span) + group
             at, scales = context * width * cached, 4 * context * cached
             key_scales, value_scales = get_i64(op + 8 * I_KEY_SCALES), get_i64(op + 8 * I_VALUE_SCALES)
             write_key(turned, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, position)

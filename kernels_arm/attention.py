@@ -14,7 +14,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import full_rows
+from .doubles import (
+    add_doubles,
+    add_products,
+    add_two_scores,
+    add_two_values,
+    high_doubles,
+    load_doubles,
+    low_doubles,
+    no_doubles,
+    set_f64,
+    store_as_doubles,
+    store_tile_as_floats,
+    sum_doubles,
+    zero_doubles,
+)
 from .jit import inlined, kernel
 from .ops import (
     A_CONTEXT,
@@ -29,36 +43,24 @@ from .ops import (
     A_STRIDE,
     A_VALUES,
     ATTEND_ROWS,
-    STEP_PIECES,
+    STEP_SPANS,
 )  # fmt: skip
-from .pieces import first_row, past_of, piece_of, row_count, slot_of
 from .pointwise import ZERO, exp16
 from .simd import (
-    add_doubles,
-    add_products,
-    add_two_scores,
-    add_two_values,
     fixed,
     get_f32,
     get_i64,
     greater,
-    high_doubles,
     keep_first,
-    load_doubles,
     load_floats,
-    low_doubles,
     max_floats,
-    no_doubles,
     set_f32,
-    set_f64,
     splat_float,
-    store_as_doubles,
     store_floats,
     store_floats_part,
-    store_tile_as_floats,
-    sum_doubles,
-    zero_doubles,
-)  # fmt: skip
+)
+from .spans import first_row, past_of, row_count, slot_of, span_of
+from .tiles import full_rows
 
 MINUS_INFINITY = np.float32(-np.inf)
 
@@ -239,20 +241,20 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
 
 @kernel
 def attend_items(op, step):
-    """Work items: K/V groups × pieces."""
-    return get_i64(op + 8 * A_GROUPS) * get_i64(step + 8 * STEP_PIECES)
+    """Work items: K/V groups × spans."""
+    return get_i64(op + 8 * A_GROUPS) * get_i64(step + 8 * STEP_SPANS)
 
 
 @kernel
 def run_attend(op, step, first, last, scratch):
-    """Items first … last: every query row of the piece's tokens, up to 8 at a time."""
+    """Items first … last: every query row of the span's tokens, up to 8 at a time."""
     groups = get_i64(op + 8 * A_GROUPS)
     share = get_i64(op + 8 * A_HEADS) // groups
     for item in range(first, last):
-        group, piece = item % groups, piece_of(step, item // groups)
-        left, row = row_count(piece) * share, 0
+        group, span = item % groups, span_of(step, item // groups)
+        left, row = row_count(span) * share, 0
         while left > 0:
             rows = min(left, full_rows())
-            attend_rows(op, slot_of(piece), group, row, rows, first_row(piece), past_of(piece), scratch)
+            attend_rows(op, slot_of(span), group, row, rows, first_row(span), past_of(span), scratch)
             row += rows
             left -= rows

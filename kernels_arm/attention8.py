@@ -1,6 +1,6 @@
 """Causal attention over an int8 K/V cache, in integers (docs/format.md, RotaryAttentionInt8).
 
-Both products are panels of 16 outputs as in linear.py: 16 keys times the d elements of a query, and 16
+Both products are panels of 16 outputs as in product.py: 16 keys times the d elements of a query, and 16
 elements of the values times the weights of 256 positions, which are two int8 digits (128 · high + low).
 Positions are cut into blocks of 256, each with a maximum, a sum of weights and a step of its own; a row's
 blocks are joined at the end. So no result depends on who computed which block.
@@ -19,7 +19,10 @@ from __future__ import annotations
 import numpy as np
 
 from .append8 import padded_size, query_bytes
-from .blocks import add_block, from_block, full_rows, full_tile, has_tile, tile_of, to_block
+from .blocks import add_block
+from .dots import int8_offset
+from .doubles import add_products, load_doubles, set_f64, store_tile_as_floats, zero_doubles
+from .forms import from_block, to_block
 from .jit import inlined, kernel
 from .ops import (
     FEW_TOKENS,
@@ -37,45 +40,37 @@ from .ops import (
     I_VALUE_SCALES,
     I_VALUES,
     KV_BLOCK,
-    STEP_PIECES,
+    STEP_SPANS,
 )  # fmt: skip
-from .pieces import first_row, past_of, piece_of, row_count, slot_of
 from .pointwise import exp16
 from .reference import FLOOR, LOWEST, PART_OF_SUM, SUM_STEPS, WEIGHT_LEVELS
 from .simd import (
-    add_products,
-    atomic_add,
-    atomic_store,
     get_f32,
     get_i32,
     get_i64,
     greater,
     high_digits,
-    int8_offset,
     keep_first,
-    load_doubles,
     load_floats,
     load_ints,
     low_digits,
     max_floats,
     round_even,
     set_f32,
-    set_f64,
     set_i32,
     splat_float,
     splat_int,
     store_floats,
     store_floats_part,
     store_steps,
-    store_tile,
-    store_tile_as_floats,
     sum_ints,
     times_128,
     to_floats,
     to_ints,
-    zero_doubles,
-    zero_ints,
-)  # fmt: skip
+)
+from .spans import first_row, past_of, row_count, slot_of, span_of
+from .threads import atomic_add, atomic_store
+from .tiles import full_rows, full_tile, has_tile, store_tile, tile_of, zero_ints
 
 MINUS_INFINITY = np.float32(-np.inf)
 DIGIT_ROWS = 16  # of a call: query rows, each with two digits of weights
@@ -275,23 +270,23 @@ def join_row(op, group, row, token, parts, stride, blocks, scratch):
 
 # --------------------------------------------------------------------------------------------------- the work
 @inlined
-def blocks_seen(piece):
-    return (past_of(piece) + first_row(piece) + row_count(piece) + KV_BLOCK - 1) // KV_BLOCK
+def blocks_seen(span):
+    return (past_of(span) + first_row(span) + row_count(span) + KV_BLOCK - 1) // KV_BLOCK
 
 
 @kernel
 def attend8_items(op, step):
-    """Of one piece: K/V groups × blocks, so that all threads have work. Of many: groups × pieces."""
-    groups, pieces = get_i64(op + 8 * I_GROUPS), get_i64(step + 8 * STEP_PIECES)
-    return groups * (blocks_seen(piece_of(step, 0)) if pieces == 1 else pieces)
+    """Of one span: K/V groups × blocks, so that all threads have work. Of many: groups × spans."""
+    groups, spans = get_i64(op + 8 * I_GROUPS), get_i64(step + 8 * STEP_SPANS)
+    return groups * (blocks_seen(span_of(step, 0)) if spans == 1 else spans)
 
 
 @kernel
 def attend_few(op, step, item, scratch):
     """One block for all rows of a group. Who finishes a group's last block joins its rows."""
-    piece, width = piece_of(step, 0), padded_size(op)
-    tokens, slot, past = row_count(piece), slot_of(piece), past_of(piece)
-    blocks, most = blocks_seen(piece), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
+    span, width = span_of(step, 0), padded_size(op)
+    tokens, slot, past = row_count(span), slot_of(span), past_of(span)
+    blocks, most = blocks_seen(span), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
     group, block = item // blocks, item % blocks
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
     stride = part_bytes(width) * most
@@ -310,12 +305,12 @@ def attend_few(op, step, item, scratch):
 
 @kernel
 def attend_many(op, step, item, scratch):
-    """A piece's tokens in a group, all their blocks one after the other."""
+    """A span's tokens in a group, all their blocks one after the other."""
     groups, most = get_i64(op + 8 * I_GROUPS), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
     width = padded_size(op)
     share, stride = get_i64(op + 8 * I_HEADS) // groups, part_bytes(width) * most
-    group, piece = item % groups, piece_of(step, item // groups)
-    token, slot, past = first_row(piece), slot_of(piece), past_of(piece)
+    group, span = item % groups, span_of(step, item // groups)
+    token, slot, past = first_row(span), slot_of(span), past_of(span)
     parts = (
         scratch
         + DIGIT_ROWS * width
@@ -323,7 +318,7 @@ def attend_many(op, step, item, scratch):
         + SCORE_STRIDE * (KV_BLOCK // 16)
         + 4 * DIGIT_ROWS * width
     )
-    left, row = row_count(piece) * share, 0
+    left, row = row_count(span) * share, 0
     while left > 0:
         rows = min(left, full_rows())
         blocks = (past + token + (row + rows - 1) // share) // KV_BLOCK + 1
@@ -340,7 +335,7 @@ def attend_many(op, step, item, scratch):
 @kernel
 def run_attend8(op, step, first, last, scratch):
     for item in range(first, last):
-        if get_i64(step + 8 * STEP_PIECES) == 1:
+        if get_i64(step + 8 * STEP_SPANS) == 1:
             attend_few(op, step, item, scratch)
         else:
             attend_many(op, step, item, scratch)

@@ -26,27 +26,16 @@ from .ops import (
     J_SCRATCH,
     J_STARTS,
     J_VALUE,
-    L_BASES,
-    L_EXTRAS,
-    L_LOOKUPS,
-    L_PADDED,
-    L_STARTS,
     LOOKUP,
+    P_BASES,
+    P_EXTRAS,
+    P_LOOKUPS,
+    P_PADDED,
+    P_STARTS,
 )
-from .simd import (
-    add_tile,
-    get_i8,
-    get_i32,
-    get_i64,
-    get_u8,
-    get_u16,
-    plus_128_times,
-    set_i8,
-    set_i32,
-    set_u16,
-    zero_ints,
-)
+from .simd import get_i8, get_i32, get_i64, get_u8, get_u16, set_i8, set_i32, set_u16
 from .tables import base_of, from_lookups, look_up, to_lookups, tokens_at_once, window
+from .tiles import add_tile, plus_128_times, zero_ints
 
 
 # ----------------------------------------------------------------------------------------------- adding
@@ -54,11 +43,11 @@ def _adder(tokens: int):
     @inlined
     def add(op, panel, row, stride, out):
         """A panel's excess for `tokens` rows of digits, added to `out`, int32 [tokens, 16]."""
-        starts, bases = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_BASES)
-        lookups, padded = get_i64(op + 8 * L_LOOKUPS), get_i64(op + 8 * L_PADDED)
+        starts, bases = get_i64(op + 8 * P_STARTS) + 8 * panel, get_i64(op + 8 * P_BASES)
+        lookups, padded = get_i64(op + 8 * P_LOOKUPS), get_i64(op + 8 * P_PADDED)
         first, middle, last = get_i32(starts), get_i32(starts + 4), get_i32(starts + 8)
         low, high = to_lookups(zero_ints(tokens)), to_lookups(zero_ints(tokens))
-        if 4 * get_i64(op + 8 * L_EXTRAS) == padded:
+        if 4 * get_i64(op + 8 * P_EXTRAS) == padded:
             for at in range(first, middle):
                 digits, picks = row + np.int64(get_u16(bases + 2 * at)), lookups + LOOKUP * at
                 low = look_up(low, digits, stride, picks)
@@ -96,7 +85,7 @@ def add_excess(op, panel, row, stride, count, out):
 @kernel
 def fetch_excess(op, panel):
     """Prefetch a panel's lookups: too many products stand before them for the core to see them come."""
-    starts, lookups = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_LOOKUPS)
+    starts, lookups = get_i64(op + 8 * P_STARTS) + 8 * panel, get_i64(op + 8 * P_LOOKUPS)
     for at in range(LOOKUP * get_i32(starts), LOOKUP * get_i32(starts + 8), 64):
         prefetch(lookups + at)
 
@@ -104,8 +93,8 @@ def fetch_excess(op, panel):
 @kernel
 def expand_excess(op, panel, out):
     """Add the panel's excess to its weights as int8 [columns/4, 16, 4] at `out`."""
-    starts, bases = get_i64(op + 8 * L_STARTS) + 8 * panel, get_i64(op + 8 * L_BASES)
-    lookups = get_i64(op + 8 * L_LOOKUPS)
+    starts, bases = get_i64(op + 8 * P_STARTS) + 8 * panel, get_i64(op + 8 * P_BASES)
+    lookups = get_i64(op + 8 * P_LOOKUPS)
     for at in range(get_i32(starts), get_i32(starts + 4)):
         picks, base = lookups + LOOKUP * at, np.int64(get_u16(bases + 2 * at))
         for i in range(64):
@@ -127,7 +116,7 @@ def gather(job):
     entries, columns = get_i64(job + 8 * J_ENTRIES), get_i64(job + 8 * J_COLUMNS)
     scratch, starts = get_i64(job + 8 * J_SCRATCH), get_i64(job + 8 * J_STARTS)
     ends, lists = scratch, scratch + 128
-    entry, found = 0, 0
+    entry, made = 0, 0
     position = np.int64(get_u8(delta)) if entries else 0
     set_i32(starts, np.int32(0))
     for panel in range(get_i64(job + 8 * J_PANELS)):
@@ -145,12 +134,12 @@ def gather(job):
             entry += 1
             if entry < entries:
                 position += np.int64(get_u8(delta + entry))
-        found = gather_panel(job, found)
-        set_i32(starts + 8 * panel + 4, np.int32(found))
+        made = gather_panel(job, made)
+        set_i32(starts + 8 * panel + 4, np.int32(made))
         keep_high(job)
-        found = gather_panel(job, found)
-        set_i32(starts + 8 * panel + 8, np.int32(found))
-    return found if entry == entries else -1
+        made = gather_panel(job, made)
+        set_i32(starts + 8 * panel + 8, np.int32(made))
+    return made if entry == entries else -1
 
 
 @inlined
@@ -179,8 +168,8 @@ def keep_high(job):
 
 
 @kernel
-def gather_panel(job, found):
-    """Bundle the lists of a panel's 16 rows, the lowest column first; returns `found` plus the bundles."""
+def gather_panel(job, made):
+    """Bundle the lists of a panel's 16 rows, the lowest column first; returns `made` plus the bundles."""
     columns, ends = get_i64(job + 8 * J_COLUMNS), get_i64(job + 8 * J_SCRATCH)
     lookups, bases = get_i64(job + 8 * J_LOOKUPS), get_i64(job + 8 * J_BASES)
     lists, taken = ends + 128, ends + 64
@@ -193,10 +182,10 @@ def gather_panel(job, found):
             if i < get_i32(ends + 4 * r):
                 base = min(base, np.int64(get_i32(lists + 8 * (r * columns + i))))
         if base == 1 << 30:
-            return found
+            return made
         base = base_of(base)
         if lookups:
-            set_u16(bases + 2 * found, base)
+            set_u16(bases + 2 * made, base)
         for r in range(16):
             for j in range(4):
                 i = np.int64(get_i32(taken + 4 * r))
@@ -205,7 +194,7 @@ def gather_panel(job, found):
                 if fits:
                     set_i32(taken + 4 * r, np.int32(i + 1))
                 if lookups:
-                    pick = lookups + LOOKUP * found + 4 * r + j
+                    pick = lookups + LOOKUP * made + 4 * r + j
                     set_i8(pick, get_i32(at) - base if fits else 0)
                     set_i8(pick + 64, get_i32(at + 4) if fits else 0)
-        found += 1
+        made += 1

@@ -13,15 +13,13 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
-from .blocks import sparse_tokens
 from .jit import inlined, kernel
-from .linear import linear_bytes, linear_items, run_linear
 from .ops import (
     ATTEND,
     ATTEND8,
     EMBED,
-    L_LAST,
-    LINEAR,
+    P_LAST,
+    PRODUCT,
     Q_LAST,
     Q_PADDED,
     QUANTIZE,
@@ -44,18 +42,19 @@ from .ops import (
     T_YIELD,
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
-from .simd import (
+from .product import product_bytes, product_items, run_product
+from .simd import get_i64, set_i64
+from .threads import (
     atomic_add,
     atomic_load,
     atomic_store,
     call_address,
     compare_exchange,
     fence,
-    get_i64,
     pause,
-    set_i64,
     ticks,
 )
+from .tiles import sparse_tokens
 
 FIELD = 1023
 SPINS = 2000  # pauses before the first yield: about 50 µs, more than any op of a decode step waits
@@ -68,16 +67,16 @@ SHARED_ELEMENTS = 1024  # quantizing fewer costs less than a microsecond: not wo
 @inlined
 def op_tokens(op, step):
     code = get_i64(op)
-    last = (code == LINEAR and get_i64(op + 8 * L_LAST)) or (code == QUANTIZE and get_i64(op + 8 * Q_LAST))
+    last = (code == PRODUCT and get_i64(op + 8 * P_LAST)) or (code == QUANTIZE and get_i64(op + 8 * Q_LAST))
     return get_i64(step + 8 * STEP_LOGITS) if last else get_i64(step + 8 * STEP_TOKENS)
 
 
 @kernel
 def op_items(op, step):
-    """How many pieces the op can be cut into."""
+    """How many items the op can be cut into."""
     code = get_i64(op)
-    if code == LINEAR:
-        return linear_items(op)
+    if code == PRODUCT:
+        return product_items(op)
     if code == ATTEND:
         return attend_items(op, step)
     if code == ATTEND8:
@@ -94,8 +93,8 @@ def op_chunks(op, step, items, threads):
     Every word then gets every step's number. One that kept an older number would offer a thread of that step
     that comes late a chunk while the next step runs.
     """
-    if get_i64(op) == LINEAR:
-        cost = items * linear_bytes(op) * (1 + op_tokens(op, step) // 4)
+    if get_i64(op) == PRODUCT:
+        cost = items * product_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
         wanted = (wanted + threads - 1) // threads * threads  # as many for each
     elif get_i64(op) == QUANTIZE and op_tokens(op, step) <= sparse_tokens():
@@ -108,8 +107,8 @@ def op_chunks(op, step, items, threads):
 @kernel
 def run_chunk(op, step, first, last, scratch):
     code = get_i64(op)
-    if code == LINEAR:
-        run_linear(op, step, first, last, scratch)
+    if code == PRODUCT:
+        run_product(op, step, first, last, scratch)
     elif code == QUANTIZE:
         run_quantize(op, step, first, last, scratch)
     elif code == ATTEND:

@@ -8,9 +8,11 @@ have written; the reason is kept, and told if all fails.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,27 +25,8 @@ from .files import foreign, foreign_path, open_regular
 from .places import cache_folder as cache_folder
 
 HERE = Path(__file__).parent
-SOURCES = (
-    "aot",
-    "append8",
-    "attention",
-    "attention8",
-    "blocks",
-    "cpu",
-    "excess",
-    "executor",
-    "jit",
-    "limits",
-    "linear",
-    "many",
-    "ops",
-    "panels",
-    "pieces",
-    "pointwise",
-    "reference",
-    "simd",
-    "tables",
-)
+FIRST_SOURCE = "aot"  # compiles the rest
+IMPORTED = re.compile(rb"^ *from \.(?:(\w+) import| import ([\w, ]+)$)", re.MULTILINE)
 COMPILING = "about half a minute, once"
 PREBUILT = "prebuilt"  # an origin, beside those of `places`
 NONE = "none: "  # how the description of a library begins where there is none and will be none
@@ -69,21 +52,37 @@ class Library:
 
 
 # ---------------------------------------------------------------------------------------- names and places
+@functools.cache
+def sources() -> dict[str, bytes]:
+    """The modules of this folder that the compiled kernels come from, by name: what compiles them, and what
+    that imports, from wherever it does."""
+    texts, waiting = dict[str, bytes](), [FIRST_SOURCE]
+    while waiting:
+        name = waiting.pop()
+        if name not in texts:
+            texts[name] = (HERE / f"{name}.py").read_bytes()
+            for module, modules in IMPORTED.findall(texts[name]):
+                waiting += [text.split()[0] for text in (module or modules).decode().split(",")]
+    return dict(sorted(texts.items()))
+
+
 def source_hash() -> str:
     """Identity of the kernels: a hash of their sources."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((HERE / f"{name}.py").read_bytes())
+    for text in sources().values():
+        digest.update(text)
     return digest.hexdigest()[:16]
 
 
 def platform_name() -> str:
+    """Which of `aot.SYSTEMS` this is."""
     if hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ:
         return "android"
     return {"darwin": "macos", "win32": "windows"}.get(sys.platform, "linux")
 
 
 def library_name(tier: Tier, system: str | None = None) -> str:
+    """A library's file name without its suffix: system, tier and hash of the sources."""
     return f"flatlm-{system or platform_name()}-{tier.name}-{source_hash()}"
 
 
@@ -126,10 +125,10 @@ def describe() -> dict[str, str]:
     facts = {"features": " ".join(sorted(cpu.features())) or "unknown", "kernels": "none", "library": "none"}
     if tier := choice.tier:
         reasons: list[str] = []
-        found, (folder, origin) = _candidates(tier, reasons), places.folders()[-1]
+        candidates, (folder, origin) = _candidates(tier, reasons), places.folders()[-1]
         facts["kernels"] = f"{tier.name}: {tier.what}"
-        if found:
-            facts["library"] = f"{found[0][1]}: {found[0][0]}"
+        if candidates:
+            facts["library"] = f"{candidates[0][1]}: {candidates[0][0]}"
         elif obstacle := _obstacle(tier, folder):
             facts["library"] = NONE + "; ".join([*reasons, obstacle])
         else:
@@ -140,7 +139,7 @@ def describe() -> dict[str, str]:
 
 def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
     """Existing libraries for the tier with their origin, best first; `reasons` gets why others are out."""
-    name, found = library_name(tier), []
+    name, usable = library_name(tier), []
     for folder, origin in ((prebuilt_folder(), PREBUILT), *places.folders()):
         for suffix in (".so", ".o"):
             path = folder / f"{name}{suffix}"
@@ -149,11 +148,11 @@ def _candidates(tier: Tier, reasons: list[str]) -> list[tuple[Path, str]]:
             if fault := _not_executable(path) or _foreign(path, origin) or linker.fault(path, cpu.machine()):
                 reasons.append(f"{path} {fault}")
             else:
-                found.append((path, origin))
-    if not found and not reasons:
+                usable.append((path, origin))
+    if not usable and not reasons:
         others = sorted(prebuilt_folder().glob(f"{name.rpartition('-')[0]}-*"))
         reasons += [f"{path} was built from other sources" for path in others[:1]]
-    return found
+    return usable
 
 
 def _foreign(path: Path, origin: str) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
-from . import simd
+from .dots import dot, smmla
 from .jit import kernel
+from .llvm import BYTES64, constant, join, load, long, pointer_to, quarter, tier
 from .simd import ints16, load_ints, splat_int, sum_ints
 
 # Independent sums of 64 multiply-accumulates, as many as hide the latency and fit the registers.
@@ -16,28 +16,27 @@ _CHAINS = {"avx512vnni": 12, "avx2": 4, "neon": 3, "dotprod": 6, "i8mm": 6}
 
 def _multiply(builder, acc, weights, x):
     """One vector of sums; returns it. SMMLA does twice the work of SDOT."""
-    name = simd.tier().name
-    if name != "i8mm":
-        return simd._DOT[name](builder, acc, weights, x, 4)
-    quads = [[simd._quarter(builder, v, i) for v in (acc, weights, x)] for i in range(4)]
-    smmla = "llvm.aarch64.neon.smmla.v4i32.v16i8"
-    return simd._join(builder, [simd._call(builder, smmla, four[0].type, four) for four in quads])
+    if tier().name != "i8mm":
+        return dot(builder, acc, weights, x, 4)
+    quads = [[quarter(builder, v, i) for v in (acc, weights, x)] for i in range(4)]
+    return join(builder, [smmla(builder, *four) for four in quads])
 
 
 @intrinsic
 def chains(typing):
-    count = _CHAINS[simd.tier().name]
+    """A tile of zeros, one vector for each independent sum."""
+    count = _CHAINS[tier().name]
     return types.UniTuple(ints16, count)(), lambda context, builder, signature, args: context.make_tuple(
-        builder, signature.return_type, [simd._constant(ints16.llvm, 0)] * count
+        builder, signature.return_type, [constant(ints16.llvm, 0)] * count
     )
 
 
 @intrinsic
 def multiplications(typing):
     """Multiply-accumulates of one `multiply`."""
-    each = 128 if simd.tier().name == "i8mm" else 64
-    count = each * _CHAINS[simd.tier().name]
-    return types.int64(), lambda c, b, s, a: ir.Constant(ir.IntType(64), count)
+    each = 128 if tier().name == "i8mm" else 64
+    count = each * _CHAINS[tier().name]
+    return types.int64(), lambda c, b, s, a: long(count)
 
 
 @intrinsic
@@ -45,13 +44,11 @@ def multiply(typing, tile, address):
     """tile[i] += weights · x[i]; the weights are loaded anew, so that no product can be kept from before."""
 
     def emit(context, builder, signature, args):
-        llvm, rows = simd.bytes64.llvm, cgutils.unpack_tuple(builder, args[0], tile.count)
-        weights = builder.load(simd._address(builder, args[1], llvm))
+        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
+        weights = builder.load(pointer_to(builder, args[1], BYTES64))
         weights.align, weights.volatile = 1, True
         for i, row in enumerate(rows):
-            at = builder.add(args[1], ir.Constant(ir.IntType(64), 64 * (1 + i % 4)))
-            x = builder.load(simd._address(builder, at, llvm))
-            x.align = 1
+            x = load(builder, BYTES64, args[1], 64 * (1 + i % 4))
             rows[i] = _multiply(builder, row, weights, x)
         return context.make_tuple(builder, tile, rows)
 

@@ -12,45 +12,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import from_block, to_block
+from .dots import int8_offset
 from .excess import expand_excess
+from .forms import from_block, to_block
 from .jit import inlined, kernel
 from .ops import (
-    L_ADD,
-    L_BIAS,
-    L_BITS,
-    L_LAST,
-    L_OUT,
-    L_PADDED,
-    L_SCALE,
-    L_STARTS,
-    L_STEPS,
-    L_STRIDE,
-    L_SUMS,
-    L_WEIGHTS,
-    L_WIDE,
-    L_WIDES,
-    L_X,
+    P_ADD,
+    P_BIAS,
+    P_BITS,
+    P_LAST,
+    P_OUT,
+    P_PADDED,
+    P_SCALE,
+    P_STARTS,
+    P_STEPS,
+    P_STRIDE,
+    P_SUMS,
+    P_WEIGHTS,
+    P_WIDE,
+    P_WIDES,
+    P_X,
     STEP_LOGITS,
     STEP_TOKENS,
 )  # fmt: skip
-from .panels import (
-    add_ready,
-    finish_rows,
-    full_ready,
-    has_ready,
-    push_column,
-    ready_of,
-    tile_times_128,
-    zip_steps,
-    zips,
-)
+from .panels import add_ready, finish_rows, full_ready, has_ready, push_column, ready_of, zip_steps, zips
 from .simd import (
     get_f32,
     get_i32,
     get_i64,
     high_nibbles,
-    int8_offset,
     load_bytes,
     load_floats,
     load_ints,
@@ -61,28 +51,27 @@ from .simd import (
     store_bytes,
     store_floats,
     store_ints,
-    store_tile,
     to_floats,
-    zero_ints,
 )
+from .tiles import store_tile, tile_times_128, zero_ints
 
 
 # ----------------------------------------------------------------------------------------- a panel made ready
 @kernel
 def expand_panel(op, panel, weights, out):
     """A 4-bit panel with its excess as a plain int8 panel [padded/4 steps, 64] at `out`."""
-    for step in range(get_i64(op + 8 * L_PADDED) // 8):
+    for step in range(get_i64(op + 8 * P_PADDED) // 8):
         packed = load_bytes(weights + 64 * step)
         store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
         store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
-    if get_i64(op + 8 * L_STARTS):
+    if get_i64(op + 8 * P_STARTS):
         expand_excess(op, panel, out)
 
 
 @kernel
 def pick_columns(op, panel, out):
     """The flattened columns of an int8 panel side by side. What follows the last meets digits that are 0."""
-    wide, count = get_i64(op + 8 * L_WIDE), get_i64(op + 8 * L_WIDES)
+    wide, count = get_i64(op + 8 * P_WIDE), get_i64(op + 8 * P_WIDES)
     for first in range(0, count, 4):
         words = splat_int(np.int32(0))
         for i in range(first, first + 4):
@@ -101,8 +90,8 @@ def zip_panel(columns, source, out):
 def make_ready(op, panel, ready, picked):
     """Returns the address of the ready panel, `ready` or that of weights that stand as they should, and the
     address of its flattened columns, `picked` or the panel's where all of them are."""
-    bits, padded, wides = get_i64(op + 8 * L_BITS), get_i64(op + 8 * L_PADDED), get_i64(op + 8 * L_WIDES)
-    weights = get_i64(op + 8 * L_WEIGHTS) + panel * padded * 2 * bits
+    bits, padded, wides = get_i64(op + 8 * P_BITS), get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_WIDES)
+    weights = get_i64(op + 8 * P_WEIGHTS) + panel * padded * 2 * bits
     if bits == 4:
         expand_panel(op, panel, weights, ready)
         weights = ready
@@ -180,20 +169,20 @@ def multiply_ready(
 @kernel
 def run_many(op, step, first, last, scratch):
     """Panels first … last of a product, for all tokens of a step that has more than `sparse_tokens`."""
-    tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * L_LAST) else STEP_TOKENS))
-    padded, more = get_i64(op + 8 * L_PADDED), (get_i64(op + 8 * L_WIDES) + 15) // 16
+    tokens = get_i64(step + 8 * (STEP_LOGITS if get_i64(op + 8 * P_LAST) else STEP_TOKENS))
+    padded, more = get_i64(op + 8 * P_PADDED), (get_i64(op + 8 * P_WIDES) + 15) // 16
     ready = scratch + 1024
     place, row_size = ready + 16 * padded, padded + 16 * more
-    stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
+    stride, add = get_i64(op + 8 * P_STRIDE), get_i64(op + 8 * P_ADD)
     for panel in range(first, last):
         weights, picked = make_ready(op, panel, ready, place)
-        scale = get_i64(op + 8 * L_SCALE) + 64 * panel
-        bias = get_i64(op + 8 * L_BIAS) + 64 * panel
+        scale = get_i64(op + 8 * P_SCALE) + 64 * panel
+        bias = get_i64(op + 8 * P_BIAS) + 64 * panel
         for token in range(0, tokens, full_ready()):
             count = min(full_ready(), tokens - token)
-            x, steps = get_i64(op + 8 * L_X) + token * row_size, get_i64(op + 8 * L_STEPS) + 4 * token
-            sums = get_i64(op + 8 * L_SUMS) + 4 * token
-            out = get_i64(op + 8 * L_OUT) + stride * token + 64 * panel
+            x, steps = get_i64(op + 8 * P_X) + token * row_size, get_i64(op + 8 * P_STEPS) + 4 * token
+            sums = get_i64(op + 8 * P_SUMS) + 4 * token
+            out = get_i64(op + 8 * P_OUT) + stride * token + 64 * panel
             multiply_ready(
                 ready_of(count), weights, padded // 16, picked, more, x, count, scratch, sums, steps, scale,
                 bias, out, stride, add,

@@ -13,9 +13,9 @@ import numpy as np
 FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
-EMBED, QUANTIZE, LINEAR, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
+EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
 NAMES = {
-    EMBED: "embed", QUANTIZE: "quantize", LINEAR: "product", ROTATE: "rotate", ATTEND: "attend",
+    EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend",
 }  # fmt: skip
 
@@ -35,12 +35,12 @@ Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE = range(1
 # steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
-L_BITS, L_X, L_SUMS, L_PADDED, L_WEIGHTS, L_PANELS, L_SCALE, L_BIAS, L_OUT, L_STRIDE, L_ADD = range(1, 12)
-L_EXTRAS, L_GROUPS, L_ROWS, L_STARTS, L_BASES, L_LOOKUPS, L_LAST, L_EXCESS_BYTES = range(12, 20)
-L_EVENS, L_STEPS, L_WIDES, L_WIDE = range(20, 24)
-# L_GROUPS has L_EVENS even ones, which stand first; L_STEPS is Q_STEPS
-# L_ADD: add to what is in out (the residual); L_STARTS int32 [2 · panels + 1], L_BASES uint16 [L], L_LOOKUPS
-# [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; L_EXCESS_BYTES: for who measures
+P_BITS, P_X, P_SUMS, P_PADDED, P_WEIGHTS, P_PANELS, P_SCALE, P_BIAS, P_OUT, P_STRIDE, P_ADD = range(1, 12)
+P_EXTRAS, P_GROUPS, P_ROWS, P_STARTS, P_BASES, P_LOOKUPS, P_LAST, P_EXCESS_BYTES = range(12, 20)
+P_EVENS, P_STEPS, P_WIDES, P_WIDE = range(20, 24)
+# P_GROUPS has P_EVENS even ones, which stand first; P_STEPS is Q_STEPS
+# P_ADD: add to what is in out (the residual); P_STARTS int32 [2 · panels + 1], P_BASES uint16 [L], P_LOOKUPS
+# [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; P_EXCESS_BYTES: for who measures
 
 # rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
@@ -64,13 +64,13 @@ JOB_WORDS = 10
 LOOKUP = 128  # bytes: 64 picks, 64 values
 
 # step words (int64)
-STEP_TOKENS, STEP_PIECES, STEP_LOGITS, STEP_IDS, STEP_TABLE, STEP_ROWS = range(6)
+STEP_TOKENS, STEP_SPANS, STEP_LOGITS, STEP_IDS, STEP_TABLE, STEP_ROWS = range(6)
 STEP_WORDS = 8
-# STEP_TABLE: int64 [pieces, 4], whose tokens they are (pieces.py); STEP_ROWS: int64 [logits], rows wanted as
+# STEP_TABLE: int64 [spans, 4], whose tokens they are (spans.py); STEP_ROWS: int64 [logits], rows wanted as
 # logits
-PIECE_SLOT, PIECE_ROW, PIECE_ROWS, PIECE_PAST = range(4)
-PIECE_BYTES = 32
-PIECE = 8  # most rows of a piece: a work item of attention is a piece and a K/V group
+SPAN_SLOT, SPAN_ROW, SPAN_ROWS, SPAN_PAST = range(4)
+SPAN_BYTES = 32
+SPAN = 8  # most rows of a span: a work item of attention is a span and a K/V group
 
 # team words (int64), a cache line apart where threads write them
 T_STEP, T_STOP = 0, 8  # the step number; non-zero when the team is to end
@@ -85,15 +85,15 @@ _SPARSE_TOKENS = {"avx512vnni": 64, "avx2": 16}  # other tiers: 8
 MOST_SPARSE = max(_SPARSE_TOKENS.values())
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
-FEW_TOKENS = PIECE  # of a step of one piece, blocks of the context are shared out among threads; else pieces
+FEW_TOKENS = SPAN  # of a step of one span, blocks of the context are shared out among threads; else spans
 
 
-def write_pieces(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) -> int:
-    """Segments (slot, rows, past), one after the other, → `table` int64 [n, 4]; returns how many pieces."""
+def write_spans(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) -> int:
+    """Segments (slot, rows, past), one after the other, → `table` int64 [n, 4]; returns how many spans."""
     count = row = 0
     for slot, rows, past in segments:
-        for start in range(0, rows, PIECE):
-            table[count] = slot, row + start, min(PIECE, rows - start), past + start
+        for start in range(0, rows, SPAN):
+            table[count] = slot, row + start, min(SPAN, rows - start), past + start
             count += 1
         row += rows
     return count

@@ -16,47 +16,66 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
-from . import blocks, simd
-from .blocks import _BYTES16, _INTS4, _LONG, _load, _shuffle
-from .simd import ints16
+from .blocks import adder
+from .dots import smmla, wants_unsigned
+from .forms import by_register, from_registers
+from .llvm import (
+    BYTES16,
+    FLOAT,
+    INT,
+    INTS4,
+    constant,
+    flag,
+    load,
+    long,
+    pointer_to,
+    quarter,
+    shuffle,
+    smallest,
+    splat,
+    tier,
+    vector_of,
+)
+from .simd import floats16, ints16
+from .tiles import tile_sizes
 
 _TILES = {"i8mm": (2, 4, 6)}  # pairs of tokens; the other tiers' as for few tokens
 
 
-def tiles() -> tuple[int, ...]:
+def ready_sizes() -> tuple[int, ...]:
     """The tile sizes of many tokens."""
-    return _TILES.get(simd.tier().name, blocks.tiles())
+    return _TILES.get(tier().name, tile_sizes())
 
 
 def _zipped() -> bool:
-    return simd.tier().name == "i8mm"
+    return tier().name == "i8mm"
 
 
 # ------------------------------------------------------------------------------------------------- tiles
 @intrinsic
 def full_ready(typing):
     """Tokens of a full tile of many tokens, a constant of the tier."""
-    return types.int64(), lambda context, builder, signature, args: ir.Constant(_LONG, tiles()[-1])
+    return types.int64(), lambda context, builder, signature, args: long(ready_sizes()[-1])
 
 
 @intrinsic(prefer_literal=True)
 def has_ready(typing, tokens):
     """Whether the tier has tiles of this size for many tokens."""
-    known = tokens.literal_value in tiles()
-    return types.boolean(tokens), lambda c, b, s, a: ir.Constant(ir.IntType(1), int(known))
+    known = tokens.literal_value in ready_sizes()
+    return types.boolean(tokens), lambda c, b, s, a: flag(known)
 
 
 @intrinsic
 def ready_of(typing, tokens):
     """The smallest tile of many tokens that holds so many, at most a full one."""
-    return types.int64(types.int64), lambda c, builder, s, args: blocks.smallest(builder, args[0], tiles())
+    return types.int64(types.int64), lambda c, builder, s, args: smallest(builder, args[0], ready_sizes())
 
 
 # ------------------------------------------------------------------------------------------------ panels
 @intrinsic
 def zips(typing):
     """Whether `zip_steps` changes anything."""
-    return types.boolean(), lambda c, b, s, a: ir.Constant(ir.IntType(1), int(_zipped()))
+    return types.boolean(), lambda c, b, s, a: flag(_zipped())
 
 
 @intrinsic
@@ -65,12 +84,12 @@ def zip_steps(typing, source, out):
 
     def emit(context, builder, signature, args):
         even, odd = (
-            [_load(builder, _INTS4, args[0], 64 * step + 16 * quad) for quad in range(4)] for step in (0, 1)
+            [load(builder, INTS4, args[0], 64 * step + 16 * quad) for quad in range(4)] for step in (0, 1)
         )
         for quad, (a, b) in enumerate(zip(even, odd, strict=True)):
             for half, lanes in enumerate(([0, 4, 1, 5], [2, 6, 3, 7])):
-                at = builder.add(args[1], ir.Constant(_LONG, 32 * quad + 16 * half))
-                builder.store(_shuffle(builder, a, b, lanes), simd._address(builder, at, _INTS4)).align = 1
+                at = builder.add(args[1], long(32 * quad + 16 * half))
+                builder.store(shuffle(builder, a, b, lanes), pointer_to(builder, at, INTS4)).align = 1
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
@@ -82,15 +101,12 @@ def push_column(typing, words, panel, column):
 
     def emit(context, builder, signature, args):
         llvm, (words, panel, column) = ints16.llvm, args
-        four = builder.lshr(column, ir.Constant(_LONG, 2))
-        found = builder.load(
-            simd._address(builder, builder.add(panel, builder.shl(four, ir.Constant(_LONG, 6))), llvm)
-        )
-        found.align = 1
-        byte = builder.and_(builder.trunc(column, ir.IntType(32)), ir.Constant(ir.IntType(32), 3))
-        up = builder.sub(ir.Constant(ir.IntType(32), 24), builder.shl(byte, ir.Constant(ir.IntType(32), 3)))
-        top = builder.and_(builder.shl(found, simd._splat(builder, up, 16)), simd._constant(llvm, -(1 << 24)))
-        return builder.or_(top, builder.lshr(words, simd._constant(llvm, 8)))
+        four = builder.lshr(column, long(2))
+        step = load(builder, llvm, builder.add(panel, builder.shl(four, long(6))), 0)
+        byte = builder.and_(builder.trunc(column, INT), ir.Constant(INT, 3))
+        up = builder.sub(ir.Constant(INT, 24), builder.shl(byte, ir.Constant(INT, 3)))
+        top = builder.and_(builder.shl(step, splat(builder, up, 16)), constant(llvm, -(1 << 24)))
+        return builder.or_(top, builder.lshr(words, constant(llvm, 8)))
 
     return ints16(ints16, types.int64, types.int64), emit
 
@@ -104,12 +120,12 @@ def store_ready(typing, address, value, i, tile):
         address, value, i, tile = args
         count = 2 if _zipped() else 4
         word = ir.IntType(128 // count)
-        parts = builder.bitcast(builder.trunc(value, _BYTES16), ir.VectorType(word, count))
-        at = builder.add(address, builder.mul(i, ir.Constant(_LONG, 16 // count)))
+        parts = builder.bitcast(builder.trunc(value, BYTES16), vector_of(word, count))
+        at = builder.add(address, builder.mul(i, long(16 // count)))
         for part in range(count):
-            one = builder.extract_element(parts, ir.Constant(ir.IntType(32), part))
-            builder.store(one, simd._address(builder, at, word)).align = 1
-            at = builder.add(at, builder.mul(tile, ir.Constant(_LONG, 16 // count)))
+            one = builder.extract_element(parts, ir.Constant(INT, part))
+            builder.store(one, pointer_to(builder, at, word)).align = 1
+            at = builder.add(at, builder.mul(tile, long(16 // count)))
         return context.get_dummy_value()
 
     return types.void(types.int64, ints16, types.int64, types.int64), emit
@@ -122,9 +138,9 @@ def ready_place(typing, column, i, tile):
     def emit(context, builder, signature, args):
         column, i, tile = args
         shift = 3 if _zipped() else 2
-        group = builder.add(builder.mul(builder.lshr(column, ir.Constant(_LONG, shift)), tile), i)
-        rest = builder.and_(column, ir.Constant(_LONG, (1 << shift) - 1))
-        return builder.add(builder.shl(group, ir.Constant(_LONG, shift)), rest)
+        group = builder.add(builder.mul(builder.lshr(column, long(shift)), tile), i)
+        rest = builder.and_(column, long((1 << shift) - 1))
+        return builder.add(builder.shl(group, long(shift)), rest)
 
     return types.int64(types.int64, types.int64, types.int64), emit
 
@@ -132,8 +148,8 @@ def ready_place(typing, column, i, tile):
 # ---------------------------------------------------------------------------------------------- products
 @intrinsic(prefer_literal=True)
 def add_ready(typing, tile, weights, x, tokens):
-    """Add 16 columns of a ready panel (256 bytes) to a tile, in the form of `blocks.to_block` for 8 bits."""
-    add = _add_zipped if _zipped() else blocks.adder()
+    """Add 16 columns of a ready panel (256 bytes) to a tile, in the form of `forms.to_block` for 8 bits."""
+    add = _add_zipped if _zipped() else adder()
 
     def emit(context, builder, signature, args):
         rows = cgutils.unpack_tuple(builder, args[0], tile.count)
@@ -144,27 +160,14 @@ def add_ready(typing, tile, weights, x, tokens):
 
 
 def _add_zipped(builder, rows, weights, x, tokens: int, bits: int):
-    sums = blocks._by_register(builder, rows)
+    sums = by_register(builder, rows)
     for half in (0, 1):
-        pairs = [_load(builder, _BYTES16, x, 8 * tokens * half + 16 * p) for p in range(tokens // 2)]
+        pairs = [load(builder, BYTES16, x, 8 * tokens * half + 16 * p) for p in range(tokens // 2)]
         for r in range(8):
-            w = _load(builder, _BYTES16, weights, 128 * half + 16 * r)
+            w = load(builder, BYTES16, weights, 128 * half + 16 * r)
             for p, pair in enumerate(pairs):
-                operands = [sums[8 * p + r], pair, w]
-                sums[8 * p + r] = simd._call(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", _INTS4, operands)
-    return blocks._from_registers(builder, sums)
-
-
-@intrinsic
-def tile_times_128(typing, tile):
-    """Each sum of a tile, in whatever form, times 128."""
-
-    def emit(context, builder, signature, args):
-        rows = cgutils.unpack_tuple(builder, args[0], tile.count)
-        rows = [builder.shl(row, simd._constant(ints16.llvm, 7)) for row in rows]
-        return context.make_tuple(builder, tile, rows)
-
-    return tile(tile), emit
+                sums[8 * p + r] = smmla(builder, sums[8 * p + r], pair, w)
+    return from_registers(builder, sums)
 
 
 @intrinsic
@@ -177,26 +180,26 @@ def finish_rows(typing, tile, sums, steps, scale, bias, out, stride, add):
     def emit(context, builder, signature, args):
         tile_value, sums, steps, scale, bias, out, stride, add = args
         rows = cgutils.unpack_tuple(builder, tile_value, tile.count)
-        floats4 = ir.VectorType(ir.FloatType(), 4)
-        if simd._wants_unsigned():
+        floats4 = vector_of(FLOAT, 4)
+        if wants_unsigned():
             rows = [_less_offset(builder, row, sums, i) for i, row in enumerate(rows)]
-        each = [_load(builder, ir.FloatType(), steps, 4 * i) for i in range(len(rows))]
-        places = [builder.add(out, builder.mul(stride, ir.Constant(_LONG, i))) for i in range(len(rows))]
+        each = [load(builder, FLOAT, steps, 4 * i) for i in range(len(rows))]
+        places = [builder.add(out, builder.mul(stride, long(i))) for i in range(len(rows))]
 
         def finish(with_old: bool) -> None:
-            width = floats4 if simd.tier().machine == "aarch64" else simd.floats16.llvm
+            width = floats4 if tier().machine == "aarch64" else floats16.llvm
             for at in range(0, 64, 4 * width.count):
-                factor, more = (_load(builder, width, address, at) for address in (scale, bias))
+                factor, more = (load(builder, width, address, at) for address in (scale, bias))
                 for row, step, place in zip(rows, each, places, strict=True):
-                    part = simd._quarter(builder, row, at // 16) if width is floats4 else row
+                    part = quarter(builder, row, at // 16) if width is floats4 else row
                     y = builder.fmul(builder.sitofp(part, width), factor)
-                    y = builder.fadd(builder.fmul(y, simd._splat(builder, step, width.count)), more)
+                    y = builder.fadd(builder.fmul(y, splat(builder, step, width.count)), more)
                     if with_old:
-                        y = builder.fadd(_load(builder, width, place, at), y)
-                    target = simd._address(builder, builder.add(place, ir.Constant(_LONG, at)), width)
+                        y = builder.fadd(load(builder, width, place, at), y)
+                    target = pointer_to(builder, builder.add(place, long(at)), width)
                     builder.store(y, target).align = 4
 
-        wanted = builder.icmp_signed("!=", add, ir.Constant(_LONG, 0))
+        wanted = builder.icmp_signed("!=", add, long(0))
         with builder.if_else(wanted) as (then, otherwise):
             with then:
                 finish(True)
@@ -209,5 +212,5 @@ def finish_rows(typing, tile, sums, steps, scale, bias, out, stride, add):
 
 def _less_offset(builder, row, sums, i: int):
     """VNNI: 128 · Σ x off the sums."""
-    total = _load(builder, ir.IntType(32), sums, 4 * i)
-    return builder.sub(row, simd._splat(builder, builder.shl(total, ir.Constant(ir.IntType(32), 7)), 16))
+    total = load(builder, INT, sums, 4 * i)
+    return builder.sub(row, splat(builder, builder.shl(total, ir.Constant(INT, 7)), 16))

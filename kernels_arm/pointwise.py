@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import few_tile, sparse_tokens, tile_of
+from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import inlined, kernel
 from .ops import (
     EMBED_BITS,
@@ -53,10 +53,8 @@ from .ops import (
     SWIGLU,
 )  # fmt: skip
 from .panels import full_ready, ready_of, ready_place, store_ready
-from .pieces import past_of, piece_from, piece_of, slot_of
 from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
-    add_squares,
     get_f32,
     get_i8,
     get_i32,
@@ -65,11 +63,9 @@ from .simd import (
     get_u16,
     greater,
     high_digits,
-    load_doubles,
     load_floats,
     max_floats,
     nearest_ints,
-    no_doubles,
     power_of_two,
     round_even,
     set_f32,
@@ -78,17 +74,17 @@ from .simd import (
     smaller,
     splat_float,
     splat_int,
-    sqrt_f64,
     store_floats,
     store_ints,
     store_low_bytes,
     store_steps,
-    sum_doubles,
     sum_ints,
     times_128,
     to_ints,
     zero_below,
-)  # fmt: skip
+)
+from .spans import past_of, slot_of, span_from, span_of
+from .tiles import few_tile, sparse_tokens, tile_of
 
 ONE, ZERO = np.float32(1), np.float32(0)
 
@@ -152,7 +148,7 @@ def embed_excess(op, row, weights, scale, y):
             set_f32(y + 4 * column, np.float32(plane + value) * scale)
 
 
-# ------------------------------------------------------------------------------------- rows before linear
+# ------------------------------------------------------------------------------------- rows before a product
 @inlined
 def norm_row(op, x, padded, first, last, y):
     """y = x · (1 / sqrt(mean(x²) + ε)) · weight, columns first … last. Beyond the row's end stand zeros."""
@@ -381,10 +377,10 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width = size // 2, (size + 15) // 16 * 16
-    piece = piece_of(step, 0)
+    span = span_of(step, 0)
     for token in range(first, last):
-        piece = piece_from(piece, token)
-        position = past_of(piece) + token
+        span = span_from(span, token)
+        position = past_of(span) + token
         row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
         cos = get_i64(op + 8 * R_COS) + 4 * half * position
         sin = get_i64(op + 8 * R_SIN) + 4 * half * position
@@ -393,7 +389,7 @@ def run_rotate(op, step, first, last):
         for group in range(groups):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
-            cached = groups * slot_of(piece) + group
+            cached = groups * slot_of(span) + group
             block = cached * (context // 16) + (position >> 4)
             rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
             out = values + 4 * width * (cached * context + position)

@@ -6,48 +6,60 @@ NEON's TBL and TBX pick from four registers, x86's VPERMI2B from two; AVX2 has o
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
-from . import simd
+from .dots import dot
+from .llvm import (
+    BYTE,
+    BYTES16,
+    BYTES64,
+    call,
+    constant,
+    flag,
+    join,
+    load,
+    long,
+    pick,
+    quarter,
+    tier,
+    vector_of,
+)
 from .simd import ints16
 
-_BYTE, _LONG = ir.IntType(8), ir.IntType(64)
-_BYTES16, _BYTES32, _BYTES64 = (ir.VectorType(_BYTE, n) for n in (16, 32, 64))
+BYTES32 = vector_of(BYTE, 32)
 _WINDOW = {"avx512vnni": 256}  # lookups.BEYOND has the largest
 
 
 @intrinsic
 def window(typing):
     """Bytes of a row that one lookup reaches."""
-    return types.int64(), lambda c, b, s, a: ir.Constant(_LONG, _WINDOW.get(simd.tier().name, 128))
+    return types.int64(), lambda c, b, s, a: long(_WINDOW.get(tier().name, 128))
 
 
 @intrinsic(prefer_literal=True)
 def tokens_at_once(typing, tokens):
     """Whether tiles of so many tokens (a constant) share a lookup's picks and values: on x86 up to 8 do."""
-    known = (1, 2, 4, 8) if simd.tier().name == "avx512vnni" else (1,)
-    found = ir.Constant(ir.IntType(1), int(tokens.literal_value in known))
-    return types.boolean(tokens), lambda c, b, s, a: found
+    known = (1, 2, 4, 8) if tier().name == "avx512vnni" else (1,)
+    return types.boolean(tokens), lambda c, b, s, a: flag(tokens.literal_value in known)
 
 
 @intrinsic
 def base_of(typing, place):
     """Where the window begins that holds a place of a row: on cache lines where loads are that long."""
-    aligned = -64 if simd.tier().name == "avx512vnni" else -1
-    return types.int64(types.int64), lambda c, builder, s, a: builder.and_(a[0], ir.Constant(_LONG, aligned))
+    aligned = -64 if tier().name == "avx512vnni" else -1
+    return types.int64(types.int64), lambda c, builder, s, a: builder.and_(a[0], long(aligned))
 
 
 @intrinsic
 def to_lookups(typing, tile):
     """A tile in the form to which lookups are added. VNNI has a vector more: what offsets add."""
-    more = int(simd.tier().name == "avx512vnni")
+    more = int(tier().name == "avx512vnni")
     result = types.UniTuple(ints16, tile.count + more)
 
     def emit(context, builder, signature, args):
         rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
-        return context.make_tuple(builder, result, rows + [simd._constant(ints16.llvm, 0)] * more)
+        return context.make_tuple(builder, result, rows + [constant(ints16.llvm, 0)] * more)
 
     return result(tile), emit
 
@@ -55,7 +67,7 @@ def to_lookups(typing, tile):
 @intrinsic
 def from_lookups(typing, tile):
     """Back to one vector a token."""
-    more = int(simd.tier().name == "avx512vnni")
+    more = int(tier().name == "avx512vnni")
     result = types.UniTuple(ints16, tile.count - more)
 
     def emit(context, builder, signature, args):
@@ -74,19 +86,19 @@ def look_up(typing, tile, row, stride, picks):
     `row` is the address of int8 digits in token 0's row, the next token's are `stride` bytes on; `picks` that
     of 64 bytes below `window()`, which 64 int8 values follow.
     """
-    tier = simd.tier().name
+    name = tier().name
 
     def emit(context, builder, signature, args):
         rows = list(cgutils.unpack_tuple(builder, args[0], tile.count))
         _, row, stride, picks = args
-        chosen, values = _load(builder, _BYTES64, picks, 0), _load(builder, _BYTES64, picks, 64)
-        if tier == "avx512vnni":
+        chosen, values = load(builder, BYTES64, picks, 0), load(builder, BYTES64, picks, 64)
+        if name == "avx512vnni":
             rows = _look_up_vnni(builder, rows, row, stride, chosen, values)
         else:
-            pick = _pick_avx2 if tier == "avx2" else _pick_neon
+            pick_bytes = _pick_avx2 if name == "avx2" else _pick_neon
             for i in range(len(rows)):
-                at = builder.add(row, builder.mul(stride, ir.Constant(_LONG, i)))
-                rows[i] = simd._DOT[tier](builder, rows[i], values, pick(builder, at, chosen), 8)
+                at = builder.add(row, builder.mul(stride, long(i)))
+                rows[i] = dot(builder, rows[i], values, pick_bytes(builder, at, chosen), 8)
         return context.make_tuple(builder, tile, rows)
 
     return tile(tile, types.int64, types.int64, types.int64), emit
@@ -94,59 +106,48 @@ def look_up(typing, tile, row, stride, picks):
 
 def _look_up_vnni(builder, rows, row, stride, picks, values):
     """Its first factor is unsigned: digits are offset by 128, and the last row sums what that adds."""
-    offset = simd._constant(_BYTES64, -128)
+    offset = constant(BYTES64, -128)
     for i in range(len(rows) - 1):
-        at = builder.add(row, builder.mul(stride, ir.Constant(_LONG, i)))
+        at = builder.add(row, builder.mul(stride, long(i)))
         digits = builder.xor(_pick_vbmi(builder, at, picks), offset)
-        rows[i] = simd._DOT["avx512vnni"](builder, rows[i], digits, values, 8)
-    rows[-1] = simd._DOT["avx512vnni"](builder, rows[-1], offset, values, 8)
+        rows[i] = dot(builder, rows[i], digits, values, 8)
+    rows[-1] = dot(builder, rows[-1], offset, values, 8)
     return rows
-
-
-def _load(builder, llvm, address, offset: int):
-    value = builder.load(simd._address(builder, builder.add(address, ir.Constant(_LONG, offset)), llvm))
-    value.align = 1
-    return value
 
 
 def _pick_vbmi(builder, row, picks):
     """Bits 0 … 6 choose within two registers, bit 7 between two such pairs."""
-    tables = [_load(builder, _BYTES64, row, 64 * i) for i in range(4)]
+    tables = [load(builder, BYTES64, row, 64 * i) for i in range(4)]
     permute = "llvm.x86.avx512.vpermi2var.qi.512"
-    low = simd._call(builder, permute, _BYTES64, [tables[0], picks, tables[1]])
-    high = simd._call(builder, permute, _BYTES64, [tables[2], picks, tables[3]])
-    return builder.select(builder.icmp_signed("<", picks, simd._constant(_BYTES64, 0)), high, low)
+    low = call(builder, permute, BYTES64, [tables[0], picks, tables[1]])
+    high = call(builder, permute, BYTES64, [tables[2], picks, tables[3]])
+    return builder.select(builder.icmp_signed("<", picks, constant(BYTES64, 0)), high, low)
 
 
 def _pick_avx2(builder, row, picks):
     """Sixteen bytes at a time; VPSHUFB gives 0 where bit 7 of a pick is set, which saturation sees to."""
-    twice, parts = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(16)) * 2), []
-    tables = [_load(builder, _BYTES16, row, 16 * i) for i in range(8)]
-    tables = [builder.shuffle_vector(t, ir.Constant(_BYTES16, ir.Undefined), twice) for t in tables]
+    twice, parts = [*range(16)] * 2, []
+    tables = [load(builder, BYTES16, row, 16 * i) for i in range(8)]
+    tables = [pick(builder, table, twice) for table in tables]
     for half in (0, 32):
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(half, half + 32)))
-        chosen = builder.shuffle_vector(picks, ir.Constant(_BYTES64, ir.Undefined), lanes)
-        found = simd._constant(_BYTES32, 0)
+        chosen, picked = pick(builder, picks, range(half, half + 32)), constant(BYTES32, 0)
         for i, table in enumerate(tables):
-            offset = builder.sub(chosen, simd._constant(_BYTES32, 16 * i))
-            marked = simd._call(
-                builder, "llvm.uadd.sat.v32i8", _BYTES32, [offset, simd._constant(_BYTES32, 0x70)]
-            )
-            found = builder.or_(
-                found, simd._call(builder, "llvm.x86.avx2.pshuf.b", _BYTES32, [table, marked])
-            )
-        parts.append(found)
-    return simd._join(builder, parts)
+            offset = builder.sub(chosen, constant(BYTES32, 16 * i))
+            marked = call(builder, "llvm.uadd.sat.v32i8", BYTES32, [offset, constant(BYTES32, 0x70)])
+            some = call(builder, "llvm.x86.avx2.pshuf.b", BYTES32, [table, marked])
+            picked = builder.or_(picked, some)
+        parts.append(picked)
+    return join(builder, parts)
 
 
 def _pick_neon(builder, row, picks):
     """TBL gives 0 beyond its 64 bytes, TBX leaves what was there."""
-    tables = [_load(builder, _BYTES16, row, 16 * i) for i in range(8)]
+    tables = [load(builder, BYTES16, row, 16 * i) for i in range(8)]
     parts = []
     for i in range(4):
-        chosen = simd._quarter(builder, picks, i)
-        low = simd._call(builder, "llvm.aarch64.neon.tbl4.v16i8", _BYTES16, [*tables[:4], chosen])
-        beyond = builder.sub(chosen, simd._constant(_BYTES16, 64))
+        chosen = quarter(builder, picks, i)
+        low = call(builder, "llvm.aarch64.neon.tbl4.v16i8", BYTES16, [*tables[:4], chosen])
+        beyond = builder.sub(chosen, constant(BYTES16, 64))
         both = "llvm.aarch64.neon.tbx4.v16i8"
-        parts.append(simd._call(builder, both, _BYTES16, [low, *tables[4:], beyond]))
-    return simd._join(builder, parts)
+        parts.append(call(builder, both, BYTES16, [low, *tables[4:], beyond]))
+    return join(builder, parts)

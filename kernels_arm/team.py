@@ -142,7 +142,7 @@ def fast_cores() -> Cores:
         return Cores(len(allowed), frozenset(), "all allowed cores, which are of like capacity")
     slow = max(capacity for capacity in capacities.values() if capacity < FAST * top)
     reason = f"the top capacity is {top}, the slower ones have {slow} at most"
-    return Cores(len(fast), frozenset(fast), f"cores {spans(fast)} of {spans(allowed)}: {reason}")
+    return Cores(len(fast), frozenset(fast), f"cores {ranges(fast)} of {ranges(allowed)}: {reason}")
 
 
 def default_threads() -> int:
@@ -163,7 +163,7 @@ def describe() -> dict[str, str]:
     if cores.pinned:
         kept = masks[0] == cores.pinned
         facts["pinned"] = (
-            f"to {spans(masks[0])}, as read back" if kept else "no: the system does not allow it"
+            f"to {ranges(masks[0])}, as read back" if kept else "no: the system does not allow it"
         )
     return facts
 
@@ -181,7 +181,7 @@ def pin(cores: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
     return before, frozenset(os.sched_getaffinity(0))
 
 
-def spans(cores: Iterable[int]) -> str:
+def ranges(cores: Iterable[int]) -> str:
     """[0, 1, 2, 5] as `0-2, 5`."""
     found: list[list[int]] = []
     for core in sorted(cores):

@@ -6,11 +6,11 @@ FlatLinear is quantized as it is computed, and a residual Add becomes the produc
 
     graph                                   records
     FlatEmbedding                           EMBED
-    Norm → FlatLinear (qkv)                 QUANTIZE(norm)   LINEAR
+    Norm → FlatLinear (qkv)                 QUANTIZE(norm)   PRODUCT
     RotaryAttention                         ROTATE  ATTEND   (ROTATE8, ATTEND8: int8 cache)
-    FlatLinear (out) → Add                  QUANTIZE         LINEAR(add)
-    Norm → FlatLinear (gate, up)            QUANTIZE(norm)   LINEAR
-    SwiGLU → FlatLinear (down) → Add        QUANTIZE(swiglu) LINEAR(add)
+    FlatLinear (out) → Add                  QUANTIZE         PRODUCT(add)
+    Norm → FlatLinear (gate, up)            QUANTIZE(norm)   PRODUCT
+    SwiGLU → FlatLinear (down) → Add        QUANTIZE(swiglu) PRODUCT(add)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Plan:
     names: list[str]  # the node of each record
     state: np.ndarray  # step words, int64
     ids: np.ndarray  # int64 [batch]
-    pieces: np.ndarray  # int64 [batch, 4], the step's rows as pieces (kernels_arm/pieces.py)
+    spans: np.ndarray  # int64 [batch, 4], the step's rows as spans (kernels_arm/spans.py)
     rows: np.ndarray  # int64 [logit rows], the rows of a step whose logits are wanted
     logits: np.ndarray  # float32 [logit rows, vocab padded to 16]
     scratch: int  # bytes per thread
@@ -93,8 +93,8 @@ class _Lowering:
 
     def run(self) -> Plan:
         ids, rows = np.zeros(self.batch, np.int64), np.zeros(self.logit_rows, np.int64)
-        pieces, state = np.zeros((self.batch, 4), np.int64), np.zeros(ops.STEP_WORDS, np.int64)
-        state[[ops.STEP_IDS, ops.STEP_TABLE, ops.STEP_ROWS]] = [a.ctypes.data for a in (ids, pieces, rows)]
+        spans, state = np.zeros((self.batch, 4), np.int64), np.zeros(ops.STEP_WORDS, np.int64)
+        state[[ops.STEP_IDS, ops.STEP_TABLE, ops.STEP_ROWS]] = [a.ctypes.data for a in (ids, spans, rows)]
         for i, node in enumerate(self.graph.nodes):
             _LOWER[node.op](self, node)
             for name in {n for n in node.inputs if self.uses.get(n) == i and n in self.buffers}:
@@ -104,7 +104,7 @@ class _Lowering:
         scratch = max(self.product_scratch, of_attention(self.size, self.cache.context))
         table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
         table[:] = self.records
-        return Plan(table, self.names, state, ids, pieces, rows, logits.array, scratch, self.cache, self.keep)
+        return Plan(table, self.names, state, ids, spans, rows, logits.array, scratch, self.cache, self.keep)
 
     # ---- buffers
     def _rows(self, name: str, columns: int, rows: int | None = None) -> _Rows:
@@ -212,11 +212,11 @@ class _Lowering:
             self.quantized = (*integers, bool(excess))  # with rows for the excess to be looked up in, or not
         out, residual = self._output(node, rows, last)
         self._add(
-            node.name, ops.LINEAR, L_BITS=bits, L_X=self.digits, L_SUMS=self.sums, L_PADDED=columns,
-            L_WEIGHTS=self._weights(weight), L_PANELS=padded(rows, layout.ROWS) // layout.ROWS,
-            L_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
-            L_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
-            L_OUT=out.address, L_STRIDE=out.stride, L_ADD=int(residual), L_EVENS=int(sum(groups % 2 == 0)),
+            node.name, ops.PRODUCT, P_BITS=bits, P_X=self.digits, P_SUMS=self.sums, P_PADDED=columns,
+            P_WEIGHTS=self._weights(weight), P_PANELS=padded(rows, layout.ROWS) // layout.ROWS,
+            P_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
+            P_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
+            P_OUT=out.address, P_STRIDE=out.stride, P_ADD=int(residual), P_EVENS=int(sum(groups % 2 == 0)),
             **{f"L_{k}": v for k, v in shared.items()}, **excess,
         )  # fmt: skip
         self.product_scratch = max(self.product_scratch, ops.product_scratch(columns, wide.shape[1]))
@@ -341,10 +341,10 @@ class _Lowering:
         high = lookups.high_places(groups, self.graph.array(named(node)["limit"]), columns)
         found = lookups.gather(self.kernels, deltas, totals, rows, columns, high)
         return {
-            "L_STARTS": self._held(found.starts, np.int32),
-            "L_BASES": self._held(found.bases, np.uint16),
-            "L_LOOKUPS": self._held(found.picks, np.uint8),
-            "L_EXCESS_BYTES": found.nbytes,
+            "P_STARTS": self._held(found.starts, np.int32),
+            "P_BASES": self._held(found.bases, np.uint16),
+            "P_LOOKUPS": self._held(found.picks, np.uint8),
+            "P_EXCESS_BYTES": found.nbytes,
         }
 
     def _excess(self, node: Node, delta: str, value: str) -> dict[str, int]:

@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from flatlm.kernels_arm import aot, cpu, simd
+from flatlm.kernels_arm import aot, cpu, llvm
 from flatlm.kernels_arm.cpu import BY_NAME, TIERS, Tier
 
-# linear: a product of m tokens; many: of m of many, on a ready panel; attention: of so many query rows
+# product: of m tokens; many: of m of many, on a ready panel; attention: of so many query rows
 GATED = r"_(int[48]_\d+|ready_\d+|(scores|values)_[136])"
 MCA = "llvm-mca-19"
 CORES = {"neon": "cortex-a72", "dotprod": "neoverse-n1", "i8mm": "neoverse-n2"}  # whose models are usable
@@ -33,12 +33,12 @@ CORES = {"neon": "cortex-a72", "dotprod": "neoverse-n1", "i8mm": "neoverse-n2"} 
 # ------------------------------------------------------------------------------------------------- compile
 def gated_kernels(tier: Tier) -> list[str]:
     """The kernels of the table: products of the tier's tiles, attention for one, three and six rows."""
-    from flatlm.kernels_arm import attention, blocks, linear, many, panels
+    from flatlm.kernels_arm import attention, many, panels, product, tiles
 
-    simd.set_tier(tier)
-    modules = (linear, many, attention)
+    llvm.set_tier(tier)
+    modules = (product, many, attention)
     names = [name[1:] for module in modules for name in vars(module) if re.fullmatch(GATED, name)]
-    sizes = {"int4": blocks.tiles(), "int8": blocks.tiles(), "ready": panels.tiles()}
+    sizes = {"int4": tiles.tile_sizes(), "int8": tiles.tile_sizes(), "ready": panels.ready_sizes()}
 
     def compiled(name: str) -> bool:
         kind, _, size = name.partition("_")
@@ -50,7 +50,7 @@ def gated_kernels(tier: Tier) -> list[str]:
 def assembly(names: list[str], tier: Tier) -> str:
     """The kernels' code for Linux, each under its own name. One tier per process."""
     triple = aot.triple_of(tier, "linux")
-    simd.set_tier(tier)
+    llvm.set_tier(tier)
     aot.retarget_numba(tier, triple)
     module, machine = aot.optimize(aot.link_modules([_entry(name) for name in names]), tier, triple)
     return machine.emit_assembly(module)
@@ -60,9 +60,9 @@ def _entry(name: str):
     """(function, signature, name) as `aot.link_modules` wants them; every argument is an int64."""
     from numba import types
 
-    from flatlm.kernels_arm import attention, linear, many
+    from flatlm.kernels_arm import attention, many, product
 
-    function = next(found for m in (linear, many, attention) if (found := getattr(m, f"_{name}", None)))
+    function = next(found for m in (product, many, attention) if (found := getattr(m, f"_{name}", None)))
     arguments = function.py_func.__code__.co_argcount
     return function, types.void(*[types.int64] * arguments), name
 

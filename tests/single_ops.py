@@ -43,7 +43,7 @@ def step_words(segments) -> tuple[np.ndarray, list[np.ndarray]]:
         np.zeros(ops.STEP_WORDS, np.int64),
     )
     state[ops.STEP_TOKENS] = state[ops.STEP_LOGITS] = tokens
-    state[ops.STEP_PIECES] = ops.write_pieces(table, segments)
+    state[ops.STEP_SPANS] = ops.write_spans(table, segments)
     state[[ops.STEP_TABLE, ops.STEP_ROWS]] = table.ctypes.data, wanted.ctypes.data
     return state, [table, wanted]
 
@@ -94,10 +94,10 @@ def linear(x, inverse_scale, limit, weights, bits, scale, bias, threads=1, resid
             **{f"Q_{name}": value for name, value in extras.items()},
         ),
         record(
-            ops.LINEAR, L_BITS=bits, L_X=at["digits"], L_SUMS=at["sums"], L_PADDED=kp,
-            L_WEIGHTS=at["weights"],
-            L_PANELS=np_ // 16, L_SCALE=at["scale"], L_BIAS=at["bias"], L_OUT=at["out"], L_STRIDE=4 * np_,
-            L_ADD=int(residual is not None), L_EVENS=int(sum(groups % 2 == 0)), **excess,
+            ops.PRODUCT, P_BITS=bits, P_X=at["digits"], P_SUMS=at["sums"], P_PADDED=kp,
+            P_WEIGHTS=at["weights"],
+            P_PANELS=np_ // 16, P_SCALE=at["scale"], P_BIAS=at["bias"], P_OUT=at["out"], P_STRIDE=4 * np_,
+            P_ADD=int(residual is not None), P_EVENS=int(sum(groups % 2 == 0)), **excess,
             **{f"L_{name}": value for name, value in extras.items()},
         ),
     ]  # fmt: skip
@@ -115,5 +115,5 @@ def _lookups(
     if not delta.size:
         return {}, None
     held = lookups.gather(native_library(), delta, value, rows, columns, high)
-    arrays = {"L_STARTS": held.starts, "L_BASES": held.bases, "L_LOOKUPS": held.picks}
+    arrays = {"P_STARTS": held.starts, "P_BASES": held.bases, "P_LOOKUPS": held.picks}
     return {name: array.ctypes.data for name, array in arrays.items()}, held

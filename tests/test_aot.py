@@ -27,6 +27,7 @@ import sys
 from pathlib import Path
 from numba import types
 from flatlm.kernels_arm import aot, simd
+from kernels_arm import aot, llvm, simd
 from flatlm.kernels_arm.cpu import BY_NAME
 from flatlm.kernels_arm.jit import kernel
 
@@ -38,7 +39,7 @@ def twice(at, n):
 
 tier, out = BY_NAME[sys.argv[1]], Path(sys.argv[2])
 word = types.int64
-simd.set_tier(tier)
+llvm.set_tier(tier)
 aot.retarget_numba(tier, aot.triple_of(tier, "linux"))
 linked = aot.link_modules([(twice, word(word, word), "twice")])
 for system in sys.argv[3:]:

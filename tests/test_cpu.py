@@ -157,7 +157,7 @@ def test_a_mac_starts_as_many_threads_as_it_has_performance_cores(monkeypatch):
 
 
 def test_spans_are_short():
-    assert team.spans({7, 0, 1, 2, 5}) == "0-2, 5, 7"
+    assert team.ranges({7, 0, 1, 2, 5}) == "0-2, 5, 7"
 
 
 pins = pytest.mark.skipif(

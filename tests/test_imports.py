@@ -123,6 +123,29 @@ def test_a_library_prints_nothing(path):
     assert {"print", "sys.stdout", "sys.stderr"}.isdisjoint(names)
 
 
+def private_names_of_others(tree: ast.AST) -> set[str]:
+    """Names with an underscore that are taken from modules of these packages."""
+    taken, modules = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("flatlm")):
+            modules |= {alias.asname or alias.name for alias in node.names}
+            taken |= {alias.name for alias in node.names if alias.name.startswith("_")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            taken |= {node.attr} if node.attr.startswith("_") else set()
+    return taken
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_takes_no_private_name_of_another(path):
+    assert private_names_of_others(ast.parse(path.read_text(encoding="utf-8"))) == set()
+
+
+def test_the_check_sees_a_private_name_imported_and_one_reached_through_its_module():
+    tree = ast.parse("from .simd import _call\nfrom . import llvm\nllvm._load(self._own, llvm.call)")
+    assert private_names_of_others(tree) == {"_call", "_load"}
+
+
 def loaded_by(code: str) -> set[str]:
     """Packages in sys.modules after `code` ran in a fresh interpreter."""
     code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"

@@ -92,8 +92,8 @@ class NativeBackend:
             places.append(slice(wanted, wanted + segment.logits))
             wanted += segment.logits
         plan.state[ops.STEP_TOKENS], plan.state[ops.STEP_LOGITS] = row, wanted
-        plan.state[ops.STEP_PIECES] = ops.write_pieces(
-            plan.pieces, ((s.slot, len(s.ids), self.positions[s.slot]) for s in segments)
+        plan.state[ops.STEP_SPANS] = ops.write_spans(
+            plan.spans, ((s.slot, len(s.ids), self.positions[s.slot]) for s in segments)
         )
         self.team.step()
         for segment in segments:

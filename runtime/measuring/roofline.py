@@ -44,14 +44,14 @@ def work(records: np.ndarray, few: int, tokens: int, logits: int = 1) -> tuple[i
     few: `ops.sparse_tokens` of the kernels.
     """
     size = count = 0
-    for record in records[records[:, 0] == ops.LINEAR]:
-        rows, columns = int(record[ops.L_PANELS]) * layout.ROWS, int(record[ops.L_PADDED])
-        size += rows * columns * int(record[ops.L_BITS]) // 8 + int(record[ops.L_EXCESS_BYTES])
-        times = logits if record[ops.L_LAST] else tokens
+    for record in records[records[:, 0] == ops.PRODUCT]:
+        rows, columns = int(record[ops.P_PANELS]) * layout.ROWS, int(record[ops.P_PADDED])
+        size += rows * columns * int(record[ops.P_BITS]) // 8 + int(record[ops.P_EXCESS_BYTES])
+        times = logits if record[ops.P_LAST] else tokens
         if times <= few:  # the flattened channels once more: whole groups, or picked
-            columns += 4 * int(record[ops.L_EXTRAS])
+            columns += 4 * int(record[ops.P_EXTRAS])
         else:
-            columns += layout.padded(int(record[ops.L_WIDES]), layout.COLUMNS)
+            columns += layout.padded(int(record[ops.P_WIDES]), layout.COLUMNS)
         count += rows * columns * times
     return size, count
 

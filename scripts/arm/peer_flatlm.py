@@ -46,8 +46,8 @@ def _only(table: np.ndarray, *codes: int) -> np.ndarray:
 
 def _linear(table: np.ndarray, bits: int, *without: int) -> np.ndarray:
     """The layers' products of so many bits, with some fields of their records 0."""
-    table = _only(table, ops.LINEAR)
-    table = table[(table[:, ops.L_BITS] == bits) & (table[:, ops.L_LAST] == 0)].copy()
+    table = _only(table, ops.PRODUCT)
+    table = table[(table[:, ops.P_BITS] == bits) & (table[:, ops.P_LAST] == 0)].copy()
     table[:, list(without)] = 0
     return table
 
@@ -57,12 +57,12 @@ PARTS = {  # records of a plan; what the excess or the wide channels cost is the
     "quantize": lambda table: _only(table, ops.QUANTIZE),
     "rotate": lambda table: _only(table, ops.ROTATE, ops.ROTATE8),
     "attend": lambda table: _only(table, ops.ATTEND, ops.ATTEND8),
-    "head": lambda table: _only(table, ops.LINEAR)[-1:],
+    "head": lambda table: _only(table, ops.PRODUCT)[-1:],
     "int4": lambda table: _linear(table, 4),
-    "int4 without excess": lambda table: _linear(table, 4, ops.L_STARTS),
-    "int4 plain": lambda table: _linear(table, 4, ops.L_STARTS, ops.L_EXTRAS, ops.L_EVENS),
+    "int4 without excess": lambda table: _linear(table, 4, ops.P_STARTS),
+    "int4 plain": lambda table: _linear(table, 4, ops.P_STARTS, ops.P_EXTRAS, ops.P_EVENS),
     "int8": lambda table: _linear(table, 8),
-    "int8 plain": lambda table: _linear(table, 8, ops.L_EXTRAS, ops.L_EVENS),
+    "int8 plain": lambda table: _linear(table, 8, ops.P_EXTRAS, ops.P_EVENS),
 }
 
 
@@ -72,7 +72,7 @@ def part(path: str, name: str, past: int, rows: int, times: int) -> None:
     plan = backend.plan
     chosen = PARTS[name](plan.ops)
     plan.state[[ops.STEP_TOKENS, ops.STEP_LOGITS]], plan.rows[0] = (rows, 1), rows - 1
-    plan.state[ops.STEP_PIECES] = ops.write_pieces(plan.pieces, [(0, rows, past)])
+    plan.state[ops.STEP_SPANS] = ops.write_spans(plan.spans, [(0, rows, past)])
     if len(chosen):
         steps(times, list(chosen), plan.scratch, plan.state)
     print(f"{name}: {len(chosen)} operations")

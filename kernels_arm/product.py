@@ -12,65 +12,58 @@ step[i] is 1 for FlatLinear, whose scale holds the step of the activations.
 
 from __future__ import annotations
 
-from .blocks import (
-    FIRST,
-    add_block,
-    add_blocks,
-    add_four_groups,
-    add_group,
-    by_fours,
-    few_tile,
-    from_block,
-    has_tile,
-    prefetch,
-    sparse_tokens,
-    straight,
-    tile_of,
-    to_block,
-)
+from .blocks import FIRST, add_block, add_blocks, prefetch, straight
+from .dots import int8_offset
 from .excess import add_excess, fetch_excess
+from .forms import from_block, to_block
+from .groups import add_four_groups, add_group, by_fours
 from .jit import inlined, kernel
 from .many import run_many
 from .ops import (
-    L_ADD,
-    L_BIAS,
-    L_BITS,
-    L_EVENS,
-    L_EXTRAS,
-    L_GROUPS,
-    L_LAST,
-    L_OUT,
-    L_PADDED,
-    L_PANELS,
-    L_ROWS,
-    L_SCALE,
-    L_STARTS,
-    L_STEPS,
-    L_STRIDE,
-    L_SUMS,
-    L_WEIGHTS,
-    L_X,
+    P_ADD,
+    P_BIAS,
+    P_BITS,
+    P_EVENS,
+    P_EXTRAS,
+    P_GROUPS,
+    P_LAST,
+    P_OUT,
+    P_PADDED,
+    P_PANELS,
+    P_ROWS,
+    P_SCALE,
+    P_STARTS,
+    P_STEPS,
+    P_STRIDE,
+    P_SUMS,
+    P_WEIGHTS,
+    P_X,
     STEP_LOGITS,
     STEP_TOKENS,
     SUM_SLICES,
 )  # fmt: skip
-from .panels import tile_times_128
 from .pointwise import row_bytes
 from .simd import (
     get_f32,
     get_i32,
     get_i64,
-    int8_offset,
     load_floats,
     load_ints,
-    plus_128_times,
     splat_float,
     splat_int,
     store_floats,
-    store_tile,
     to_floats,
+)
+from .tiles import (
+    few_tile,
+    has_tile,
+    plus_128_times,
+    sparse_tokens,
+    store_tile,
+    tile_of,
+    tile_times_128,
     zero_ints,
-)  # fmt: skip
+)
 
 
 def _range(tokens: int, bits: int, odd: int):
@@ -131,6 +124,7 @@ _int8_1, _int8_2, _int8_4, _int8_6, _int8_8 = (_product(m, 8) for m in (1, 2, 4,
 
 @kernel
 def product_int4(tile, weights, padded, x, extras, evens, groups, out):
+    """A panel of nibbles times a tile of digits at x: int32 [tile, 16] at `out`."""
     if has_tile(1) and tile == 1:
         _int4_1(weights, padded, x, extras, evens, groups, out)
     elif has_tile(2) and tile == 2:
@@ -145,6 +139,7 @@ def product_int4(tile, weights, padded, x, extras, evens, groups, out):
 
 @kernel
 def product_int8(tile, weights, padded, x, extras, evens, groups, out):
+    """The same of a panel of int8."""
     if has_tile(1) and tile == 1:
         _int8_1(weights, padded, x, extras, evens, groups, out)
     elif has_tile(2) and tile == 2:
@@ -160,12 +155,12 @@ def product_int8(tile, weights, padded, x, extras, evens, groups, out):
 @kernel
 def finish_tile(op, panel, offset, first, count, acc):
     """int32 [count, 16] → float rows first … first + count of the output."""
-    scale = load_floats(get_i64(op + 8 * L_SCALE) + 64 * panel)
-    bias = load_floats(get_i64(op + 8 * L_BIAS) + 64 * panel)
-    stride, add = get_i64(op + 8 * L_STRIDE), get_i64(op + 8 * L_ADD)
-    out = get_i64(op + 8 * L_OUT) + stride * first + 64 * panel
-    sums = get_i64(op + 8 * L_SUMS) + 4 * SUM_SLICES * first
-    steps = get_i64(op + 8 * L_STEPS) + 4 * first
+    scale = load_floats(get_i64(op + 8 * P_SCALE) + 64 * panel)
+    bias = load_floats(get_i64(op + 8 * P_BIAS) + 64 * panel)
+    stride, add = get_i64(op + 8 * P_STRIDE), get_i64(op + 8 * P_ADD)
+    out = get_i64(op + 8 * P_OUT) + stride * first + 64 * panel
+    sums = get_i64(op + 8 * P_SUMS) + 4 * SUM_SLICES * first
+    steps = get_i64(op + 8 * P_STEPS) + 4 * first
     for i in range(count):
         total = get_i32(sums + 4 * SUM_SLICES * i)
         for part in range(1, SUM_SLICES):
@@ -178,9 +173,9 @@ def finish_tile(op, panel, offset, first, count, acc):
 
 
 @kernel
-def run_linear(op, step, first, last, scratch):
+def run_product(op, step, first, last, scratch):
     """Panels first … last for all tokens of the step. `scratch` holds 1 KiB and a ready panel."""
-    wants_all = get_i64(op + 8 * L_LAST) == 0
+    wants_all = get_i64(op + 8 * P_LAST) == 0
     tokens = get_i64(step + 8 * STEP_TOKENS) if wants_all else get_i64(step + 8 * STEP_LOGITS)
     if tokens > sparse_tokens():
         run_many(op, step, first, last, scratch)
@@ -192,14 +187,14 @@ def run_linear(op, step, first, last, scratch):
 def run_few(op, tokens, first, last, scratch):
     """The weights as they stand, read from end to end."""
     bits, padded, panels_at = (
-        get_i64(op + 8 * L_BITS),
-        get_i64(op + 8 * L_PADDED),
-        get_i64(op + 8 * L_WEIGHTS),
+        get_i64(op + 8 * P_BITS),
+        get_i64(op + 8 * P_PADDED),
+        get_i64(op + 8 * P_WEIGHTS),
     )
-    extras, groups, x = get_i64(op + 8 * L_EXTRAS), get_i64(op + 8 * L_GROUPS), get_i64(op + 8 * L_X)
-    evens = get_i64(op + 8 * L_EVENS)
-    sparse, row_size = get_i64(op + 8 * L_STARTS) != 0, padded + 4 * extras
-    rows, stride = x if tokens == 1 else get_i64(op + 8 * L_ROWS), row_bytes(row_size)
+    extras, groups, x = get_i64(op + 8 * P_EXTRAS), get_i64(op + 8 * P_GROUPS), get_i64(op + 8 * P_X)
+    evens = get_i64(op + 8 * P_EVENS)
+    sparse, row_size = get_i64(op + 8 * P_STARTS) != 0, padded + 4 * extras
+    rows, stride = x if tokens == 1 else get_i64(op + 8 * P_ROWS), row_bytes(row_size)
     for panel in range(first, last):
         weights = panels_at + panel * padded * 2 * bits
         if sparse:
@@ -217,11 +212,12 @@ def run_few(op, tokens, first, last, scratch):
 
 
 @kernel
-def linear_items(op):
-    return get_i64(op + 8 * L_PANELS)
+def product_items(op):
+    """Panels of the product."""
+    return get_i64(op + 8 * P_PANELS)
 
 
 @kernel
-def linear_bytes(op):
+def product_bytes(op):
     """Bytes of a panel: what a chunk of work costs when memory is the limit."""
-    return get_i64(op + 8 * L_PADDED) * 2 * get_i64(op + 8 * L_BITS)
+    return get_i64(op + 8 * P_PADDED) * 2 * get_i64(op + 8 * P_BITS)
