@@ -40,6 +40,23 @@ def high_places(groups: np.ndarray, limit: np.ndarray, columns: int) -> np.ndarr
     return flat
 
 
+def of_product(
+    library: Library,
+    delta: np.ndarray,
+    value: np.ndarray,
+    rows: int,
+    groups: np.ndarray,
+    limit: np.ndarray,
+) -> Lookups | None:
+    """The excess (delta uint8 [E], value int8 [E]) of weights [rows, k] for inputs of limit float [k], whose
+    groups are int32 [extras]; None where there is none."""
+    if not delta.size:
+        return None
+    columns = layout.padded(len(limit), layout.COLUMNS)
+    high = high_places(groups, limit, columns)
+    return gather(library, delta, value, layout.padded(rows, layout.ROWS), columns, high)
+
+
 def gather(
     library: Library, delta: np.ndarray, value: np.ndarray, rows: int, columns: int, high: np.ndarray
 ) -> Lookups:

@@ -10,7 +10,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,19 @@ from .ops import FIELDS, MAX_THREADS, T_PARKED, T_STEP, T_STOP, T_THREADS, T_TIM
 
 
 class Team:
-    """Runs a plan: `ops` int64 [n, 24], step words int64, scratch bytes per thread."""
+    """Runs a plan: `ops` int64 [n, 24], step words int64, scratch bytes per thread.
+
+    It holds `keep`, the arrays that ops and step words point to, as long as it lives.
+    """
 
     def __init__(
-        self, library: kernels.Library, ops: np.ndarray, state: np.ndarray, scratch: int, threads: int
+        self,
+        library: kernels.Library,
+        ops: np.ndarray,
+        state: np.ndarray,
+        scratch: int,
+        threads: int,
+        keep: Sequence[np.ndarray] = (),
     ):
         assert ops.dtype == np.int64 and ops.shape[1] == FIELDS and ops.flags.c_contiguous
         self.threads = max(1, min(threads, MAX_THREADS))
@@ -36,7 +45,7 @@ class Team:
         self._words = aligned(len(ops) * 64)
         size = -(-scratch // 4096) * 4096
         self._scratch = aligned(size * self.threads)
-        self._ops, self._state = ops, state
+        self._ops, self._state, self._keep = ops, state, keep
         self._team[T_THREADS:T_YIELD] = (
             self.threads, ops.ctypes.data, len(ops), self._words.ctypes.data, state.ctypes.data,
             self._scratch.ctypes.data, size,
@@ -183,13 +192,13 @@ def pin(cores: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
 
 def ranges(cores: Iterable[int]) -> str:
     """[0, 1, 2, 5] as `0-2, 5`."""
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     for core in sorted(cores):
-        if found and core == found[-1][-1] + 1:
-            found[-1].append(core)
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
         else:
-            found.append([core])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+            runs.append([core])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _capacity(core: int) -> int | None:

@@ -1,8 +1,7 @@
 """Lowering: the graph becomes a flat table of op records that one compiled function walks.
 
 A value of the graph becomes a buffer, and what can be fused is: a Norm, SwiGLU or attention output that
-feeds a
-FlatLinear is quantized as it is computed, and a residual Add becomes the product that adds in place.
+feeds a FlatLinear is quantized as it is computed, and a residual Add becomes the product that adds in place.
 
     graph                                   records
     FlatEmbedding                           EMBED
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flatlm.kernels_arm import layout, lookups, ops, reference
+from flatlm.kernels_arm import layout, lookups, ops, records, reference
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.library import Library
-from flatlm.kernels_arm.team import aligned
+from flatlm.kernels_arm.records import held, record, zeros
 from flatlm.runtime.cache import FloatCache, Int8Cache, KVCache
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.functions import ATTENTIONS, INT8_ATTENTION, LINEARS, TOKEN_LINEAR, named
@@ -52,18 +51,6 @@ def lower(
     return _Lowering(graph, kernels, context, batch, logit_rows, slots).run()
 
 
-@dataclass
-class _Rows:
-    """A float buffer: [batch, stride/4]."""
-
-    array: np.ndarray
-    stride: int
-
-    @property
-    def address(self) -> int:
-        return self.array.ctypes.data
-
-
 class _Lowering:
     """State of one pass over the nodes."""
 
@@ -72,14 +59,14 @@ class _Lowering:
         self.records: list[np.ndarray] = []
         self.names: list[str] = []
         self.keep: list[np.ndarray] = []
-        self.buffers: dict[str, _Rows] = {}
+        self.buffers: dict[str, np.ndarray] = {}  # float32 [batch, padded columns] of a value
         self.pool: dict[int, list[np.ndarray]] = {}
         self.makers = {output: node for node in graph.nodes for output in node.outputs}
         self.uses = _last_uses(graph)
         self.users = graph.users()
         self.tables: dict[str, np.ndarray] = {}
         self.product_scratch = 0
-        self.quantized: tuple = ()  # what stands in the buffer of digits
+        self.quantized: tuple = ()  # what stands in the buffers of digits
         layers = [n for n in graph.nodes if n.op in ATTENTIONS]
         if len({n.op for n in layers}) != 1:
             raise FormatError("the layers' K/V caches are of different types")
@@ -89,7 +76,8 @@ class _Lowering:
         cache = Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
         self.cache = cache(len(layers), self.groups, self.size, context, slots)
         self.few: dict[str, int] = {}  # what int8 attention shares among layers
-        self.digits, self.sums, self.steps, self.digit_rows = self._digit_buffers()
+        products = (self._integers(node) for node in graph.nodes if node.op in LINEARS)
+        self.digits = records.digit_buffers(batch, products, self.keep)
 
     def run(self) -> Plan:
         ids, rows = np.zeros(self.batch, np.int64), np.zeros(self.logit_rows, np.int64)
@@ -102,62 +90,27 @@ class _Lowering:
         logits = self.buffers["logits"]
         of_attention = ops.attention8_scratch if self.few else ops.attention_scratch
         scratch = max(self.product_scratch, of_attention(self.size, self.cache.context))
-        table = aligned(8 * ops.FIELDS * len(self.records)).view(np.int64).reshape(-1, ops.FIELDS)
-        table[:] = self.records
-        return Plan(table, self.names, state, ids, spans, rows, logits.array, scratch, self.cache, self.keep)
+        table = records.table_of(self.records)
+        return Plan(table, self.names, state, ids, spans, rows, logits, scratch, self.cache, self.keep)
 
     # ---- buffers
-    def _rows(self, name: str, columns: int, rows: int | None = None) -> _Rows:
+    def _rows(self, name: str, columns: int, rows: int | None = None) -> np.ndarray:
         """A buffer for value `name`, reused from the pool if one of the size is free."""
         width = padded(columns, layout.ROWS) + layout.ROWS  # a vector may be read past the end of a half
         free = self.pool.get(width) if rows is None else None
-        array = free.pop() if free else self._zeros((rows or self.batch, width))
-        self.buffers[name] = _Rows(array, 4 * width)
+        self.buffers[name] = free.pop() if free else zeros(self.keep, (rows or self.batch, width))
         return self.buffers[name]
 
     def _release(self, name: str) -> None:
         buffer = self.buffers.pop(name)
-        if not any(other.array is buffer.array for other in self.buffers.values()):
-            self.pool.setdefault(buffer.array.shape[1], []).append(buffer.array)
+        if not any(other is buffer for other in self.buffers.values()):
+            self.pool.setdefault(buffer.shape[1], []).append(buffer)
 
-    def _zeros(self, shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
-        array = aligned(int(np.prod(shape)) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
-        self.keep.append(array)
-        return array
+    def _held(self, array: np.ndarray, dtype) -> int:
+        return held(self.keep, array, dtype)
 
-    def _held(self, array: np.ndarray, dtype, size: int | None = None) -> int:
-        """The address of a constant, copied only if its type or length must change."""
-        array = np.ascontiguousarray(array, dtype).reshape(-1)
-        if size is not None and array.size != size:
-            array = np.concatenate([array, np.zeros(size - array.size, dtype)])
-        self.keep.append(array)
-        return array.ctypes.data
-
-    def _digit_buffers(self) -> tuple[int, int, int, int]:
-        """Shared by all products: digits of a step's tokens, their sums and steps, and a few tokens' row by
-        row."""
-        largest = 0
-        for node in self.graph.nodes:
-            if node.op in LINEARS:
-                width = padded(int(node.attrs["columns"]), layout.COLUMNS)
-                limit = self.graph.array(named(node)["limit"])
-                largest = max(largest, width + layout.high_digits(limit))
-        rows, row = padded(self.batch, 16), padded(largest, 64)
-        digits, few = (self._zeros((n * row + lookups.BEYOND,), np.int8) for n in (rows, ops.MOST_SPARSE))
-        sums = self._zeros((max(rows, ops.MOST_SPARSE * ops.SUM_SLICES),), np.int32)
-        steps = self._zeros((rows,))
-        return digits.ctypes.data, sums.ctypes.data, steps.ctypes.data, few.ctypes.data
-
-    def _wide_groups(self, node: Node) -> np.ndarray:
-        """Indices of the 4-column groups that hold a channel of more than one digit, even ones first."""
-        return layout.wide_groups(self.graph.array(named(node)["limit"]))
-
-    def _add(self, name: str, code: int, **fields: int) -> None:
-        record = np.zeros(ops.FIELDS, np.int64)
-        record[0] = code
-        for field, value in fields.items():
-            record[getattr(ops, field)] = value
-        self.records.append(record)
+    def _add(self, name: str, row: np.ndarray) -> None:
+        self.records.append(row)
         self.names.append(name)
 
     # ---- one method per function
@@ -174,11 +127,11 @@ class _Lowering:
         bits = self.graph.bits(weight)
         columns = padded(int(node.attrs["columns"]), layout.COLUMNS)
         out = self._rows(node.outputs[0], columns)
-        self._add(
-            node.name, ops.EMBED, EMBED_WEIGHTS=self._weights(weight), EMBED_BITS=bits,
+        self._add(node.name, record(
+            ops.EMBED, EMBED_WEIGHTS=self._weights(weight), EMBED_BITS=bits,
             EMBED_SCALE=self._held(self.graph.array(scale), np.float32), EMBED_STEPS=columns * bits // 32,
-            EMBED_OUT=out.address, EMBED_STRIDE=out.stride, **self._excess(node, delta, value),
-        )  # fmt: skip
+            EMBED_OUT=out.ctypes.data, EMBED_STRIDE=out.strides[0], **self._excess(node, delta, value),
+        ))  # fmt: skip
 
     def fused(self, node: Node) -> None:
         """Norm and SwiGLU run inside the quantization of the FlatLinear they feed."""
@@ -195,53 +148,49 @@ class _Lowering:
         )
 
     def linear(self, node: Node) -> None:
-        x, weight, scale, bias = node.inputs[:4]
-        delta, value = node.inputs[-2:]
-        rows, columns = int(node.attrs["rows"]), padded(int(node.attrs["columns"]), layout.COLUMNS)
-        bits, last = self.graph.bits(weight), int(node.outputs[0] == "logits")
-        groups = self._wide_groups(node)
-        excess = self._lookups(node, delta, value, groups)
-        wide = layout.wide_channels(self.graph.array(named(node)["limit"]), groups)
-        shared = {"EXTRAS": groups.size, "GROUPS": self._held(groups, np.int32), "LAST": last}
-        shared |= {"WIDES": wide.shape[1], "WIDE": self._held(wide, np.int32)}
-        shared |= {"ROWS": self.digit_rows if excess else 0, "STEPS": self.steps}
+        x, integers, last = node.inputs[0], self._integers(node), node.outputs[0] == "logits"
+        weights = self._product_weights(node, integers)
+        roles, sparse = named(node), weights.excess is not None
+        made = (x, node.op, node.attrs["levels"], roles["limit"], roles.get("inverse_scale"))
+        if self.quantized not in ((*made, True), (*made, sparse)):  # else by the other plane
+            rows = self._quantized_rows(x)
+            self._add(node.name, records.quantize_record(
+                integers, rows, self.digits, self.keep, by_row=sparse, last=last
+            ))  # fmt: skip
+            self.quantized = (*made, sparse)  # with rows for the excess to be looked up in, or not
+        out, residual = self._output(node, int(node.attrs["rows"]), last)
+        self._add(node.name, records.product_record(
+            integers, weights, out, self.digits, self.keep, add=residual, last=last
+        ))  # fmt: skip
+        self.product_scratch = max(self.product_scratch, integers.scratch)
+
+    def _integers(self, node: Node) -> records.Integers:
         roles = named(node)
-        integers = (x, node.op, node.attrs["levels"], roles["limit"], roles.get("inverse_scale"))
-        if self.quantized not in ((*integers, True), (*integers, bool(excess))):  # else by the other plane
-            self._quantize(node, x, columns, {f"Q_{k}": v for k, v in shared.items()})
-            self.quantized = (*integers, bool(excess))  # with rows for the excess to be looked up in, or not
-        out, residual = self._output(node, rows, last)
-        self._add(
-            node.name, ops.PRODUCT, P_BITS=bits, P_X=self.digits, P_SUMS=self.sums, P_PADDED=columns,
-            P_WEIGHTS=self._weights(weight), P_PANELS=padded(rows, layout.ROWS) // layout.ROWS,
-            P_SCALE=self._held(self.graph.array(scale), np.float32, padded(rows, layout.ROWS)),
-            P_BIAS=self._held(self.graph.array(bias), np.float32, padded(rows, layout.ROWS)),
-            P_OUT=out.address, P_STRIDE=out.stride, P_ADD=int(residual), P_EVENS=int(sum(groups % 2 == 0)),
-            **{f"L_{k}": v for k, v in shared.items()}, **excess,
-        )  # fmt: skip
-        self.product_scratch = max(self.product_scratch, ops.product_scratch(columns, wide.shape[1]))
+        scale = None if node.op == TOKEN_LINEAR else self.graph.array(roles["inverse_scale"]).reshape(-1)[0]
+        return records.Integers(self.graph.array(roles["limit"]), int(node.attrs["levels"]), scale)
 
-    def _quantize(self, node: Node, x: str, columns: int, shared: dict[str, int]) -> None:
+    def _product_weights(self, node: Node, integers: records.Integers) -> records.Weights:
+        """The packed bytes where they are mapped, with the sparse excess as lookups."""
+        weight, scale, bias = node.inputs[1:4]
+        delta, value = (self.graph.array(name) for name in node.inputs[-2:])
+        rows = int(node.attrs["rows"])
+        excess = lookups.of_product(self.kernels, delta, value, rows, integers.groups, integers.limit)
+        packed, bits = self.graph.constants[weight].data, self.graph.bits(weight)
+        return records.Weights(packed, bits, self.graph.array(scale), self.graph.array(bias), excess)
+
+    def _quantized_rows(self, x: str) -> records.Rows:
+        """The rows of which value x is made as it is quantized."""
         maker = self.makers[x]
-        kind = {"Norm": ops.NORM, "SwiGLU": ops.SWIGLU}.get(maker.op, ops.PLAIN)
-        source = self.buffers[maker.inputs[0] if kind else x]
-        roles, true_columns = named(node), int(node.attrs["columns"])
-        limit = self.graph.array(roles["limit"])
-        if node.op == TOKEN_LINEAR:
-            factor = np.float32(node.attrs["levels"])
-            shares = self._held(factor / limit, np.float32, columns)
-        else:
-            factor, shares = self.graph.array(roles["inverse_scale"]).reshape(-1)[0], 0
-        floats = [factor, maker.attrs.get("epsilon", 0.0), true_columns]
-        weight = self._held(self.graph.array(maker.inputs[1]), np.float32, columns) if kind == ops.NORM else 0
-        self._add(
-            node.name, ops.QUANTIZE, Q_KIND=kind, Q_IN=source.address, Q_IN_STRIDE=source.stride,
-            Q_COLUMNS=true_columns, Q_PADDED=columns, Q_FLOATS=self._held(np.array(floats), np.float32),
-            Q_LIMITS=self._held(limit, np.float32, columns), Q_WEIGHT=weight, Q_OUT=self.digits,
-            Q_SUMS=self.sums, Q_SHARES=shares, **shared,
-        )  # fmt: skip
+        if maker.op == "Norm":
+            weight = self.graph.array(maker.inputs[1])
+            return records.Rows(
+                self.buffers[maker.inputs[0]], ops.NORM, float(maker.attrs["epsilon"]), weight
+            )
+        if maker.op == "SwiGLU":
+            return records.Rows(self.buffers[maker.inputs[0]], ops.SWIGLU)
+        return records.Rows(self.buffers[x])
 
-    def _output(self, node: Node, rows: int, last: int) -> tuple[_Rows, bool]:
+    def _output(self, node: Node, rows: int, last: bool) -> tuple[np.ndarray, bool]:
         """Where a product writes: into the residual stream if all it feeds is an Add where that ends."""
         name = node.outputs[0]
         if last:
@@ -268,7 +217,7 @@ class _Lowering:
 
     def add(self, node: Node) -> None:
         first, second = node.inputs
-        if self.buffers[first].array is not self.buffers[second].array:
+        if self.buffers[first] is not self.buffers[second]:
             raise FormatError(
                 f"node {node.name}: Add joins two values of which neither is a product's residual"
             )
@@ -282,17 +231,17 @@ class _Lowering:
         cos, sin = (self.tables[name].ctypes.data for name in node.inputs[1:3])
         layer = self.layer[node.name]
         keys, values = self.cache.keys[layer].ctypes.data, self.cache.values[layer].ctypes.data
-        self._add(
-            node.name, ops.ROTATE, R_QKV=qkv.address, R_STRIDE=qkv.stride, R_HEADS=heads, R_GROUPS=groups,
+        self._add(node.name, record(
+            ops.ROTATE, R_QKV=qkv.ctypes.data, R_STRIDE=qkv.strides[0], R_HEADS=heads, R_GROUPS=groups,
             R_SIZE=size, R_COS=cos, R_SIN=sin, R_KEYS=keys, R_VALUES=values, R_CONTEXT=self.cache.context,
-        )  # fmt: skip
+        ))  # fmt: skip
         out = self._rows(node.outputs[0], heads * size)
         scale = self._held(np.array([node.attrs["scale"]]), np.float32)
-        self._add(
-            node.name, ops.ATTEND, A_QKV=qkv.address, A_STRIDE=qkv.stride, A_HEADS=heads, A_GROUPS=groups,
+        self._add(node.name, record(
+            ops.ATTEND, A_QKV=qkv.ctypes.data, A_STRIDE=qkv.strides[0], A_HEADS=heads, A_GROUPS=groups,
             A_SIZE=size, A_FLOATS=scale, A_KEYS=keys, A_VALUES=values, A_CONTEXT=self.cache.context,
-            A_OUT=out.address, A_OUT_STRIDE=out.stride,
-        )  # fmt: skip
+            A_OUT=out.ctypes.data, A_OUT_STRIDE=out.strides[0],
+        ))  # fmt: skip
 
     def attention_int8(self, node: Node) -> None:
         heads, groups, size = (int(node.attrs[a]) for a in ("num_heads", "kv_num_heads", "head_size"))
@@ -305,14 +254,14 @@ class _Lowering:
         at = {f"I_{name.upper()}": getattr(self.cache, name)[layer].ctypes.data for name in cached}
         out = self._rows(node.outputs[0], heads * size)
         fields = {
-            "I_QKV": qkv.address, "I_STRIDE": qkv.stride, "I_HEADS": heads, "I_GROUPS": groups,
+            "I_QKV": qkv.ctypes.data, "I_STRIDE": qkv.strides[0], "I_HEADS": heads, "I_GROUPS": groups,
             "I_SIZE": size, "I_COS": cos, "I_SIN": sin,
             "I_FLOATS": self._held(np.array([node.attrs["scale"]]), np.float32),
-            "I_CONTEXT": self.cache.context, "I_OUT": out.address, "I_OUT_STRIDE": out.stride,
+            "I_CONTEXT": self.cache.context, "I_OUT": out.ctypes.data, "I_OUT_STRIDE": out.strides[0],
             **at, **self._shared(heads),
         }  # fmt: skip
-        self._add(node.name, ops.ROTATE8, **fields)
-        self._add(node.name, ops.ATTEND8, **fields)
+        self._add(node.name, record(ops.ROTATE8, **fields))
+        self._add(node.name, record(ops.ATTEND8, **fields))
 
     def _shared(self, heads: int) -> dict[str, int]:
         """Buffers of int8 attention that all layers use in turn: queries, parts of blocks, counters."""
@@ -322,7 +271,7 @@ class _Lowering:
             "I_PARTS": ops.FEW_TOKENS * heads * blocks * (width + 16),
             "I_COUNTERS": 16 * self.groups,
         }
-        self.few = self.few or {name: self._zeros((size,)).ctypes.data for name, size in sizes.items()}
+        self.few = self.few or {name: zeros(self.keep, (n,)).ctypes.data for name, n in sizes.items()}
         return self.few
 
     # ---- constants
@@ -331,21 +280,6 @@ class _Lowering:
         data = self.graph.constants[name].data
         self.keep.append(data)
         return data.ctypes.data
-
-    def _lookups(self, node: Node, delta: str, value: str, groups: np.ndarray) -> dict[str, int]:
-        """The sparse excess of a product; nothing for a node without any."""
-        deltas, totals = self.graph.array(delta), self.graph.array(value)
-        if not deltas.size:
-            return {}
-        rows, columns = (padded(int(node.attrs[a]), 16) for a in ("rows", "columns"))
-        high = lookups.high_places(groups, self.graph.array(named(node)["limit"]), columns)
-        found = lookups.gather(self.kernels, deltas, totals, rows, columns, high)
-        return {
-            "P_STARTS": self._held(found.starts, np.int32),
-            "P_BASES": self._held(found.bases, np.uint16),
-            "P_LOOKUPS": self._held(found.picks, np.uint8),
-            "P_EXCESS_BYTES": found.nbytes,
-        }
 
     def _excess(self, node: Node, delta: str, value: str) -> dict[str, int]:
         """The sparse excess of an embedding row by row; nothing for a node without any."""

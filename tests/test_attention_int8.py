@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flatlm.kernels_arm import ops, reference
 from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.records import record
 from flatlm.kernels_arm.team import aligned
 from flatlm.runtime.cache import Int8Cache
 from tests.single_ops import record, run

@@ -18,7 +18,8 @@ from functools import partial
 import numpy as np
 
 from flatlm.kernels_arm import ops
-from flatlm.kernels_arm.team import Team, aligned
+from flatlm.kernels_arm.records import table_of
+from flatlm.kernels_arm.team import Team
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.artifact import open_artifact
 from tests import single_ops
@@ -100,9 +101,7 @@ def _run(times: int, records: list[np.ndarray], segments, scratch: int, threads:
 
 def steps(times: int, records: list[np.ndarray], scratch: int, state: np.ndarray) -> None:
     """Walk a table of these records `times` times, with one thread."""
-    table = aligned(8 * ops.FIELDS * len(records)).view(np.int64).reshape(-1, ops.FIELDS)
-    table[:] = records
-    team = Team(single_ops.native_library(), table, state, scratch, 1)
+    team = Team(single_ops.native_library(), table_of(records), state, scratch, 1)
     for _ in range(times):
         team.step()
     team.close()
