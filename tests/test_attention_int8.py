@@ -12,7 +12,7 @@ from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.records import record
 from flatlm.kernels_arm.team import aligned
 from flatlm.runtime.cache import Int8Cache
-from tests.single_ops import record, run
+from tests.single_ops import run
 
 SHAPES = st.tuples(
     st.integers(1, 3), st.integers(1, 9), st.integers(1, 40)
