@@ -123,16 +123,21 @@ def test_a_library_prints_nothing(path):
     assert {"print", "sys.stdout", "sys.stderr"}.isdisjoint(names)
 
 
+def private(name: str) -> bool:
+    """_name, but not __name__."""
+    return name.startswith("_") and not name.endswith("__")
+
+
 def private_names_of_others(tree: ast.AST) -> set[str]:
     """Names with an underscore that are taken from modules of these packages."""
     taken, modules = set[str](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("flatlm")):
             modules |= {alias.asname or alias.name for alias in node.names}
-            taken |= {alias.name for alias in node.names if alias.name.startswith("_")}
+            taken |= {alias.name for alias in node.names if private(alias.name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            taken |= {node.attr} if node.attr.startswith("_") else set()
+            taken |= {node.attr} if private(node.attr) else set()
     return taken
 
 
