@@ -120,9 +120,18 @@ def _reader(path: Path) -> Any:
         raise SourceError(
             f"reading {path.name} needs the package gguf: pip install 'flatlm[export]'"
         ) from error
+
+    class Bounded(GGUFReader):
+        """Past the end of a file the library reads nothing, as often as a damaged length says: for ever."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+            if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data)}, within what its header says")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
         with np.errstate(all="ignore"):  # sizes of a damaged file overflow
-            return GGUFReader(str(path))
+            return Bounded(str(path))
     except (
         ValueError,
         LookupError,
