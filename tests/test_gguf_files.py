@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from flatlm.export.sources import open_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
-
 from tests.test_gguf import doubled, opened, tiny_gguf
 from tests.tiny_models import TinyShape, tiny_model, tiny_weights
 
