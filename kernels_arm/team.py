@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import threading
 import weakref
@@ -115,11 +116,22 @@ def _stop(team: np.ndarray, wake: list[threading.Event], workers: list[threading
             worker.join()
 
 
+PAGES = 1 << 17  # bytes; larger buffers are pages of their own
+
+
 def aligned(size: int, to: int = 64) -> np.ndarray:
-    """Zeroed uint8 [size] whose address is a multiple of `to`."""
-    raw = np.zeros(size + to, np.uint8)
+    """Zeroed uint8 [size] whose address is a multiple of `to`.
+
+    A large one takes memory where it is written, and gives it back when it is freed. malloc does neither once
+    something as large was freed: it keeps the pages, and writes the zeros of the next buffer into them.
+    """
+    raw = np.zeros(size + to, np.uint8) if size < PAGES else _pages(size + to)
     start = -raw.ctypes.data % to
     return raw[start : start + size]
+
+
+def _pages(size: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 # --------------------------------------------------------------------------------------------- which cores

@@ -26,6 +26,7 @@ from flatlm.runtime.generation import engine, many
 from flatlm.runtime.generation.answer import AnswerText, Completion, Prompt, Timings
 from flatlm.runtime.generation.batch import Batch
 from flatlm.runtime.generation.sampler import Sampler, make_sampler
+from flatlm.runtime.memory import give_back
 from flatlm.runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
 from flatlm.runtime.progress import Progress
 from flatlm.runtime.text import prompt, prompt_styles
@@ -55,6 +56,7 @@ class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
     _kept: Kept | None = None
+    artifact: Artifact | None = None  # what was opened; None for an LLM of parts, and once it is closed
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         """`options` are BackendOptions (backend, device, threads, ctx, batch) and DraftOptions (draft,
@@ -90,7 +92,8 @@ class LLM:
             backend.close()
             raise
         self._set(backend, tokenizer, template, speculator, drafting.draft_rule)
-        self._kept = kept
+        self._kept, self.artifact = kept, artifact
+        give_back()
 
     @classmethod
     def of(
@@ -204,12 +207,21 @@ class LLM:
         self._current = answers
 
     def close(self) -> None:
-        """Free the memory of the model and its drafters. The LLM cannot be used after."""
+        """Free the memory of the model and its drafters: plan, caches and mapping.
+
+        What is asked of it afterwards raises BackendError.
+        """
+        if self._current is not None:
+            self._current.close()
+            self._current = None
         self.backend.close()
         if self.speculator is not None:
             self.speculator.close()
+            self.speculator = None
         if self._kept is not None:
             self._kept.write()
+        self.artifact = None
+        give_back()
 
     def __enter__(self) -> LLM:
         return self

@@ -9,7 +9,7 @@ import pytest
 
 from flatlm.runtime.backends import Backend
 from flatlm.runtime.backends.native import NativeBackend
-from flatlm.runtime.drafting import Guess, short_head
+from flatlm.runtime.drafting import Guess, short_head, spec
 from flatlm.runtime.drafting.model import CLASSES, ModelDrafter
 from flatlm.runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
 from flatlm.runtime.drafting.verify import invariant
@@ -124,6 +124,7 @@ def test_a_head_that_is_short_or_has_excess_stays_whole():
 def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
     monkeypatch.setattr(with_short_head, "__defaults__", (32, 16))
     made: list[ShortHead] = []
+    assert spec.ShortHead is ShortHead  # it was imported before the class is replaced
     monkeypatch.setattr(short_head, "ShortHead", lambda *parts: made.append(ShortHead(*parts)) or made[-1])
     sampling = {"n": 60, "temp": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
     plain = LLM(nested, ctx=128).generate("once upon a time", **sampling)

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -68,7 +68,23 @@ class Backend(Protocol):
         """Sequence `target` becomes the first `length` tokens of sequence `source`."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees threads, caches and all that was made of the graph; `forward` and `copy` then raise
+        BackendError.
+
+        The mapped weights are freed with the last that holds the graph.
+        """
+        ...
+
+
+T = TypeVar("T")
+
+
+def still_open(parts: T | None) -> T:
+    """What a backend runs with, which closing it makes None or empty; BackendError after that."""
+    if not parts:
+        raise BackendError("the model was closed and its memory freed: open it again")
+    return parts
 
 
 def check_ids(vocab: int, segments: Sequence[Segment]) -> None:

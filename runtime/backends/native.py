@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flatlm.kernels_arm import cpu, library, ops, team
-from flatlm.runtime.backends import Segment, check_fit, check_ids
+from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
 from flatlm.runtime.errors import BackendError
+from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.memory import require_memory
-from flatlm.runtime.plan import lower
+from flatlm.runtime.plan import Plan, lower
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096
@@ -25,13 +26,13 @@ class NativeBackend:
 
     def __init__(
         self,
-        artifact,
+        artifact: Artifact,
         *,
         threads: int | None = None,
         context: int | None = None,
         device: str = "cpu",
         slots: int = 1,
-    ):
+    ) -> None:
         choice = cpu.choose()
         if choice.tier is None:
             raise BackendError(
@@ -51,12 +52,19 @@ class NativeBackend:
         self.slots, self.positions = slots, [0] * slots
         self.kernels = kernels
         batch = min(BATCH, self.context * slots)
-        self.plan = lower(
+        plan = lower(
             artifact.graph, kernels, context=self.context, batch=batch, logit_rows=BATCH, slots=slots
         )
-        self.team = team.Team(
-            kernels, self.plan.ops, self.plan.state, self.plan.scratch, threads or team.default_threads()
-        )
+        runs = team.Team(kernels, plan.ops, plan.state, plan.scratch, threads or team.default_threads())
+        self._parts: tuple[Plan, team.Team] | None = plan, runs  # None: closed
+
+    @property
+    def plan(self) -> Plan:
+        return still_open(self._parts)[0]
+
+    @property
+    def team(self) -> team.Team:
+        return still_open(self._parts)[1]
 
     @property
     def threads(self) -> int:
@@ -108,7 +116,9 @@ class NativeBackend:
         self.positions[target] = length
 
     def close(self) -> None:
-        self.team.close()
+        if self._parts is not None:
+            self.team.close()
+            self._parts = None
 
 
 def steps(segments: Sequence[Segment], size: int) -> Iterator[list[tuple[int, Segment]]]:

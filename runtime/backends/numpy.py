@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flatlm.kernels_arm import reference
-from flatlm.runtime.backends import Segment, check_fit, check_ids
+from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
 from flatlm.runtime.format.functions import LINEAR, LINEARS, named, require_integers
 from flatlm.runtime.format.graph import Graph, Node
 
@@ -54,6 +54,7 @@ class NumpyBackend:
         return [self._run(s.slot, np.asarray(s.ids, np.int64), s.logits) for s in segments]
 
     def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
+        still_open(self._caches)
         self._slot, past = slot, self.positions[slot]
         env: dict[str, np.ndarray] = {
             "input_ids": ids,
@@ -72,12 +73,15 @@ class NumpyBackend:
         self.positions[slot] = min(self.positions[slot], length)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        held = self._caches[source].items()
+        held = still_open(self._caches)[source].items()
         self._caches[target] = {name: tuple(array.copy() for array in arrays) for name, arrays in held}
         self.positions[target] = length
 
     def close(self) -> None:
         self._caches.clear()
+        self._linears.clear()
+        self._weights.clear()
+        self.graph = Graph()
 
     # ---- one method per function; each returns its outputs
     def rotary_table(self, node: Node, env) -> tuple[np.ndarray, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flatlm.runtime.backends import Segment, check_fit
+from flatlm.runtime.backends import Segment, check_fit, still_open
 from flatlm.runtime.errors import BackendError, FormatError
 from flatlm.runtime.format.artifact import MODEL, Artifact
 from flatlm.runtime.format.functions import ATTENTIONS, SIGNED, cache_types
@@ -50,7 +50,7 @@ class OrtBackend:
         self.slots, self.positions = slots, [0] * slots
         self._ort = _import()
         self._device = device
-        self._session = _session(self._ort, str(artifact.path / MODEL), threads, device)
+        self._session: Any = _session(self._ort, str(artifact.path / MODEL), threads, device)  # None: closed
         attention = [node for node in graph.nodes if node.op in ATTENTIONS]
         self._empty = {name: empty for node in attention for name, empty in _empty_cache(node)}
         self._presents = [name for node in attention for name in node.outputs[1:]]
@@ -82,7 +82,7 @@ class OrtBackend:
             self.copy(slot, slot, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self._caches[target] = self._first_of(self._caches[source], length)
+        self._caches[target] = self._first_of(still_open(self._caches)[source], length)
         self.positions[target] = length
 
     def _first_of(self, cache: dict[str, Any], length: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class OrtBackend:
     def _step(self, slot: int, ids: np.ndarray) -> np.ndarray:
         """ids [1, T] → logits [T, V]; the sequence's cache grows by T."""
         past = self.positions[slot]
-        binding = self._session.io_binding()
+        binding = still_open(self._session).io_binding()
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("position_ids", np.arange(past, past + ids.size)[None])
         for name, value in self._caches[slot].items():

@@ -13,7 +13,6 @@ from flatlm.runtime.cli import add_verb
 from flatlm.runtime.commands.common import (
     add_json,
     add_model,
-    model_path,
     open_llm,
     print_json,
     read_text,
@@ -270,9 +269,9 @@ def _settings(
 ) -> dict[str, Any]:
     """All that a result depends on, and no more: --limit and -t may change when a run goes on."""
     from flatlm.runtime.evaluation.tasks import fingerprint
-    from flatlm.runtime.format.artifact import open_artifact
 
-    manifest = open_artifact(model_path(args)).manifest
+    assert llm.artifact is not None, "the model was opened from a folder"
+    manifest = llm.artifact.manifest
     hashes = json.dumps({name: entry.sha256 for name, entry in sorted(manifest.files.items())})
     return {
         "task": task.name,
