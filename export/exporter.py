@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,6 @@ from flatlm.runtime.errors import FlatlmError, SourceError
 from flatlm.runtime.format.artifact import Manifest, write_manifest
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import is_low
-from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.text.prompt import load_template
 from flatlm.runtime.text.tokenizer import load_tokenizer
 
@@ -81,10 +81,10 @@ def export(
         graph, report = quantize(float_graph, recipe, tokens, tell, journal)
         from flatlm.export.onnx_writer import write_onnx
 
-        write_onnx(graph, folder, tell("writing"))
+        written = write_onnx(graph, folder, tell("writing"))
         table = bigrams(ids, rows)
         (folder / BIGRAMS).write_bytes(table.astype("<i4").tobytes())
-        checked = _compare(float_graph, folder, tokens, tell("checking"))
+        checked = _compare(float_graph, written, tokens, tell("checking"))
         manifest = write_manifest(
             folder, tell("hashing"), **_manifest_fields(source, graph, report, tokens, checked)
         )
@@ -106,13 +106,12 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _compare(
-    float_graph: Graph, folder: Path, tokens: np.ndarray, progress: Callable[[int, int], None]
-) -> dict:
+    float_graph: Graph, written: Graph, tokens: np.ndarray, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
-    reopened = read_onnx(folder / "model.onnx")
     window = tokens[-calibrate.WINDOW :][None, :CHECK_TOKENS]
-    scores = execute.evaluate(reopened, window, reference=float_graph)
+    scores = execute.evaluate(written, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):
         raise FlatlmError(
@@ -121,7 +120,9 @@ def _compare(
     return {"tokens": int(window.size), "kl_to_float": scores.kl, "top1_agreement": scores.top1}
 
 
-def _manifest_fields(source: Source, graph: Graph, report: Report, tokens, checked: dict) -> dict:
+def _manifest_fields(
+    source: Source, graph: Graph, report: Report, tokens: np.ndarray, checked: dict[str, Any]
+) -> dict[str, Any]:
     recipe, parameters = report.recipe, _parameters(graph)
     return {
         "name": source.name,

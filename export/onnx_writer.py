@@ -43,8 +43,8 @@ _DTYPES = {
 }
 
 
-def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> None:
-    """Writes both files into `folder` and checks them with onnx and with flatlm's own reader.
+def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> Graph:
+    """Writes both files into `folder` and checks them with onnx; the graph as flatlm's own reader finds it.
 
     `graph.constants` may load on access: each constant is asked for once and let go. `progress` is told
     (constants written, constants). ResourceError if the disk is full; what was written so far stays.
@@ -62,7 +62,7 @@ def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> 
             ) from error
         raise
     onnx.checker.check_model(str(folder / MODEL))
-    read_onnx(folder / MODEL)
+    return read_onnx(folder / MODEL)
 
 
 def _write_constants(graph: Graph, data: BinaryIO, progress: Progress | None) -> list[TensorProto]:

@@ -28,7 +28,7 @@ from bench_drafting import nothing_kept, read_tasks, task_parser
 
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.evaluation.run_file import RunFile
-from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.format.artifact import read_manifest
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.measuring.bench import markdown
 
@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where answers are kept")
     args = parser.parse_args()
     args.t = [int(text) for text in args.t.split(",")]
-    args.c = min(args.c, open_artifact(args.model).manifest.context_length)
+    args.c = min(args.c, read_manifest(args.model).context_length)
     return args
 
 

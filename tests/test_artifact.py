@@ -14,7 +14,8 @@ from flatlm.runtime.backends import open_backend
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.drafting.bigrams import load_bigrams
 from flatlm.runtime.errors import BackendError, ContextError, FlatlmError, FormatError, IntegrityError
-from flatlm.runtime.format.artifact import Manifest, describe, open_artifact, verify_artifact, write_manifest
+from flatlm.runtime.format.artifact import Manifest, open_artifact, verify_artifact, write_manifest
+from flatlm.runtime.format.describe import describe
 from flatlm.runtime.text.prompt import load_template
 from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.drafting.speculator import Speculator
     from flatlm.runtime.format.artifact import Artifact
     from flatlm.runtime.measuring.bench import Report, Result
+    from flatlm.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
             report.results.append(result := bench.Result(*row, rates=tuple(rates)))
             if probe:
                 placed.append((limits, result, min(tokens, bench.BATCH) if kind == "pp" else 1))
-        for name, speculator in _drafted(draft, artifact, backend, options):
+        for name, speculator, tokenizer in _drafted(draft, artifact, backend, options):
             for tokens in filter(None, chosen.n):
                 with ProgressLine(f"{name}{tokens}", "runs") as progress:
-                    rates = _write(artifact, backend, speculator, tokens, chosen.r, progress)
+                    rates = _write(tokenizer, backend, speculator, tokens, chosen.r, progress)
                 row = (manifest.name, size, manifest.parameters, backend.name, threads, f"{name}{tokens}")
                 report.results.append(bench.Result(*row, rates=tuple(rates)))
         if chosen.rows:
@@ -199,8 +200,8 @@ def _per_op(report: Report, backend: Backend, tests: list[tuple[str, int, int]])
 
 def _drafted(
     draft: str, artifact: Artifact, backend: Backend, options: BackendOptions
-) -> Iterator[tuple[str, Speculator | None]]:
-    """The tests that write text: (name, who drafts), none where nothing is to be drafted."""
+) -> Iterator[tuple[str, Speculator | None, Tokenizer]]:
+    """The tests that write text: (name, who drafts, in what tokens), none where nothing is to be drafted."""
     from flatlm.runtime.drafting.spec import build_speculator, parse_draft
     from flatlm.runtime.llm import open_beside
     from flatlm.runtime.text.tokenizer import load_tokenizer
@@ -208,17 +209,17 @@ def _drafted(
     spec = parse_draft(draft)
     if spec is None:
         return
-    yield "text", None
     tokenizer = load_tokenizer(artifact.path)
+    yield "text", None, tokenizer
     speculator = build_speculator(
         spec, artifact, tokenizer, lambda model: open_beside(backend, model, options)
     )
     with closing(speculator):
-        yield "drafted", speculator
+        yield "drafted", speculator, tokenizer
 
 
 def _write(
-    artifact: Artifact,
+    tokenizer: Tokenizer,
     backend: Backend,
     speculator: Speculator | None,
     tokens: int,
@@ -230,9 +231,8 @@ def _write(
     from flatlm.runtime.generation import engine
     from flatlm.runtime.generation.sampler import make_sampler
     from flatlm.runtime.measuring.parity import PROMPTS
-    from flatlm.runtime.text.tokenizer import load_tokenizer
 
-    tokenizer, sampler, rates = load_tokenizer(artifact.path), make_sampler(SamplingOptions()), []
+    sampler, rates = make_sampler(SamplingOptions()), []
     for i in range(repetitions):
         prompt = tokenizer.encode(PROMPTS[i % len(PROMPTS)])
         engine.check_prompt(backend, prompt, more=tokens)

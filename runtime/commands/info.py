@@ -18,7 +18,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the artifact's description; with --json the manifest."""
-    from flatlm.runtime.format.artifact import describe, open_artifact
+    from flatlm.runtime.format.artifact import open_artifact
+    from flatlm.runtime.format.describe import describe
 
     artifact = open_artifact(model_path(args))
     if args.json:

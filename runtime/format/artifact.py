@@ -1,4 +1,4 @@
-"""The artifact folder: its manifest, opening it, verifying it, telling people about it.
+"""The artifact folder: its manifest, opening it, verifying it.
 
 The manifest lists every other file with size and sha256. Opening compares sizes, which is instant and
 finds cut downloads; `verify_artifact` re-hashes everything.
@@ -20,7 +20,6 @@ from flatlm import __version__
 from flatlm.kernels_arm.files import open_regular, read_regular
 from flatlm.runtime import settings
 from flatlm.runtime.errors import FormatError, IntegrityError
-from flatlm.runtime.format.describe import describe as describe
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.progress import Progress

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flatlm.runtime.format.artifact import Artifact
+from flatlm.runtime.format.artifact import Artifact
 
 # key of a layer's report → heading and how a value is shown; shares are 0 … 1
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
