@@ -42,7 +42,8 @@ def windows(ids: np.ndarray, count: int, length: int = WINDOW) -> np.ndarray:
     length = min(length, len(ids))
     available = len(ids) // length
     chosen = np.linspace(0, available - 1, min(count, available)).round().astype(int)
-    return ids[: available * length].reshape(available, length)[chosen]
+    windows: np.ndarray = ids[: available * length].reshape(available, length)[chosen]
+    return windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,11 @@ def channel_maxima(values: Iterable[np.ndarray]) -> np.ndarray:
 
     def part(x: np.ndarray) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
-        return np.maximum(rows.max(0), -rows.min(0))
+        largest: np.ndarray = np.maximum(rows.max(0), -rows.min(0))
+        return largest
 
-    return np.max(each(part, values), 0)
+    maxima: np.ndarray = np.max(each(part, values), 0)
+    return maxima
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,8 @@ def mean(values: Iterable[np.ndarray]) -> np.ndarray:
     """Of each channel over values [B, T, k], weighted by token → [k]."""
     rows = [x.reshape(-1, x.shape[-1]) for x in values]
     weights = np.split(token_weights(*rows), np.cumsum([len(x) for x in rows])[:-1])
-    return np.sum([some @ x for some, x in zip(weights, rows, strict=True)], 0)
+    weighted: np.ndarray = np.sum([some @ x for some, x in zip(weights, rows, strict=True)], 0)
+    return weighted
 
 
 def token_weights(*rows: np.ndarray) -> np.ndarray:
@@ -111,4 +115,5 @@ def token_weights(*rows: np.ndarray) -> np.ndarray:
     """
     sizes = np.concatenate([np.einsum("mk,mk->m", x, x) for x in rows])
     weights = 1 / (sizes + np.median(sizes) + np.float32(1e-30))
-    return weights / weights.sum()
+    shares: np.ndarray = weights / weights.sum()
+    return shares

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from flatlm.export import frontier, target
 from flatlm.export.recipe import RECIPES, Recipe
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import add_flags, from_args
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flatlm.export.exporter import Exported
 
 
-def add_export(subparsers: argparse._SubParsersAction) -> None:
+def add_export(subparsers: Subparsers) -> None:
     """`flatlm export SRC OUT`."""
     parser = add_verb(
         subparsers,
@@ -140,7 +140,7 @@ class Stages:
             self._line.close()
 
 
-def add_pull(subparsers: argparse._SubParsersAction) -> None:
+def add_pull(subparsers: Subparsers) -> None:
     """`flatlm pull NAME [DIR]`."""
     parser = add_verb(
         subparsers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Report:
         """The same in flatlm's kernels: a wide channel has its group of 4 run twice, whatever its pieces."""
         return self._work(lambda layer: 4 * layer.double_groups / layer.columns)
 
-    def _work(self, share) -> float:
+    def _work(self, share: Callable[[LayerReport], float]) -> float:
         total = sum(layer.weights for layer in self.layers)
         return sum(share(layer) * layer.weights for layer in self.layers) / max(1, total)
 

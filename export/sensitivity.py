@@ -28,7 +28,7 @@ from .parallel import each
 from .passes.bits import Variant, Way
 from .passes.flatten import Flattening, rounded
 from .passes.gptq import damped, factor
-from .passes.grid import excess_share, round_weights, weight_grid
+from .passes.grid import Grid, excess_share, round_weights, weight_grid
 from .probabilities import log_softmax
 from .recipe import Recipe
 
@@ -77,7 +77,7 @@ def by_weights(
     return [Moved(float(square), float(excess) / weight.size) for square, excess in sums]
 
 
-def _moved(weight: np.ndarray, of_weight: Sequence[np.ndarray], grid) -> tuple[float, float]:
+def _moved(weight: np.ndarray, of_weight: Sequence[np.ndarray], grid: Grid) -> tuple[float, float]:
     integers = round_weights(weight, grid)
     excess = excess_share(integers, grid) * integers.size
     integers *= grid.steps[:, None].astype(np.float32)
@@ -133,7 +133,8 @@ def matrix_bytes(shape: tuple[int, int], excess: float | None) -> float:
 
 def positions(y: np.ndarray) -> int:
     """Of gradients [S, B, T, ·]: the first position of a window is not predicted."""
-    return y.shape[0] * y.shape[1] * (y.shape[2] - 1)
+    windows, length = y.shape[0] * y.shape[1], y.shape[2]
+    return int(windows * (length - 1))
 
 
 def of_embedding(table: np.ndarray, ids: np.ndarray, y: np.ndarray, tried: Sequence[Way]) -> list[float]:

@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from flatlm import __version__
 from flatlm.runtime.errors import BackendError, FlatlmError, UsageError
@@ -65,6 +65,9 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # what a verb adds its parser to
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit status."""
     with _spoken_warnings():
@@ -105,21 +108,22 @@ def _dispatch(argv: list[str]) -> int:
     return int(args.run(args) or 0)
 
 
-def _load(verb: str) -> Callable[[argparse._SubParsersAction], object]:
+def _load(verb: str) -> Callable[[Subparsers], object]:
     place, _, extra = VERBS[verb]
     module, _, function = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        register: Callable[[Subparsers], object] = getattr(importlib.import_module(module), function)
     except ImportError as error:
         if not extra:
             raise
         raise BackendError(
             f"`flatlm {verb}` needs packages that are not installed ({error}): pip install flatlm[{extra}]"
         ) from None
+    return register
 
 
 def add_verb(
-    subparsers: argparse._SubParsersAction,
+    subparsers: Subparsers,
     verb: str,
     run: Callable[[argparse.Namespace], int],
     description: str,

@@ -233,7 +233,7 @@ def _help(declared: Field[Any]) -> str:
     shown = default is not MISSING and default not in (None, (), False)
     if shown and isinstance(default, tuple):
         default = ",".join(map(str, default))
-    text = declared.metadata["help"] + (f" (default {default})" if shown else "")
+    text: str = declared.metadata["help"] + (f" (default {default})" if shown else "")
     return text.replace("%", "%%")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 
 from flatlm.export.sources.source import Source
 from flatlm.runtime.errors import SourceError, UnsupportedError
@@ -28,4 +29,5 @@ def build_graph(source: Source) -> Graph:
         raise UnsupportedError(
             f"{source.name}: architecture {model_type!r} is not supported; flatlm knows {known}"
         )
-    return importlib.import_module(f"{__name__}.{model_type}").build(source)
+    build: Callable[[Source], Graph] = importlib.import_module(f"{__name__}.{model_type}").build
+    return build(source)

@@ -101,7 +101,8 @@ def rounded(x: np.ndarray, flattening: Flattening) -> np.ndarray:
     """float32 [..., k] → what is left of it: X times its step."""
     if flattening.by_token:
         steps, step = token_steps(x, flattening.limit, flattening.levels)
-        return np.multiply(steps, step, out=steps)
+        values: np.ndarray = np.multiply(steps, step, out=steps)
+        return values
     return quantize(x, flattening) * np.float32(flattening.step)
 
 

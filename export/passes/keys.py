@@ -41,7 +41,8 @@ def scales(reached: np.ndarray) -> np.ndarray:
     """s float32 [g, d/2] with geometric mean 1 for each key head, from `reach` over all windows."""
     logs = np.log(reached.clip(_LEAST))
     s = (logs[1] - logs[0]) / 2
-    return np.exp(s - s.mean(-1, keepdims=True)).astype(np.float32)
+    balanced: np.ndarray = np.exp(s - s.mean(-1, keepdims=True))
+    return balanced.astype(np.float32)
 
 
 def apply(graph: Graph, node: Node, s: np.ndarray) -> None:

@@ -35,13 +35,15 @@ def room(k: int, wide: int) -> int:
 
 def importance(sample: np.ndarray) -> np.ndarray:
     """How much each channel decides the tokens' steps [k]: by it, channels that may be sorted are."""
-    return np.einsum("mk,mk->k", *[relative(sample) ** 4] * 2)
+    squares: np.ndarray = np.einsum("mk,mk->k", *[relative(sample) ** 4] * 2)
+    return squares
 
 
 def relative(sample: np.ndarray) -> np.ndarray:
     """|x| of at most ROWS tokens, each over its root mean square. [m, k]"""
     rows = np.abs(sample[:: max(1, len(sample) // ROWS)])
-    return rows / np.sqrt(np.mean(np.square(rows), 1, keepdims=True) + 1e-30)
+    shares: np.ndarray = rows / np.sqrt(np.mean(np.square(rows), 1, keepdims=True) + 1e-30)
+    return shares
 
 
 def _choose(sizes: np.ndarray, share: float) -> np.ndarray:

@@ -27,7 +27,8 @@ from flatlm.export.ops.function import Channels
 from flatlm.export.parallel import each
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
-from .flatten import MAX_PIECES, box_threshold
+from .flatten import box_threshold
+from .pieces import MAX_PIECES
 
 FENCES = (0.5, 0.9, 0.98)
 RMS_ALPHAS = (0.35, 0.5)
@@ -107,13 +108,15 @@ def scales(reach: np.ndarray, peak: np.ndarray, index: np.ndarray, alpha: float)
     """
     exponent = alpha * np.log(_tied(reach, index).clip(_LEAST))
     exponent -= (1 - alpha) * np.log(_tied(peak, index).clip(_LEAST))
-    return np.exp(exponent - exponent.mean()).astype(np.float32)
+    s: np.ndarray = np.exp(exponent - exponent.mean()).astype(np.float32)
+    return s
 
 
 def fence(weight: np.ndarray, index: np.ndarray, quantile: float) -> np.ndarray:
     """s float32 [k] that brings weight columns down to this quantile of their maxima, and is 1 elsewhere."""
     peak = _tied(np.abs(weight).max(0), index).clip(_LEAST)
-    return np.minimum(1, np.quantile(peak, quantile) / peak).astype(np.float32)
+    s: np.ndarray = np.minimum(1, np.quantile(peak, quantile) / peak).astype(np.float32)
+    return s
 
 
 def relieve(maxima: np.ndarray, s: np.ndarray, index: np.ndarray, wide: float) -> np.ndarray:
@@ -126,7 +129,7 @@ def _tied(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Each channel's value becomes the largest among the channels of the same index."""
     top = np.zeros(index.max() + 1)
     np.maximum.at(top, index, values)
-    return top[index]
+    return np.asarray(top[index])
 
 
 def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
@@ -166,4 +169,5 @@ def search(
 
 def root_mean_square(x: np.ndarray) -> np.ndarray:
     """Of each column. [m, k] → [k]."""
-    return np.sqrt(np.einsum("mk,mk->k", x, x) / len(x))
+    squares: np.ndarray = np.einsum("mk,mk->k", x, x)
+    return np.sqrt(squares / len(x))

@@ -18,6 +18,7 @@ import numpy as np
 from flatlm.runtime.format.graph import Graph, Tensor
 
 from .flatten import MAX_PIECES, box_threshold
+from .pieces import MAX_PIECES
 from .smooth import Fold, picked
 
 
@@ -75,7 +76,8 @@ def columns(weight: np.ndarray, split: Split) -> np.ndarray:
     whole, width = weight[:, split.channel], split.width
     with np.errstate(invalid="ignore"):  # 0 · inf, of channels that stay whole
         low = np.where(split.piece > 0, split.piece * width, 0).astype(np.float32)
-    return np.clip(whole - np.clip(whole, -low, low), -width, width)
+    pieces: np.ndarray = np.clip(whole - np.clip(whole, -low, low), -width, width)
+    return pieces
 
 
 def apply(graph: Graph, fold: Fold, split: Split) -> None:

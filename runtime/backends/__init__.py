@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -130,7 +130,7 @@ def open_backend(
         raise BackendError(f"unknown backend {name!r}; {hint}")
     module, _, attribute = BACKENDS[name].partition(":")
     try:
-        backend_class = getattr(importlib.import_module(module), attribute)
+        backend_class: Callable[..., Backend] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "flatlm":
             raise  # our own bug

@@ -112,7 +112,8 @@ class OrtBackend:
         logits, *presents = binding.get_outputs()
         self._caches[slot] = dict(zip(self._empty, presents, strict=True))
         self.positions[slot] += ids.size
-        return logits.numpy()[0]
+        rows: np.ndarray = logits.numpy()[0]
+        return rows
 
 
 def _empty_cache(node: Node) -> list[tuple[str, np.ndarray]]:

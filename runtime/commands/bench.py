@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_model, model_path, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
@@ -66,7 +66,7 @@ class BenchOptions:
         check_fields(self)
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     description = (
         "Measure tokens per second: pp reads a prompt, tg writes. Several sizes: -p 128,512. "

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import INTERRUPTED, add_verb
+from flatlm.runtime.cli import INTERRUPTED, Subparsers, add_verb
 from flatlm.runtime.commands.common import add_model, open_llm, say
 from flatlm.runtime.commands.generate import summary, write
 from flatlm.runtime.errors import ContextError, TemplateError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HELP = "Ctrl-C stops an answer, twice leaves; Ctrl-D leaves. /clear starts over, /quit leaves."
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     parser = add_verb(subparsers, "chat", run, "Talk with a model. " + HELP)
     add_model(parser)

@@ -6,11 +6,11 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     description = (
         "Compare two runs of the same task (the --out files of `flatlm eval`) over the items both have: the "

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json, say
 
 PACKAGES = {  # package: what it is for
@@ -23,7 +23,7 @@ PACKAGES = {  # package: what it is for
 }
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     add_json(add_verb(subparsers, "doctor", run, ""))
 

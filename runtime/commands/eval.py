@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import (
     add_json,
     add_model,
@@ -91,7 +91,7 @@ class TaskOptions:
         check_fields(self)
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     description = (
         "Tasks (gsm8k, svamp, aqua, humaneval): the share of right answers. ppl: perplexity over fixed "

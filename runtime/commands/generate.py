@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import INTERRUPTED, add_verb
+from flatlm.runtime.cli import INTERRUPTED, Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
@@ -23,13 +23,14 @@ from flatlm.runtime.progress import ProgressLine
 from flatlm.runtime.text.prompt_styles import styled
 
 if TYPE_CHECKING:
-    from flatlm.runtime.llm import LLM, Completion, Stream
+    from flatlm.runtime.generation.answer import Completion
+    from flatlm.runtime.llm import LLM, Stream
 
 COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foreground of ANSI terminals
 RESET = "\x1b[0m"
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     description = (
         "Answer a prompt (-p, -f, or stdin). It becomes a user message of the model's chat template."
@@ -72,7 +73,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise UsageError("-p and -f both give the prompt: use one")
     if args.prompt is not None:
-        return args.prompt
+        return str(args.prompt)
     if args.file is None and sys.stdin.isatty():
         raise UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
     return read_text(args.file or "-")

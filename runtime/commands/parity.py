@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json, say
 from flatlm.runtime.errors import BackendError
 from flatlm.runtime.measuring.parity import PROMPTS, Agreement, compare
@@ -34,7 +34,7 @@ class ParityOptions:
         check_fields(self)
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     description = (
         "The first backend present writes greedily, the others read the same tokens. The status is 1 "

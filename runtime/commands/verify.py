@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from flatlm.runtime.cli import add_verb
+from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
 from flatlm.runtime.progress import ProgressLine
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Subparsers) -> None:
     """Add the verb's parser."""
     parser = add_verb(
         subparsers, "verify", run, "Hash every file of an artifact and compare with its manifest."

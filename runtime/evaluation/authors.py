@@ -43,7 +43,7 @@ def choice(text: str, options: Sequence[str] = ()) -> str | None:
     """
     boxed = _BOX.findall(text)
     place = (boxed[-1] if boxed else text.rpartition("\n")[2]).strip()
-    letters = re.findall(r"\(([A-E])\)", place) or _LONE_LETTER.findall(place)
+    letters: list[str] = re.findall(r"\(([A-E])\)", place) or _LONE_LETTER.findall(place)
     if letters:
         return letters[-1]
     labelled = [f"{letter}){option}" for letter, option in zip("ABCDE", options, strict=False)]

@@ -25,7 +25,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact p of McNemar's test: of the items that differ, each is a fair coin."""
     n, fewer = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)  # the integers are exact and Python divides them correctly rounded
+    # the integers are exact and Python divides them correctly rounded
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def paired_difference(

@@ -83,7 +83,7 @@ def float32(value: Value) -> float:
     data = message(value)
     if len(data) != 4:
         raise DamagedError(f"a float of {len(data)} bytes")
-    return struct.unpack("<f", data)[0]
+    return float(struct.unpack("<f", data)[0])
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
