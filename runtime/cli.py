@@ -4,22 +4,28 @@ A verb is a function `register(subparsers)`, which adds its parser and sets `run
 Only the module of the verb that was given is imported, so `flatlm info` does not load what `flatlm export`
 needs.
 
-Exit status: 0 done, 1 an error, 2 wrong use, 130 interrupted.
+Exit status: 0 done, 1 an error, 2 wrong use, 130 interrupted (docs/commands.md). Whatever is raised ends as
+one line; with FLATLM_DEBUG=1 the traceback stands before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import errno
 import importlib
 import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from flatlm import __version__
-from flatlm.runtime.errors import BackendError, FlatlmError, UsageError
+from flatlm.runtime.commands import streams
+from flatlm.runtime.errors import BackendError, FlatlmError, ResourceError, UsageError, first_line
 from flatlm.runtime.options import did_you_mean
 
 VERBS = {  # verb: (module:function, what it does, extra that brings the module's packages)
@@ -58,11 +64,45 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
 INTERRUPTED = 130
 
 
+NO_STDOUT = "standard output is closed, so the result has nowhere to go: redirect it, if only to /dev/null"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are UsageErrors: reported in one place, on one line."""
+    """argparse's, whose errors are UsageErrors, reported in one place, on one line.
+
+    What follows a flag that takes a value is that value, also where it begins with a dash.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """argparse's, which drops a `--`, before Python 3.13 also where that is a flag's value."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            self._check_value(action, "--")
+            return "--"
+        return super()._get_values(action, arg_strings)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """`-p -1+2` as `-p=-1+2`: argparse would take the second word for a flag by its look."""
+        joined: list[str] = []
+        waiting = iter(words)
+        for word in waiting:
+            if word == "--":
+                return [*joined, word, *waiting]
+            action = self._option_string_actions.get(word)
+            if action is not None and action.nargs is None:
+                value = next(waiting, None)
+                if value is None:
+                    joined.append(word)  # argparse says what is missing
+                else:
+                    joined += [f"{word}={value}"] if value.startswith("-") else [word, value]
+            else:
+                joined.append(word)
+        return joined
 
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # what a verb adds its parser to
@@ -70,23 +110,67 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # what a verb adds
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit status."""
-    with _spoken_warnings():
+    with _noted_interrupts() as interrupts, streams.standard_streams(), _spoken_warnings():
         try:
-            status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            if sys.stdout is None:
+                raise ResourceError(NO_STDOUT)  # now, not after all the work
+            try:
+                status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            except SystemExit as leave:  # argparse after --help
+                status = leave.code if isinstance(leave.code, int) else 0
             sys.stdout.flush()
             return status
-        except FlatlmError as error:
-            return _complain(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            return _complain("interrupted", INTERRUPTED)
-        except MemoryError:
-            return _complain("out of memory: use a smaller model or a smaller --ctx", 1)
-        except BrokenPipeError:  # the reader of stdout left, as `head` does; nothing more can be said there
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # of stdout; nothing more can be said there
             return 1
-        except SystemExit as leave:  # argparse after --help
-            return leave.code if isinstance(leave.code, int) else 0
+        except BaseException as error:  # noqa: BLE001  a panic of the tokenizers is no Exception
+            if os.environ.get("FLATLM_DEBUG") == "1":
+                traceback.print_exception(error)
+            return _complain(*_meaning(error, bool(interrupts)))
+
+
+def _meaning(error: BaseException, interrupted: bool) -> tuple[str, int]:
+    """What is said of `error`, and the exit status."""
+    if isinstance(error, KeyboardInterrupt) or (interrupted and _while_importing(error)):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, FlatlmError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return "out of memory: use a smaller model or a smaller --ctx", 1
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}", 1
+    name, said = type(error).__name__, first_line(error)
+    what = name if said == name else f"{name}: {said:.300}"
+    return f"{what} (a bug of flatlm or a damaged file; FLATLM_DEBUG=1 shows where)", 1
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The Ctrl-C so far. Each is a KeyboardInterrupt too, but numpy's import makes an ImportError of that."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or another's
+        yield seen
+        return
+    try:
+        signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not the main thread, which gets no signals
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _while_importing(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ImportError | KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -99,12 +183,14 @@ def _dispatch(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}")
-    parser = Parser(prog="flatlm", allow_abbrev=False)
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    subparsers = Parser(prog="flatlm", allow_abbrev=False).add_subparsers(metavar="VERB")
     _load(verb)(subparsers)
-    args, unknown = parser.parse_known_args(argv)
+    parser = subparsers.choices[verb]  # directly: flatlm's own would read the verb's words once more, its way
+    args, unknown = parser.parse_known_args(argv[1:])
     if unknown:
-        raise UsageError(f"unknown argument {unknown[0]!r} (see `flatlm {verb} --help`)")
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f" (see `flatlm {verb} --help`)"
+        raise UsageError(f"unknown argument {unknown[0]!r}{hint}")
     return int(args.run(args) or 0)
 
 
@@ -142,9 +228,9 @@ def _overview() -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    print(f"flatlm: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(FlatlmError, OSError, AttributeError):
+        sys.stdout.flush()  # what was printed comes first
+    print(f"flatlm: {streams.printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
@@ -153,5 +239,7 @@ def _spoken_warnings() -> Iterator[None]:
     """Warnings as lines of talk, each once; without file names and code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"flatlm: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"flatlm: warning: {streams.printable(str(message))}", file=sys.stderr
+        )
         yield

@@ -5,6 +5,7 @@ A progress function has the signature `(done: int, total: int) -> None`; librari
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TextIO
 Progress = Callable[[int, int], None]
 
 TERMINAL_SECONDS = 0.1  # between two redraws
+USUAL_COLUMNS = 80  # of a terminal that does not say
 LOG_SECONDS = 10.0  # between two lines where there is no terminal
 
 
@@ -54,16 +56,24 @@ class ProgressLine:
 
     def _draw(self, text: str) -> None:
         if self._terminal:  # \r and spaces, no escape sequences
-            self._stream.write("\r" + text.ljust(self._width))
+            text = text[: self._columns() - 1]  # in the last column the next character may begin a new line
+            self._stream.write("\r" + text.ljust(min(self._width, self._columns() - 1)))
             self._width = len(text)
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
 
+    def _columns(self) -> int:
+        """The terminal's width now; it may be turned, or made narrower, while the line stands there."""
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or USUAL_COLUMNS
+        except (OSError, ValueError):
+            return USUAL_COLUMNS
+
     def close(self) -> None:
         """Clear the line on a terminal, so that what follows starts in column one."""
         if self._terminal and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.write("\r" + " " * min(self._width, self._columns() - 1) + "\r")
             self._stream.flush()
             self._width = 0
 

@@ -122,6 +122,23 @@ def test_wrong_use_is_one_line_on_stderr(flatlm, arguments, message):
     assert status == (1 if "999" in arguments else 2)
 
 
+@pytest.mark.parametrize("value", ["-hello", "-1+2=?", "-n", "- a list item", "--json", "---", "-", "--"])
+@pytest.mark.parametrize("flags", [["-p"], ["--prompt"], ["-p", "hi", "--stop"], ["-p", "hi", "-sys"]])
+def test_what_follows_a_flag_with_a_value_is_the_value(flatlm, flags, value):
+    status, out, _ = flatlm("generate", *flags, value)
+    assert (status, out[:1]) == (0, "P")
+
+
+def test_a_flag_without_its_value_is_wrong_use(flatlm):
+    assert flatlm("generate", "-p")[0] == 2
+    assert "--predict '--json': it must be a" in flatlm("generate", "-p", "hi", "-n", "--json")[2]
+
+
+def test_a_mistyped_flag_is_corrected(flatlm):
+    message = "flatlm: unknown argument '--tmp=1'; did you mean '--temp'?\n"
+    assert flatlm("generate", "-p", "hi", "--tmp=1") == (2, "", message)
+
+
 @pytest.mark.parametrize("verb", ["info", "verify", "generate", "bench"])
 def test_a_folder_without_a_model_is_one_line_on_stderr(capsys, tmp_path, verb):
     arguments = ["-p", "1"] if verb in ("generate", "bench") else []
@@ -304,6 +321,36 @@ def test_ctrl_c_twice_leaves(flatlm, monkeypatch):
     status, out, err = chat(flatlm, monkeypatch, [KeyboardInterrupt, KeyboardInterrupt, "never"])
     assert (status, out) == (130, "")
     assert "again leaves" in err
+
+
+@pytest.mark.parametrize("line", ["/etc/hosts has which form?", "/ what", "/clear the table", " /hlep", "/"])
+def test_a_line_that_only_looks_like_a_command_is_asked(flatlm, machine, monkeypatch, line):
+    backend = machine.backends["native"]()
+    machine.backends["native"] = lambda: backend
+    assert chat(flatlm, monkeypatch, [line])[:2] == (0, "Paris 🙂.\n")
+    assert line in byte_level().decode(backend.ids, skip_special_tokens=False)
+
+
+def test_a_mistyped_command_is_corrected_and_asks_nothing(flatlm, monkeypatch):
+    status, out, err = chat(flatlm, monkeypatch, ["/hlep", "/help"])
+    assert (status, out) == (0, "")
+    assert "/hlep is no command; did you mean '/help'?" in err
+
+
+def test_foreign_bytes_do_not_end_a_conversation(flatlm, monkeypatch):
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert flatlm("chat")[:2] == (0, "Paris 🙂.\nParis 🙂.\n")
+
+
+def test_what_cannot_be_asked_does_not_end_a_conversation(flatlm, monkeypatch):
+    status, out, err = chat(flatlm, monkeypatch, ["\ud800", "hello"])
+    assert (status, out, "not valid Unicode" in err) == (0, "Paris 🙂.\n", True)
+
+
+def test_a_conversation_without_stdin_ends_at_once(flatlm, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert flatlm("chat")[:2] == (0, "")
 
 
 def test_a_conversation_too_long_is_told_and_can_be_cleared(flatlm, monkeypatch):

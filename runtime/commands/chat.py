@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from flatlm.runtime.cli import INTERRUPTED, Subparsers, add_verb
 from flatlm.runtime.commands.common import add_model, open_llm, say
 from flatlm.runtime.commands.generate import summary, write
-from flatlm.runtime.errors import ContextError, TemplateError
+from flatlm.runtime.commands.streams import accept_foreign_bytes, as_text
+from flatlm.runtime.errors import ContextError, TemplateError, UsageError
 from flatlm.runtime.options import (
     BackendOptions,
     DraftOptions,
     PromptOptions,
     SamplingOptions,
     add_flags,
+    did_you_mean,
     from_args,
 )
 from flatlm.runtime.progress import ProgressLine
@@ -26,7 +29,9 @@ from flatlm.runtime.text.prompt_styles import styled
 if TYPE_CHECKING:
     from flatlm.runtime.llm import LLM
 
-HELP = "Ctrl-C stops an answer, twice leaves; Ctrl-D leaves. /clear starts over, /quit leaves."
+HELP = "Ctrl-C stops an answer, twice leaves; Ctrl-D leaves. /clear starts over, /quit leaves, /help."
+COMMANDS = ("/clear", "/quit", "/help")
+_NAME = re.compile(r"/[A-Za-z]+\s*")  # what looks like a command's name; a line with more in it is a question
 
 
 def register(subparsers: Subparsers) -> None:
@@ -50,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     opening = [] if args.system is None else [{"role": "system", "content": args.system}]
     with open_llm(args) as llm:
         say(HELP)
+        accept_foreign_bytes()
         return converse(llm, opening, sampling, prompting, args.show_prompt)
 
 
@@ -74,14 +80,18 @@ def converse(
             interrupted = True
             say("(Ctrl-C again leaves)")
             continue
-        command = line.strip()
+        command = line.strip() if _NAME.fullmatch(line) else ""
         if command == "/quit":
             return 0
         if command == "/clear":
             messages = list(opening)
-        elif command.startswith("/"):
+        elif command == "/help":
             say(HELP)
         elif command:
+            say(
+                f"flatlm: {command} is no command{did_you_mean(command, COMMANDS)}; a blank before it asks it"
+            )
+        elif line.strip():
             messages += styled([{"role": "user", "content": line}], prompting)
             interrupted = _answer(llm, messages, sampling, show)
 
@@ -94,7 +104,7 @@ def _answer(llm: LLM, messages: list[dict[str, Any]], sampling: dict[str, Any], 
             if show:
                 say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
             status = write(stream)
-    except (ContextError, TemplateError) as error:
+    except (ContextError, TemplateError, UsageError) as error:
         messages.pop()
         say(f"flatlm: {error}; /clear starts over")
         return False
@@ -105,8 +115,10 @@ def _answer(llm: LLM, messages: list[dict[str, Any]], sampling: dict[str, Any], 
 
 def _read_line() -> str:
     """One line of stdin; on a terminal with a prompt and, where Python has readline, with editing."""
+    if sys.stdin is None:
+        raise EOFError
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return input()
+        return as_text(input())
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  its import is what gives input() editing and history
-    return input("> ")
+    return as_text(input("> "))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.runtime.commands.streams import printable
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import BackendOptions, DraftOptions, from_args
 
@@ -45,6 +46,8 @@ def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
 
 def read_text(path: str) -> str:
     """The text of a file, of stdin for `-`. Raises UsageError where it cannot be read."""
+    if path == "-" and sys.stdin is None:
+        raise UsageError("standard input is closed: there is nothing to read")
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -52,10 +55,11 @@ def read_text(path: str) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON object on one line of stdout; of ASCII characters where that is not UTF-8."""
+    utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not utf8, allow_nan=False))
 
 
 def say(text: str) -> None:
     """A line of talk."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)

@@ -74,7 +74,7 @@ def _prompt(args: argparse.Namespace) -> str:
         raise UsageError("-p and -f both give the prompt: use one")
     if args.prompt is not None:
         return str(args.prompt)
-    if args.file is None and sys.stdin.isatty():
+    if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
     return read_text(args.file or "-")
 
