@@ -349,8 +349,29 @@ def test_a_draft_is_parsed(folder, text, expected):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("v1:0", DraftSpec(("v1:0",))),
+        ("auto:v1:0", DraftSpec(("maxgram", "v1:0"))),
+        ("auto:p,q", DraftSpec(("maxgram", "p,q"))),
+        ("auto:small,p,q,tiny", DraftSpec(("maxgram", "small", "p,q", "tiny"))),
+        ("cascade:v1:0,maxgram:5,4/3", DraftSpec(("v1:0", "maxgram"), ((5, 4), (3,)), 1.0)),
+        ("cascade:v1:0:8:2", DraftSpec(("v1:0",), ((8,),), 2.0)),
+        ("cascade:p,q,maxgram", DraftSpec(("p,q", "maxgram"), *PUBLISHED["llama2"])),
+        ("cascade:small:8", DraftSpec(("small:8",), ((10,),), 1.0)),  # a folder of that name is there
+    ],
+)
+def test_a_folder_may_have_commas_and_colons(folder, tmp_path, text, expected):
+    for name in ("v1:0", "p,q", "small:8"):
+        (tmp_path / name).mkdir()
+    assert parse_draft(text) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("x" * 5000, "no folder of an exported model"),
+        ("a\0b", "no folder of an exported model"),
         ("maxgramm", "no folder of an exported model; did you mean 'maxgram'"),
         ("auto:missing", "'missing' is no folder"),
         ("auto:", "'' is no folder"),

@@ -174,6 +174,34 @@ def test_yes_and_no(text, expected):
     assert yes_no(text) == expected
 
 
+STARTS = [
+    "Q:", "q:", "Question:", "**Question:**", "### Question 2", "Question 2:", "Next question:",
+    "Human:", "User:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_an_answer_ends_where_a_question_of_its_own_begins(start):
+    assert number(f"3 * 6 = 18.\n#### 18\n\n{start} And 4 * 5?\nIt is 20.\n#### 20") == 18
+    assert number(f"So \\boxed{{18}}.\n{start} And 4 * 5?\n\\boxed{{20}}", complete=False) == 18
+    assert choice(f"(B)\n{start} Which of these?\nThe answer is (C).") == "B"
+    assert yes_no(f"Yes.\n{start} Is it?\nThe answer is no.") == "yes"
+
+
+def test_a_question_that_is_only_repeated_ends_nothing():
+    assert number("Question: What is 3 * 6?\nAnswer: \\boxed{18}") == 18
+    assert number("Let me say it again.\nQuestion: What is 3 * 6?\nA: 18\n\nQuestion: 4 * 5?\nA: 20") == 18
+    assert number("The question: 3 * 6?\nA new user: 5 pens.\n\\boxed{18}") == 18
+
+
+def test_the_last_number_is_still_the_answers():
+    assert number("\\boxed{17}, no: \\boxed{18}\nQ: 4 * 5?\n\\boxed{20}") == 18
+
+
+def test_what_a_question_follows_was_not_cut_off():
+    assert number("It is\n18\nQ: And 4 * 5", complete=False) == 18
+
+
 def test_boxes_are_matched_brace_by_brace_and_unclosed_ones_do_not_count():
     assert boxes(r"\boxed{a{b}{c{d}}} \boxed{\boxed{e}} \boxed{f") == ["a{b}{c{d}}", "e"]
 

@@ -9,11 +9,13 @@
 
 MODEL may be `nested` everywhere. K is the upper triangle of the paper's matrix, rows separated by /, numbers
 by commas ("13,10/10"), or the name of a published one; L is the lenience. Where K is left out, a published
-one of that size is taken.
+one of that size is taken. A folder's name may have commas and colons: of several readings the one
+with the longest folder that exists is meant.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
@@ -151,22 +153,43 @@ def _bytes_read(graph: Graph) -> int:
 
 
 def _is_drafter(name: str) -> bool:
-    return name in MAXGRAMS or name == NESTED or (name != "" and Path(name).is_dir())
+    return name in MAXGRAMS or name == NESTED or os.path.isdir(name)
 
 
 def _names(text: str, part: str) -> tuple[str, ...]:
-    names = tuple(part.split(","))
-    for name in names:
+    names = _drafters(part)
+    for name in part.split(",") if names is None else ():
         if not _is_drafter(name):
             known = (*MAXGRAMS, NESTED)
             raise UsageError(
                 f"--draft {text}: {name!r} is no folder of an exported model{did_you_mean(name, known)}"
             )
-    return names
+    return names or ()
+
+
+def _drafters(part: str) -> tuple[str, ...] | None:
+    """The drafters of a list with commas, each as long as can be; None where one is no drafter."""
+    words, names = part.split(","), []
+    while words:
+        ends = range(len(words), 0, -1)
+        end = next((end for end in ends if _is_drafter(",".join(words[:end]))), None)
+        if end is None:
+            return None
+        names.append(",".join(words[:end]))
+        words = words[end:]
+    return tuple(names)
+
+
+def _fields(rest: str) -> list[str]:
+    """DRAFTER,…[:K[:L]] in its parts: the drafters are as much of it as names drafters."""
+    words = rest.split(":")
+    heads = ((end, ":".join(words[:end])) for end in range(len(words), 0, -1))
+    end, head = next(((end, head) for end, head in heads if _drafters(head)), (1, words[0]))
+    return [head, *words[end:]]
 
 
 def _cascade(text: str, rest: str) -> DraftSpec:
-    parts = rest.split(":")
+    parts = _fields(rest)
     if not rest or len(parts) > 3:
         raise UsageError(f"--draft {text}: write cascade:DRAFTER,…[:K[:L]], for example cascade:maxgram:5")
     drafters = _names(text, parts[0])

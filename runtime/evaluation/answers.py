@@ -4,7 +4,7 @@ The answer is looked for in the last \\boxed{…}, after `####`, after "the answ
 this order; the first place that says anything decides. A place that says several things, or something
 malformed, says nothing: the result is None, not a guess. Numbers are exact (Fraction). A unit, a currency and
 a percent sign are dropped (50 % is 50); "12 out of 20" is a fraction, as 3/4 is; 1.5 million is 1,500,000.
-Numbers written as words are not read.
+Numbers written as words are not read. Where the text goes on with a question of its own, it ends there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fractions import Fraction
 from flatlm.runtime.evaluation.numerals import Numeral, numerals, plain
 
 LETTERS = "ABCDE"
+QUESTIONS = ("Q:", "Question:", "### Question", "Problem:", "Human:", "User:")  # how lines begin new ones
 COPIED = ("", "answer", "choice")  # boxes of the prompt's own words, which small models repeat
 
 _BOX = re.compile(r"\\?boxed\s*\{")
@@ -23,6 +24,14 @@ _PHRASE = re.compile(
     r"\b(?:answers?(?!\s+(?:choices|options))|correct\s+(?:option|choice))\b[^.\n:=]{0,60}?"
     r"(?:\b(?:is|are|be)\b|:|=)(?!\s+not\b)[:\s]*",
     re.IGNORECASE,
+)
+_QUESTION = re.compile(
+    r"^[ \t>*#]*(?:(?:next|new|another)[ \t]+)?(?:Q|Question|Problem|Human|User)\b[ \t]*[0-9]*[ \t*]*(?::|$)"
+    r"|^[ \t]*#{1,6}[ \t]*(?:Question|Problem)\b|^[ \t]*<\|(?:im_start|user|start_header_id)\|>",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SAYS = re.compile(  # text that has said something, if only a step on the way
+    r"[0-9]|boxed|####|\banswer|\([A-E]\)|^\W*[A-E]\W*$|\b(?:[Yy]es|[Nn]o)\b", re.MULTILINE
 )
 _MARKER = re.compile(r"^\s*(?:[-•]\s+|[0-9]+[.)]\s+|step\s+[0-9]+\s*[:.]\s*)+", re.IGNORECASE)
 _SEVERAL = re.compile(r"[,;]\s|\b(?:and|or)\b")
@@ -38,6 +47,7 @@ _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 def number(text: str, options: Iterable[str] = (), complete: bool = True) -> Fraction | None:
     """The number that `text` answers. Where it was cut off (not `complete`) its last line is no answer."""
+    text, complete = answered(text, complete)
     for box in reversed(boxes(text)):
         content = plain(box)
         found = numerals(content)
@@ -58,6 +68,7 @@ def number(text: str, options: Iterable[str] = (), complete: bool = True) -> Fra
 def choice(text: str, options: Iterable[str] = (), complete: bool = True) -> str | None:
     """The letter A to E that `text` chooses; the text or number of exactly one of `options` stands for it."""
     options = tuple(options)
+    text, complete = answered(text, complete)
     for box in reversed(boxes(text)):
         content = plain(box).strip(" .")
         if content.lower() not in COPIED:
@@ -76,6 +87,7 @@ def choice(text: str, options: Iterable[str] = (), complete: bool = True) -> str
 
 def yes_no(text: str, options: Iterable[str] = (), complete: bool = True) -> str | None:
     """`yes` or `no`; a place that says both says nothing."""
+    text, complete = answered(text, complete)
     boxed, text = [plain(box) for box in reversed(boxes(text))], plain(text)
     for place in [*boxed, *_announced(text), *(_lines(text)[-1:] if complete else [])]:
         said = {word.lower() for word in _YES_NO.findall(place)}
@@ -98,6 +110,14 @@ def vote(answers: Iterable[str | None]) -> str | None:
         if answer is not None:
             counts[answer] = counts.get(answer, 0) + 1
     return max(counts, key=lambda answer: counts[answer]) if counts else None
+
+
+def answered(text: str, complete: bool = True) -> tuple[str, bool]:
+    """`text` up to where, having said something, it begins another question; whether that is complete."""
+    for question in _QUESTION.finditer(text):
+        if _SAYS.search(text, 0, question.start()):
+            return text[: question.start()], True
+    return text, complete
 
 
 def boxes(text: str) -> list[str]:

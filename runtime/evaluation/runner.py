@@ -20,7 +20,7 @@ from flatlm.runtime.text.prompt_styles import Exemplar, plain_text
 
 BASE_STOPS = {  # where a base model begins the next question, or leaves the function it continues
     "program": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("),  # those of Codex (arXiv 2107.03374)
-    "question": ("\nQ:",),
+    "question": tuple("\n" + start for start in answers.QUESTIONS),
 }
 
 
