@@ -142,7 +142,11 @@ class LLM:
 
     def text_prompt(self, text: str, **options: Any) -> Prompt:
         """`text` to be continued as it is. `options` are SamplingOptions."""
-        return Prompt(self.tokenizer.encode(text), from_json(options, SamplingOptions), continues=True)
+        return Prompt(
+            self.tokenizer.encode(text, most=self.backend.context),
+            from_json(options, SamplingOptions),
+            continues=True,
+        )
 
     def chat_prompt(
         self,
@@ -166,9 +170,9 @@ class LLM:
             warnings.warn(
                 "the model has no chat template: it continues plain text", NoTemplateWarning, stacklevel=3
             )
-            return self.tokenizer.encode(prompt.without_template(messages))
+            return self.tokenizer.encode(prompt.without_template(messages), most=self.backend.context)
         text = prompt.render(self.template, messages, special=self.tokenizer.special, tools=tools)
-        return self.tokenizer.encode(text, special=False)
+        return self.tokenizer.encode(text, special=False, most=self.backend.context)
 
     def stream_prompt(self, wanted: Prompt, progress: Progress | None = None) -> Stream:
         """The answer to a prompt as an iterator over pieces of text.

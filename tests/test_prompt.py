@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flatlm.runtime.errors import BackendError, TemplateError, UsageError
+from flatlm.runtime.errors import BackendError, ContextError, TemplateError, UsageError
 from flatlm.runtime.options import PromptOptions
 from flatlm.runtime.text import prompt
 from flatlm.runtime.text.prompt import load_template, render, without_template
@@ -168,6 +168,137 @@ def test_the_sandbox_holds(template):
     except TemplateError:
         return
     assert rendered in ("", "[Undefined, Undefined, Undefined, Undefined]")
+
+
+GREEDY = {
+    "steps": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "steps of macros":
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "steps of a recursive loop": (
+        "{% for a in [[1], [2]] recursive %}{% for i in range(90000) %}{{ loop([[1]]) if 0 }}{% endfor %}"
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}{% endfor %}"
+    ),
+    "repeating": "{{ 'a' * 10**10 }}",
+    "repeating from the left": "{{ (10**10) * 'a' }}",
+    "a list": "{{ ([0] * 10**9) | length }}",
+    "doubling":
+        "{% set n = namespace(s='aa') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    "doubling by ~":
+        "{% set n = namespace(s='aa') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling by a block": (
+        "{% set n = namespace(s='aa') %}"
+        "{% for i in range(99) %}{% set t %}{{ n.s }}{{ n.s }}{% endset %}{% set n.s = t %}{% endfor %}"
+    ),
+    "lists in lists": (
+        "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+        "{{ n.s }}"
+    ),
+    "lists as JSON": (
+        "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+        "{{ n.s | tojson }}"
+    ),
+    "a power": "{{ 10 ** (10 ** 8) }}",
+    "a product": "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "a field": "{{ '%9999999999d' % 1 }}",
+    "a field by number": "{{ '%*d' % (10**10, 1) }}",
+    "a filter's field": "{{ '%9999999999d' | format(1) }}",
+    "format": "{{ '{:>9999999999}'.format('a') }}",
+    "format in format": "{{ '{:>{}}'.format('a', 10**10) }}",
+    "format_map": "{{ '{a:>9999999999}'.format_map({'a': 1}) }}",
+    "ljust": "{{ 'a'.ljust(10**10) }}",
+    "a method by filter": "{{ ('a' | attr('center'))(10**10) }}",
+    "expandtabs": "{{ '\t\t'.expandtabs(10**10) }}",
+    "join": "{{ ('a' * 10**6).join('b' * 10**6) }}",
+    "the filter join": "{{ range(99999) | join('a' * 10**6) }}",
+    "the filter join of attributes": "{{ ([{'a': 'a' * 10**6}] * 10**5) | join(attribute='a') }}",
+    "replace": "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
+    "the filter replace": "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
+    "translate": "{{ ('a' * 10**6).translate({97: 'b' * 10**6}) }}",
+    "center": "{{ 'a' | center(10**10) }}",
+    "center, named": "{{ 'a' | center(width=10**10) }}",
+    "center by map": "{{ ['a'] | map('center', 10**10) | list }}",
+    "indent": "{{ ('\n' * 10**6) | indent(10**4) }}",
+    "indent by text": "{{ ('a\n' * 10**6) | indent('b' * 10**6) }}",
+    "slice": "{{ [1] | slice(10**9) | list }}",
+    "batch": "{{ [1] | batch(10**9, 0) | list }}",
+    "JSON": "{{ [1] | tojson(indent=10**10) }}",
+    "sum": "{{ ([[1] * 10**6] * 10**6) | sum(start=[]) }}",
+    "output": "{% for i in range(99) %}{{ 'a' * 10**6 }}{% endfor %}",
+    "lipsum": "{{ lipsum(n=10**6) }}",
+    "texts kept": (
+        "{% set n = namespace(s=[]) %}"
+        "{% for i in range(9999) %}{% set n.s = n.s + ['a' * (10**6 + i)] %}{% endfor %}"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_template_that_wants_too_much_is_refused_before_it_has_it(name, monkeypatch):
+    monkeypatch.setattr("flatlm.runtime.text.limits.MOST_STEPS", 20_000)
+    monkeypatch.setattr("flatlm.runtime.text.limits.MOST_VALUES", 100_000)
+    monkeypatch.setattr("flatlm.runtime.text.limits.MOST_MADE", 2**25)
+    with pytest.raises(TemplateError, match="chat template") as refusal:
+        render(GREEDY[name], CONVERSATION)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_a_template_has_its_time(monkeypatch):
+    monkeypatch.setattr("flatlm.runtime.text.limits.MOST_SECONDS", 0.0)
+    assert render("{% for m in messages %}{{ m.role[0] }}{% endfor %}", CONVERSATION) == "suau"
+    with pytest.raises(TemplateError, match="seconds"):
+        render("{% for i in range(9999) %}{% endfor %}", CONVERSATION)
+
+
+def test_each_rendering_has_limits_of_its_own(monkeypatch):
+    monkeypatch.setattr("flatlm.runtime.text.limits.MOST_STEPS", 1000)
+    half = "{% for i in range(60) %}{% for j in range(10) %}{% endfor %}{% endfor %}done"
+    assert [render(half, CONVERSATION) for _ in range(2)] == ["done"] * 2
+
+
+def test_a_template_may_be_as_long_as_published_ones_and_more():
+    with pytest.raises(TemplateError, match="1048576 characters"):
+        render("a" * (prompt.MOST_TEMPLATE + 1), CONVERSATION)
+
+
+def test_messages_that_no_context_holds_are_refused_before_they_are_rendered():
+    with pytest.raises(ContextError, match="no context holds"):
+        render(CHATML, [{"role": "user", "content": "a" * 10**7}])
+
+
+def test_a_long_conversation_is_within_all_limits():
+    turns = [{"role": role, "content": "word " * 400} for role in ("user", "assistant") * 1000]
+    assert len(render(CHATML, turns)) > 4_000_000
+
+
+def test_a_refusal_is_not_longer_than_can_be_read():
+    with pytest.raises(TemplateError) as refusal:
+        render("{{ raise_exception('x' * 10**6) }}", CONVERSATION)
+    assert len(str(refusal.value)) < 700
+
+
+LOOPS = {
+    "length":
+        "{% for m in messages %}{{ loop.length }}{{ loop.revindex }}{{ loop.last }}{% endfor %}",
+    "neighbours": "{% for m in messages %}{{ loop.previtem }}{{ loop.nextitem }}{% endfor %}",
+    "a condition":
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{% endfor %}",
+    "else": "{% for m in [] %}x{% else %}none{% endfor %}{% for m in missing %}x{% endfor %}",
+    "of a dict": "{% for k, v in messages[0].items() %}{{ k }}={{ v }}{% endfor %}",
+    "of its keys": "{% for k in messages[0] %}{{ k }}{% endfor %}",
+    "recursive": "{% for a in [[1, [2, [3]]]] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}",
+    "changed":
+        "{% for m in messages %}{{ loop.changed(m.role) }}{{ loop.cycle('a', 'b') }}{% endfor %}",
+    "concatenation": "{{ 1 ~ none ~ missing ~ [1, 'a'] ~ ('<b>' | e) }}{{ [1, '<', none] | join('&') }}",
+    "methods": "{{ ','.join(['a', 'b']) }}{{ 'aXa'.replace('X', '-') }}{{ '{:>4}{}'.format(1, 10**9) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_what_is_counted_is_what_it_was(name):
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    expected = ImmutableSandboxedEnvironment().from_string(LOOPS[name]).render(messages=CONVERSATION)
+    assert render(LOOPS[name], CONVERSATION) == expected
 
 
 def test_a_template_cannot_change_the_callers_messages():

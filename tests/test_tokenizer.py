@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
-from flatlm.runtime.errors import IntegrityError, TokenizerError, UsageError
-from flatlm.runtime.text.tokenizer import MOST_HELD, Detokenizer, load_tokenizer
+from flatlm.runtime.errors import ContextError, IntegrityError, TokenizerError, UsageError
+from flatlm.runtime.text.tokenizer import LONGEST, MOST_HELD, Detokenizer, load_tokenizer
 from tests.tiny_text import byte_level, sentencepiece, write_folder
 
 TEXTS = (
@@ -184,3 +185,29 @@ def test_an_end_token_that_is_no_number_is_an_error(tmp_path):
 def test_text_that_is_no_unicode_is_wrong_use(bytes_tokenizer):
     with pytest.raises(UsageError, match="Unicode"):
         bytes_tokenizer.encode("a\udc80")
+
+
+def test_a_text_far_too_long_is_refused_on_its_beginning(bytes_tokenizer):
+    read = []
+
+    class Counting:
+        def encode(self, text, **options):
+            read.append(len(text))
+            return bytes_tokenizer.hf.encode(text, **options)
+
+    counting = replace(bytes_tokenizer, hf=Counting())
+    with pytest.raises(ContextError, match="more than 320 tokens long, the context holds 10"):
+        counting.encode("a" * 10**6, most=10)
+    assert read == [10 * LONGEST]
+
+
+@pytest.mark.parametrize("locale", ["ascii", "utf-8"])
+def test_an_argument_in_utf8_is_text_in_any_locale(bytes_tokenizer, locale):
+    argument = "Köln 漢".encode().decode(locale, "surrogateescape")
+    assert bytes_tokenizer.encode(argument) == bytes_tokenizer.encode("Köln 漢")
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud800", "\udc41"])
+def test_what_is_no_text_in_any_encoding_is_wrong_use(bytes_tokenizer, text):
+    with pytest.raises(UsageError, match="not valid Unicode"):
+        bytes_tokenizer.encode(text)

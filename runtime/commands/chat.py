@@ -88,9 +88,8 @@ def converse(
         elif command == "/help":
             say(HELP)
         elif command:
-            say(
-                f"flatlm: {command} is no command{did_you_mean(command, COMMANDS)}; a blank before it asks it"
-            )
+            hint = did_you_mean(command, COMMANDS)
+            say(f"flatlm: {command} is no command{hint} (with a blank before it, it is asked)")
         elif line.strip():
             messages += styled([{"role": "user", "content": line}], prompting)
             interrupted = _answer(llm, messages, sampling, show)

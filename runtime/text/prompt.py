@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatlm.kernels_arm.files import read_text
-from flatlm.runtime.errors import BackendError, TemplateError, UsageError
+from flatlm.runtime.errors import BackendError, ContextError, TemplateError, UsageError
+from flatlm.runtime.text.limits import MOST_TEXT, limited
 from flatlm.runtime.text.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]  # {"role": "user", "content": "…"}, as in Hugging Face's and OpenAI's interfaces
 
 OLDEST_JINJA = (3, 1, 6)  # older sandboxes have known ways out (CVE-2024-56326, CVE-2025-27516)
+MOST_REASON = 500  # characters of what a template says of its own accord
+MOST_TEMPLATE = 2**20  # characters; published ones have some 10,000
 INSTALL = "pip install flatlm[chat]"
 
 
@@ -55,9 +58,9 @@ def render(
 ) -> str:
     """The prompt for `messages`. `special` are the special tokens by name (bos_token, eos_token …).
 
-    Raises TemplateError where the template is wrong, refuses the messages or tries to leave the sandbox;
-    UsageError where the messages are no list of {role, content} objects; BackendError where jinja2 is missing
-    or too old.
+    Raises TemplateError where the template is wrong, refuses the messages, wants more than it may (limits.py)
+    or tries to leave the sandbox; ContextError for messages that no context holds; UsageError where they
+    are no list of {role, content} objects; BackendError where jinja2 is missing or too old.
     """
     chat, plain_tools = plain(messages), plain(tools)
     for message in chat:
@@ -65,13 +68,14 @@ def render(
             raise UsageError(f"a message must be an object with role and content, not {message!r:.80}")
     compiled = _compile(template)
     try:
-        return compiled.render(
-            messages=chat,
-            tools=plain_tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **(special or {}),
-        )
+        with limited():
+            return compiled.render(
+                messages=chat,
+                tools=plain_tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **(special or {}),
+            )
     except Exception as error:  # noqa: BLE001  a template can fail in any way Python can; none of them is our bug
         raise TemplateError(
             f"the chat template failed: {_reason(error)}; use --raw to go without it"
@@ -89,20 +93,25 @@ def without_template(messages: Sequence[Message]) -> str:
 def plain(value: Any) -> Any:
     """`value` rebuilt of JSON's own types, so that a template can reach no object of ours."""
     try:
-        return json.loads(json.dumps(value))
+        text = json.dumps(value, ensure_ascii=False)
+        if len(text) > MOST_TEXT:
+            raise ContextError(f"messages and tools of {len(text)} characters: no context holds that")
+        return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"messages and tools must be plain JSON values ({error})") from None
 
 
 def _reason(error: Exception) -> str:
     line = getattr(error, "lineno", None)
-    text = " ".join(str(error).split()) or "no reason given"
+    text = " ".join(str(error)[:MOST_REASON].split()) or "no reason given"
     return f"{type(error).__name__}: {text}" + (f" (line {line})" if line else "")
 
 
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
     environment = _environment()
+    if len(template) > MOST_TEMPLATE:
+        raise TemplateError(f"the chat template has more than {MOST_TEMPLATE} characters; use --raw")
     try:
         return environment.from_string(template)
     except Exception as error:  # noqa: BLE001  TemplateSyntaxError, and RecursionError for a hostile one

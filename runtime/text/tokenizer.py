@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from flatlm.kernels_arm.files import read_text
 from flatlm.runtime import settings
-from flatlm.runtime.errors import BackendError, IntegrityError, TokenizerError, UsageError, first_line
+from flatlm.runtime.errors import (
+    BackendError,
+    ContextError,
+    IntegrityError,
+    TokenizerError,
+    UsageError,
+    first_line,
+)
 from flatlm.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +27,9 @@ if TYPE_CHECKING:
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not (yet) UTF-8
+LONGEST = (
+    32  # characters a token: a text with more than that for each of a context's is looked at in part first
+)
 MOST_HELD = 8  # tokens held back for a character; UTF-8 needs 4, more is not text
 
 
@@ -32,20 +42,38 @@ class Tokenizer:
     eos_ids: frozenset[int]
     special_ids: frozenset[int]
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, most: int | None = None) -> list[int]:
         """Token ids of `text`; with `special` tokenizer.json adds what it adds, a begin token for instance.
 
         As in transformers 5 the file decides that, whatever `add_bos_token` says. Text that spells a special
         token (a rendered chat template) becomes that token either way.
+
+        A text far longer than `most` ids raises ContextError on its beginning: tokenizing cannot be stopped.
         """
+        if most is not None and len(text) > LONGEST * most:
+            least = len(self.encode(text[: LONGEST * most], special))
+            if least > 2 * most:  # a word that was cut makes no such difference
+                raise ContextError(
+                    f"the prompt is more than {least} tokens long, the context holds {most}: shorten it "
+                    "or raise --ctx"
+                )
         try:
-            return self.hf.encode(text, add_special_tokens=special).ids
-        except TypeError:
+            return self.hf.encode(_unescaped(text), add_special_tokens=special).ids
+        except (TypeError, UnicodeError):
             raise UsageError("the text is not valid Unicode: it holds bytes that are not UTF-8") from None
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; ids the vocabulary does not have are silent."""
         return self.hf.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def _unescaped(text: str) -> str:
+    """`text`; where it is of an argument and the locale not UTF-8, the UTF-8 that Python saw no text in."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode()
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
