@@ -207,7 +207,7 @@ def test_an_argument_in_utf8_is_text_in_any_locale(bytes_tokenizer, locale):
     assert bytes_tokenizer.encode(argument) == bytes_tokenizer.encode("Köln 漢")
 
 
-@pytest.mark.parametrize("text", ["caf\udce9", "\ud800", "\udc41"])
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud800"])
 def test_what_is_no_text_in_any_encoding_is_wrong_use(bytes_tokenizer, text):
     with pytest.raises(UsageError, match="not valid Unicode"):
         bytes_tokenizer.encode(text)

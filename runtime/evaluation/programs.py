@@ -1,8 +1,9 @@
 """Programs that a model wrote: taken out of its answer, and run with their tests in a process of their own.
 
-The process has limits on time, memory, file size and processes, an empty folder to write into, and refuses to
-start programs, to open sockets and to write elsewhere (program_child.py). That keeps the accidents of a small
-model from doing harm; it is no wall against code written to break out. Run that in a virtual machine.
+The process has limits on time, memory, file size and processes, an empty folder to write into, and a guard
+that refuses the usual ways to start programs, to open sockets and to write elsewhere (program_child.py). That
+keeps the accidents of a small model from doing harm. It is no wall: the guard is Python in the process it
+guards, and code written to break out, or to pass without passing, can. Run that in a virtual machine.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flatlm.runtime.errors import ResourceError
+
+MOST_VERDICT = 4096  # bytes
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4  # of Linux's prctl
 PASSED, TIMEOUT, DIED = "passed", "timeout", "died"
 CHILD = Path(__file__).with_name("program_child.py")
 KEPT = ("PATH", "LD_LIBRARY_PATH")  # of the environment: what Python itself needs, under Termux for instance
@@ -58,11 +65,12 @@ def assemble(prompt: str, entry_point: str, tests: str, answer: str) -> str:
 def run(program: str, limits: Limits | None = None) -> str:
     """`passed`, or why not: `failed: AssertionError`, `timeout`, `died`.
 
-    The verdict comes through a pipe of its own after the last line of the program, so that neither what it
-    prints nor the status it exits with can pass for one.
+    The verdict comes through a pipe of its own after the last line of the program, with a word that the
+    program is not shown: what it prints, the status it exits with and what it writes to the pipe are none.
+    Raises ResourceError where there is no folder for it.
     """
-    limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="flatlm-program-") as folder:
+    limits, nonce = limits or Limits(), secrets.token_hex(16)
+    with _folder() as folder:
         reader, writer = os.pipe()
         try:
             process = _start(folder, writer)
@@ -70,17 +78,46 @@ def run(program: str, limits: Limits | None = None) -> str:
             os.close(writer)  # ours; the verdict ends when the child's copy is closed too
         try:
             assert process.stdin is not None  # it was asked for
-            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-                stdin.write(json.dumps({"program": program, "limits": asdict(limits)}).encode())
-            verdict = _read(reader, time.monotonic() + limits.wall_seconds)
+            request = {"program": program, "limits": asdict(limits), "nonce": nonce}
+            with _closed_to_others():
+                with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                    stdin.write(json.dumps(request).encode())
+                said = _read(reader, time.monotonic() + limits.wall_seconds)
         finally:
             os.close(reader)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # before wait: until then the number is not used again
             status = process.wait()
-    if verdict is None or status == -signal.SIGXCPU:
+    if said is None or status == -signal.SIGXCPU:
         return TIMEOUT
-    return verdict or DIED
+    word, _, verdict = said.partition(" ")
+    return verdict if word == nonce else DIED
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="flatlm-program-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"programs need a temporary folder, and none can be made ({error}): set TMPDIR to one with room"
+        ) from None
+
+
+@contextlib.contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """On Linux: /proc shows nothing of this process's memory and environment to others of the same user."""
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        yield
+        return
+    before = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_DUMPABLE, before, 0, 0, 0)
 
 
 def _start(folder: str, verdict: int) -> subprocess.Popen[bytes]:
@@ -98,13 +135,14 @@ def _start(folder: str, verdict: int) -> subprocess.Popen[bytes]:
 
 
 def _read(pipe: int, deadline: float) -> str | None:
-    """The line in `pipe`, "" where it was closed without one, None where nothing came until `deadline`."""
+    """The line in `pipe`, "" where it was closed without one or is too long, None at the `deadline`."""
     received = b""
     while not received.endswith(b"\n"):
-        if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([pipe], [], [], left)[0]:
             return None
-        part = os.read(pipe, 4096)
-        if not part:
+        part = os.read(pipe, MOST_VERDICT)
+        if not part or len(received) > MOST_VERDICT:
             return ""
         received += part
     return received.decode(errors="replace").strip()
