@@ -4,15 +4,15 @@
 
 The three packages of the repository, `kernels_arm ◄─ runtime ◄─ export`, are parts of this one; in a checkout
 they are links to the folders at its top. Names are resolved on first use, so that importing one module loads
-only what it needs.
+only what it needs; not even typing, for the command catches Ctrl-C only once this is read.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from flatlm.runtime.errors import FlatlmError as FlatlmError
     from flatlm.runtime.generation.answer import Completion as Completion
     from flatlm.runtime.generation.answer import Timings as Timings
@@ -35,6 +35,8 @@ __all__ = ["LLM", "Completion", "FlatlmError", "SamplingOptions", "Timings", "__
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
