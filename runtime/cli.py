@@ -62,8 +62,6 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
     ),
 }
 INTERRUPTED = 130
-
-
 NO_STDOUT = "standard output is closed, so the result has nowhere to go: redirect it, if only to /dev/null"
 
 
@@ -137,7 +135,7 @@ def _meaning(error: BaseException, interrupted: bool) -> tuple[str, int]:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "out of memory: use a smaller model or a smaller --ctx", 1
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}", 1
+        return f"{error.filename}: {error.strerror}", 1
     name, said = type(error).__name__, first_line(error)
     what = name if said == name else f"{name}: {said:.300}"
     return f"{what} (a bug of flatlm or a damaged file; FLATLM_DEBUG=1 shows where)", 1
