@@ -14,7 +14,8 @@ from flatlm.runtime.format import nested
 from flatlm.runtime.format.functions import LINEAR, TOKEN_LINEAR
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
-from . import execute
+from . import ops
+from .ops.function import Operation
 from .passes.flatten import Flattening, output_scale
 from .passes.grid import PLANE, Grid, grid, planes
 from .products import integer_linear
@@ -43,7 +44,7 @@ class Rounded:
             replace(self, integers=low, grid=grid(4, steps), bias=np.zeros_like(self.bias)),
         )
 
-    def operation(self) -> tuple[execute.Operation, bool]:
+    def operation(self) -> tuple[Operation, bool]:
         """The layer, and whether a call of it keeps all cores busy."""
         found = [
             integer_linear(one.integers, one.grid.steps, one.bias, one.flattening) for one in self.planes()
@@ -95,8 +96,7 @@ def _emit_product(node: Node, rounded: Rounded, graph: Graph, quantized_as: str 
 
 def table_of(graph: Graph, head: Node) -> Node | None:
     """The embedding whose matrix, integers and all, `head` shares."""
-    tables = (node for node in graph.nodes if node.op == "FlatEmbedding")
-    return next((node for node in tables if node.inputs[1] == head.inputs[1]), None)
+    return next((node for node in ops.tables(graph.nodes) if node.inputs[1] == head.inputs[1]), None)
 
 
 def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -> Node:

@@ -1,29 +1,24 @@
 """Runs a graph in numpy with BLAS: for calibration and for measuring what quantization costs.
 
 Layer-major: all windows go through block i before block i + 1 is read, so weights are read once and
-few live at a time. It knows the functions of docs/format.md and no architecture. Not bit-exact: that
-is `flatlm.kernels_arm.reference`; here a FlatLinear is its integers in float32 BLAS, off by rounding only.
+few live at a time. It knows no architecture, and what a function does is in `ops`. Not bit-exact: that is
+`flatlm.kernels_arm.reference`; here a FlatLinear is its integers in float32 BLAS, off by rounding only.
 
-Legend: B windows, T tokens of a window, k inputs, n outputs, h heads, g key/value heads, d head size.
+Legend: B windows, T tokens of a window, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from flatlm.export import ops
+from flatlm.export.ops.function import Env, Operation
 from flatlm.export.parallel import each
-from flatlm.kernels_arm.reference import FLOOR, quantize_heads
-from flatlm.runtime.errors import UnsupportedError
-from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR, named
+from flatlm.export.probabilities import divergence, log_softmax
 from flatlm.runtime.format.graph import Graph, Node
-
-Env = dict[str, np.ndarray]  # values by name, for one chunk of windows
-Operation = Callable[..., tuple[np.ndarray, ...]]
-
-_QUERIES = 128  # queries of one attention block: keys after its end are skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +46,7 @@ def prepare(graph: Graph, nodes: Iterable[Node]) -> list[Step]:
 
 def operation(graph: Graph, node: Node) -> Operation:
     """The node as a function of its inputs that are not constants."""
-    if node.op not in _OPERATIONS:
-        known = ", ".join(sorted(_OPERATIONS))
-        raise UnsupportedError(f"cannot run {node.op} ({node.name}); known functions: {known}")
-    return _OPERATIONS[node.op](graph, node)
+    return ops.of(node.op).operation(graph, node)
 
 
 def run(steps: Iterable[Step], env: Env) -> None:
@@ -124,184 +116,3 @@ def evaluate(graph: Graph, tokens: np.ndarray, reference: Graph | None = None) -
             same.append(np.mean(wanted.argmax(-1) == scores.argmax(-1)))
     mean = float(np.mean(nll))
     return Scores(mean, float(np.exp(mean)), *((float(np.mean(v)) if v else None) for v in (kl, same)))
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis; a new array."""
-    x = x - x.max(-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(-1, keepdims=True))
-    return x
-
-
-def divergence(wanted: np.ndarray, scores: np.ndarray) -> float:
-    """Mean KL(wanted ‖ scores) in nats over positions; both are log probabilities [..., V]."""
-    return float(np.mean(np.sum(np.exp(wanted) * (wanted - scores), -1), dtype=np.float64))
-
-
-# ---- the functions: each reads its constants once and returns the operation
-def _rotary_table(graph: Graph, node: Node) -> Operation:
-    frequency = graph.array(node.inputs[1]).astype(np.float64)
-
-    def rotary_table(positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        angle = positions[..., None] * frequency
-        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-    return rotary_table
-
-
-def _embedding(graph: Graph, node: Node) -> Operation:
-    weight = graph.array(node.inputs[1])
-    return lambda ids: (weight[ids].astype(np.float32),)
-
-
-def _flat_embedding(graph: Graph, node: Node) -> Operation:
-    weight, scale = graph.totals(node), graph.array(node.inputs[2])
-    return lambda ids: (weight[ids] * scale[ids][..., None],)
-
-
-def _norm(graph: Graph, node: Node) -> Operation:
-    weight, epsilon = graph.array(node.inputs[1]), np.float32(node.attrs["epsilon"])
-
-    def norm(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        mean = np.einsum("...k,...k->...", x, x)[..., None] / np.float32(x.shape[-1])
-        return (x * (1 / np.sqrt(mean + epsilon)) * weight,)
-
-    return norm
-
-
-def _linear(graph: Graph, node: Node) -> Operation:
-    weight, bias = (graph.array(name) for name in node.inputs[1:3])
-    return linear(weight, bias)
-
-
-def linear(weight: np.ndarray, bias: np.ndarray) -> Operation:
-    """The float layer: weight [n, k], bias [n]."""
-    weight = np.ascontiguousarray(weight, np.float32)
-    return lambda x: (x @ weight.T + bias,)
-
-
-def _flat_linear(graph: Graph, node: Node) -> Operation:
-    roles = named(node)
-    weights = graph.totals(node).astype(np.float32)
-    scale, bias, limit = (graph.array(roles[role]) for role in ("scale", "bias", "limit"))
-    if node.op == TOKEN_LINEAR:
-        return token_linear(weights, scale, bias, limit, int(node.attrs["levels"]))
-    return flat_linear(weights, scale, bias, graph.array(roles["inverse_scale"]), limit)
-
-
-def flat_linear(weights, scale, bias, inverse_scale, limit) -> Operation:
-    """The integer layer with weights [n, k] as float32 integers; the sum of pieces is X itself."""
-    inverse_scale, limit = np.float32(inverse_scale), limit.astype(np.float32)
-
-    def flat_linear(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        x = x * inverse_scale
-        np.rint(x, out=x)
-        np.clip(x, -limit, limit, out=x)
-        y = x @ weights.T
-        y *= scale
-        y += bias
-        return (y,)
-
-    return flat_linear
-
-
-def token_linear(weights, scale, bias, limit, levels: int) -> Operation:
-    """The same with a step for each token."""
-
-    def token_linear(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        steps, step = token_steps(x, limit, levels)
-        y = steps @ weights.T
-        y *= scale
-        y *= step
-        y += bias
-        return (y,)
-
-    return token_linear
-
-
-def token_steps(x: np.ndarray, limit: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """x [..., k] → X as float32 integers, and each token's step [..., 1]: `reference.quantize_token`."""
-    most = np.float32(levels)
-    largest = np.maximum((np.abs(x) * (most / limit.astype(np.float32))).max(-1, keepdims=True), FLOOR)
-    steps = x * (most / largest)
-    return np.rint(steps, out=steps), largest / most
-
-
-def _rotary_attention(graph: Graph, node: Node, stored: Callable = lambda x: x) -> Operation:
-    """`stored` is what the cache makes of q, k and v [..., d]."""
-    h, g, d = (int(node.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
-    scale = np.float32(node.attrs["scale"])
-
-    def rotary_attention(qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> tuple[np.ndarray, ...]:
-        batch, length, _ = qkv.shape
-        heads = qkv.reshape(batch, length, h + 2 * g, d)
-        turned = rotate(heads[:, :, : h + g], cos, sin)
-        q, k, v = map(stored, (turned[:, :, :h], turned[:, :, h:], heads[:, :, h + g :]))
-        q = q.reshape(batch, length, g, h // g, d).transpose(0, 2, 3, 1, 4) * scale
-        k, v = (part.transpose(0, 2, 1, 3) for part in (k, v))
-        out = _causal_attention(q, np.ascontiguousarray(k), np.ascontiguousarray(v))
-        return (out.transpose(0, 3, 1, 2, 4).reshape(batch, length, h * d), k, v)
-
-    return rotary_attention
-
-
-def _rotary_attention_int8(graph: Graph, node: Node) -> Operation:
-    return _rotary_attention(graph, node, _as_int8)
-
-
-def _as_int8(x: np.ndarray) -> np.ndarray:
-    integers, scale = quantize_heads(x)
-    return integers * scale[..., None]
-
-
-def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotary embedding. x [B, T, heads, d], cos and sin [B, T, d/2]."""
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-
-
-def _causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """q [B, g, h/g, T, d], k and v [B, g, T, d] → like q."""
-    batch, groups, shared, length, size = q.shape
-    out = np.empty(q.shape, np.float32)
-    for start in range(0, length, _QUERIES):
-        stop = min(start + _QUERIES, length)
-        part = q[:, :, :, start:stop].reshape(batch, groups, -1, size)
-        scores = part @ k[:, :, :stop].swapaxes(2, 3)
-        view = scores.reshape(batch, groups, shared, stop - start, stop)
-        hidden = np.triu(np.full((stop - start, stop - start), -np.inf, np.float32), 1)
-        view[..., start:] += hidden
-        scores -= scores.max(-1, keepdims=True)
-        np.exp(scores, out=scores)
-        total = scores.sum(-1, keepdims=True)
-        result = (scores @ v[:, :, :stop]) / total
-        out[:, :, :, start:stop] = result.reshape(batch, groups, shared, stop - start, size)
-    return out
-
-
-def _swiglu(graph: Graph, node: Node) -> Operation:
-    def swiglu(gate_up: np.ndarray) -> tuple[np.ndarray, ...]:
-        gate, up = np.split(gate_up, 2, axis=-1)
-        with np.errstate(over="ignore"):  # e^-gate may be inf, and the gate is then 0, as it should be
-            return (gate / (1 + np.exp(-gate)) * up,)
-
-    return swiglu
-
-
-def _add(graph: Graph, node: Node) -> Operation:
-    return lambda a, b: (a + b,)
-
-
-_OPERATIONS: dict[str, Callable[[Graph, Node], Operation]] = {
-    "RotaryTable": _rotary_table,
-    "Embedding": _embedding,
-    "FlatEmbedding": _flat_embedding,
-    "Norm": _norm,
-    "Linear": _linear,
-    **dict.fromkeys(LINEARS, _flat_linear),
-    "RotaryAttention": _rotary_attention,
-    "RotaryAttentionInt8": _rotary_attention_int8,
-    "SwiGLU": _swiglu,
-    "Add": _add,
-}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from flatlm import __version__
-from flatlm.export import calibrate, execute, target
+from flatlm.export import calibrate, execute, ops, target
 from flatlm.export.archs import build_graph
 from flatlm.export.bigrams import bigrams
 from flatlm.export.journal import Journal, key
@@ -32,7 +32,6 @@ from flatlm.export.workplace import ARTIFACT, JOURNAL, workplace
 from flatlm.runtime.drafting.bigrams import BIGRAMS
 from flatlm.runtime.errors import FlatlmError, SourceError
 from flatlm.runtime.format.artifact import Manifest, write_manifest
-from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import is_low
 from flatlm.runtime.format.onnx_reader import read_onnx
@@ -142,10 +141,8 @@ def _parameters(graph: Graph) -> int:
     """Weights of matrices (a tied matrix counts once, the planes of a nested one too) and of norms."""
     sizes = {}
     for node in (node for node in graph.nodes if not is_low(node)):
-        if node.op in (*LINEARS, "FlatEmbedding"):
-            sizes[node.inputs[1]] = int(node.attrs["rows"]) * int(node.attrs["columns"])
-        elif node.op == "Norm":
-            sizes[node.inputs[1]] = int(np.prod(graph.constants[node.inputs[1]].shape))
+        if parameters := ops.of(node.op).parameters:
+            sizes[node.inputs[1]] = parameters(graph, node)
     return sum(sizes.values())
 
 

@@ -14,7 +14,7 @@ from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.progress import Progress
 
-from . import execute, sensitivity
+from . import execute, ops, sensitivity
 from .constants import load, shape_of
 from .decisions import Decisions, transform
 from .gradients import Gradients, backward
@@ -41,10 +41,10 @@ def measure(graph: Graph, decided: Decisions, progress: Progress, journal: Journ
         transform(local, decided)
         execute.run(execute.prepare(local, nodes), probe)
         backward(local, nodes, probe, gradients)
-        for node in nodes:
-            if node.op == "Linear":
-                _measure_layer(node, local, probe, gradients, decided)
-            if node.op == "Embedding" and node.inputs[1] == head.inputs[1] and decided.of(head.name).variants:
+        for node in ops.linears(nodes):
+            _measure_layer(node, local, probe, gradients, decided)
+        for node in ops.tables(nodes):
+            if node.inputs[1] == head.inputs[1] and decided.of(head.name).variants:
                 _add_embedding(node, head, local, probe, gradients, decided)
         gradients = {name: gradient for name, gradient in gradients.items() if name in read}
         journal.save("measure", (i + 1, decided, gradients))
@@ -126,7 +126,7 @@ def choose(graph: Graph, decided: Decisions) -> dict[str, Variant]:
         if smallest > 1e6 * recipe.size:
             raise UsageError(f"--size {recipe.size:g}: the smallest is {math.ceil(smallest / 1e4) / 100} MB")
         return chosen
-    shapes = (shape_of(graph, node.inputs[1]) for node in sensitivity.linears(graph.body))
+    shapes = (shape_of(graph, node.inputs[1]) for node in ops.linears(graph.body))
     return within_bytes(variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
 
 
@@ -136,10 +136,11 @@ def fixed_bytes(graph: Graph, decided: Decisions) -> float:
     A tied embedding has only its scale. The excess of a 4-bit head is that of normally distributed weights.
     """
     variants, recipe = decided.variants, decided.recipe
-    matrices = [node for node in graph.nodes if node.op in ("Linear", "Embedding")]
+    matrices = [node for node in graph.nodes if ops.of(node.op).matrix]
     head = graph.head.inputs[1]
     counted = {node.inputs[1] for node in matrices if node.name in variants}
-    total = sum(4.0 * shape_of(graph, node.inputs[1])[0] for node in graph.nodes if node.op == "Norm")
+    others = [(ops.of(node.op), node) for node in graph.nodes if not ops.of(node.op).matrix]
+    total = sum(4.0 * one.parameters(graph, node) for one, node in others if one.parameters)
     for node in (node for node in matrices if node.name not in variants):
         rows, columns = shape_of(graph, node.inputs[1])
         total += 8 * rows

@@ -15,15 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from flatlm.export.onnx_functions import OPSET, function
+from flatlm.export import ops
+from flatlm.export.onnx_functions import OPSET, Bodies
 from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.format.functions import (
     ATTENTIONS,
     DOMAIN,
     FUNCTIONS,
-    LINEARS,
     SIGNED,
-    STANDARD,
     VERSION,
     cache_types,
 )
@@ -69,7 +68,7 @@ def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> 
 def _write_constants(graph: Graph, data: BinaryIO, progress: Progress | None) -> list[TensorProto]:
     names = [name for name in _names_in_use(graph.nodes) if name in graph.constants]
     protos = []
-    if any(node.op in LINEARS for node in graph.nodes):
+    if any(SIGNED in ops.of(node.op).file_inputs for node in graph.nodes):
         # external although it is small: onnxruntime lets a session replace only such a constant
         protos.append(_write_constant(SIGNED, Tensor.of(np.zeros((), np.uint8)), data, external=0))
     for done, name in enumerate(names, 1):
@@ -104,17 +103,17 @@ def _write_constant(name: str, tensor: Tensor, data: BinaryIO, external: int = E
 
 def _model(graph: Graph, constants: list[TensorProto]) -> onnx.ModelProto:
     values = _value_infos(graph, {proto.name: list(proto.dims) for proto in constants})
+    bodies = Bodies(graph.nodes)
     body = helper.make_graph(
-        [_node(node) for node in graph.nodes],
+        [_node(node, bodies.overload(node)) for node in graph.nodes],
         graph.metadata.get("name", "flatlm"),
         [values[name] for name in graph.inputs],
         [values[name] for name in graph.outputs],
         constants,
     )
-    used = dict.fromkeys(node.op for node in graph.nodes if node.op not in STANDARD)
     model = helper.make_model(
         body,
-        functions=[function(op) for op in used],
+        functions=bodies.functions(),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=IR_VERSION,
         producer_name="flatlm",
@@ -123,12 +122,15 @@ def _model(graph: Graph, constants: list[TensorProto]) -> onnx.ModelProto:
     return model
 
 
-def _node(node: Node) -> onnx.NodeProto:
+def _node(node: Node, overload: str | None) -> onnx.NodeProto:
+    """The call; overload: of flatlm's function, None where it is a standard operator."""
     kinds = FUNCTIONS[node.op].attrs
     attrs = {name: kinds[name](value) for name, value in node.attrs.items()}
-    domain = "" if node.op in STANDARD else DOMAIN
-    inputs = (*node.inputs, SIGNED) if node.op in LINEARS else node.inputs
-    return helper.make_node(node.op, inputs, node.outputs, node.name, domain=domain, **attrs)
+    domain = "" if overload is None else DOMAIN
+    inputs = (*node.inputs, *ops.of(node.op).file_inputs)
+    return helper.make_node(
+        node.op, inputs, node.outputs, node.name, domain=domain, overload=overload or None, **attrs
+    )
 
 
 def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.ValueInfoProto]:
@@ -138,7 +140,7 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
         for name in ("input_ids", "position_ids")
     }
     for node in graph.nodes:
-        if node.op in ATTENTIONS:
+        if node.op in ATTENTIONS:  # what a cache is, the format says to the runtime too
             for names, length in ((node.inputs[3:], "past"), (node.outputs[1:], "past + T")):
                 for name, (_, dtype, size) in zip(names, cache_types(node), strict=True):
                     shape: list[str | int | None] = ["B", int(node.attrs["kv_num_heads"]), length, size]

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from flatlm.export.execute import Operation
+from flatlm.export.ops.function import Operation
 from flatlm.export.passes.flatten import Flattening, operation, output_scale
 from flatlm.kernels_arm import cpu, layout, library, ops, records
 from flatlm.kernels_arm.team import Team, aligned, default_threads

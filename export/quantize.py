@@ -22,7 +22,7 @@ from flatlm.runtime.format import nested
 from flatlm.runtime.format.graph import Graph, Node, in_body
 from flatlm.runtime.progress import Progress
 
-from . import calibrate, execute
+from . import calibrate, execute, ops
 from .calibrate import Moments
 from .constants import load
 from .decisions import Decision, Decisions, flatten_inputs, layer_grid, transform
@@ -107,14 +107,13 @@ def quantize(
 def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions) -> None:
     """How every matrix is rounded; a tied embedding as the head."""
     recipe = decided.recipe
-    lowest = {node.name: recipe.lowest_bits for node in graph.nodes if node.op == "Linear"}
+    lowest = {node.name: recipe.lowest_bits for node in ops.linears(graph.nodes)}
     lowest[graph.head.name] = 8 if recipe.head == "8" else 4
     for name, bits in lowest.items():
         decided.note(name, way=chosen[name].way if name in chosen else (bits, recipe.sigma))
-    for node in graph.nodes:
-        if node.op == "Embedding":
-            way = decided.way(graph.head.name) if is_tied(graph) else (8, recipe.sigma)
-            decided.note(node.name, way=way)
+    for node in ops.tables(graph.nodes):
+        way = decided.way(graph.head.name) if is_tied(graph) else (8, recipe.sigma)
+        decided.note(node.name, way=way)
 
 
 def _round_all(
@@ -150,15 +149,16 @@ def _quantize_block(
     """Quantizes the linears of a block in order, each on the output of those before; appends to `result`."""
     reports = []
     nodes = local.nodes
-    starts = [i for i, node in enumerate(nodes) if node.op in ("Linear", "Embedding")] + [len(nodes)]
+    starts = [i for i, node in enumerate(nodes) if ops.of(node.op).matrix] + [len(nodes)]
     if starts[0]:
         starts.insert(0, 0)
     for start, stop in itertools.pairwise(starts):
         first, rest, made = nodes[start], nodes[start + 1 : stop], []
+        matrix = ops.of(first.op).matrix
         needed = [*nodes[stop:], *later]
-        if first.op == "Embedding":
+        if matrix == "table":
             made = [_round_embedding(local, first, decided, result)]
-        elif first.op == "Linear":
+        elif matrix == "linear":
             rounded = _quantize_linear(local, first, decided, streams, result)
             emit_linear(first, rounded, result)
             operation, alone = rounded.operation()

@@ -19,16 +19,17 @@ import numpy as np
 
 from flatlm.kernels_arm import layout
 from flatlm.kernels_arm.layout import padded
-from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.format.graph import Graph
 
 from . import execute
-from .execute import Env
 from .gradients import Gradients, backward, draw
+from .ops.function import Env
 from .parallel import each
 from .passes.bits import Variant, Way
 from .passes.flatten import Flattening, rounded
 from .passes.gptq import damped, factor
 from .passes.grid import excess_share, round_weights, weight_grid
+from .probabilities import log_softmax
 from .recipe import Recipe
 
 DRAWS = 2  # with 500 positions and the rows of a layer, predictions vary by a few per cent
@@ -53,7 +54,7 @@ def ways(recipe: Recipe) -> list[Way]:
 def start(last: Graph, probe: Env) -> Gradients:
     """Runs norm and head on the probe and draws: the gradients of the logits and of all before."""
     execute.run(execute.prepare(last, last.nodes), probe)
-    gradients = {last.head.outputs[0]: draw(execute.log_softmax(probe["logits"]), DRAWS)}
+    gradients = {last.head.outputs[0]: draw(log_softmax(probe["logits"]), DRAWS)}
     backward(last, last.nodes, probe, gradients)
     return gradients
 
@@ -148,7 +149,3 @@ def of_embedding(table: np.ndarray, ids: np.ndarray, y: np.ndarray, tried: Seque
         moved = of_row * (round_weights(weight, grid) * grid.steps[:, None].astype(np.float32) - weight)
         found.append(float(np.vdot(moved, moved)))
     return found
-
-
-def linears(nodes: Sequence[Node]) -> list[Node]:
-    return [node for node in nodes if node.op == "Linear"]

@@ -12,7 +12,7 @@ import numpy as np
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.progress import Progress
 
-from . import calibrate, execute, sensitivity
+from . import calibrate, execute, ops, sensitivity
 from .calibrate import Inputs
 from .constants import load
 from .decisions import Decision, Decisions, flatten_inputs, wide_share
@@ -70,7 +70,7 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], decided: Dec
     splits = _split(local, seen, recipe) if recipe.weight_scale == "tensor" and recipe.does("split") else {}
     smoothings = _smooth(local, seen, recipe) if recipe.does("smooth") else {}
     orders = _reorder(local, seen, recipe) if recipe.does("flatten") else {}
-    for node in sensitivity.linears(local.nodes):
+    for node in ops.linears(local.nodes):
         name = node.name
         alpha, s = smoothings.get(name, (None, None))
         decided.layers[name] = Decision(splits.get(name), s, alpha, orders.get(name))
@@ -95,7 +95,7 @@ def _run_and_look(
     """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]), and
     `keys.reach` of its attention."""
     steps = execute.prepare(local, local.nodes)
-    linears = sensitivity.linears(local.nodes)
+    linears = ops.linears(local.nodes)
     attentions = keys.readers(local.nodes)
     read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
     reached: dict[str, list[np.ndarray]] = {node.name: [] for node in attentions}
@@ -115,7 +115,7 @@ def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, S
     """Splits the intermediate channels of the block's gated MLP."""
     splits = {}
     for fold in smooth.folds(local.nodes, local):
-        if not smooth.gated(fold, local.nodes):
+        if not smooth.gated(fold):
             continue
         name = fold.linear.name
         weight = local.array(fold.linear.inputs[1])
@@ -183,7 +183,7 @@ def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str,
     """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
     orders = {}
     for fold in smooth.folds(local.nodes, local):
-        if smooth.gated(fold, local.nodes):
+        if smooth.gated(fold):
             name = fold.linear.name
             by_token = recipe.activations == "token"
             orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)

@@ -13,7 +13,7 @@ import numpy as np
 
 from flatlm.runtime.format.graph import Graph, Node
 
-from . import calibrate, execute
+from . import calibrate, execute, ops
 from .parallel import each
 from .passes.gptq import gptq
 from .passes.grid import Grid, round_weights
@@ -25,7 +25,7 @@ _DAMPING = 2  # times the recipe's
 
 def is_tied(graph: Graph) -> bool:
     """Whether the head names the embedding's matrix."""
-    tables = [node.inputs[1] for node in graph.nodes if node.op == "Embedding"]
+    tables = [node.inputs[1] for node in ops.tables(graph.nodes)]
     return graph.head.inputs[1] in tables
 
 

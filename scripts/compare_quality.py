@@ -35,8 +35,8 @@ import numpy as np
 from llama_peer import LlamaPeer
 from make_gguf import quantize, write_f16
 
-from flatlm.export.execute import log_softmax
 from flatlm.export.parallel import each
+from flatlm.export.probabilities import log_softmax
 from flatlm.export.recipe import RECIPES
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.format.artifact import open_artifact

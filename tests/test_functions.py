@@ -12,13 +12,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from flatlm.export import ops  # noqa: E402
 from flatlm.export.onnx_functions import function  # noqa: E402
 from flatlm.export.onnx_writer import write_onnx  # noqa: E402
 from flatlm.kernels_arm import layout, reference  # noqa: E402
 from flatlm.runtime.backends.numpy import NumpyBackend  # noqa: E402
 from flatlm.runtime.backends.ort import OrtBackend  # noqa: E402
 from flatlm.runtime.format.functions import FUNCTIONS, LINEARS, TOKEN_LINEAR  # noqa: E402
-from flatlm.runtime.format.graph import Tensor  # noqa: E402
+from flatlm.runtime.format.graph import Node, Tensor  # noqa: E402
 from flatlm.runtime.format.onnx_reader import read_onnx  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
 
@@ -38,7 +39,7 @@ def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **at
     initializers = [_initializer(name, tensor) for name, tensor in constants.items()]
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("flatlm", 1)]
     graph = helper.make_graph([node], op, inputs, results, initializers)
-    model = helper.make_model(graph, opset_imports=imports, functions=[function(op)], ir_version=11)
+    model = helper.make_model(graph, opset_imports=imports, functions=[defined(op, **attrs)], ir_version=11)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -46,6 +47,12 @@ def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **at
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, values)
+
+
+def defined(op: str, **attrs) -> onnx.FunctionProto:
+    signature, body = FUNCTIONS[op], ops.of(op).body
+    assert body is not None
+    return function(op, body(Node(op, tuple(signature.inputs), signature.outputs, attrs)))
 
 
 def _is_int8(op: str, output: str) -> bool:
@@ -253,7 +260,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature():
     for name, signature in FUNCTIONS.items():
         if name == "Add":
             continue
-        body = function(name)
+        body = defined(name)
         extra = ["signed"] if name in LINEARS else []
         assert list(body.input) == [*signature.inputs, *extra]
         assert list(body.output) == list(signature.outputs)

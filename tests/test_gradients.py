@@ -7,6 +7,7 @@ import pytest
 
 from flatlm.export import execute
 from flatlm.export.gradients import backward, draw
+from flatlm.export.probabilities import divergence, log_softmax
 from flatlm.runtime.format.graph import Tensor
 from tests.test_passes import float_graph, random_tokens
 
@@ -36,14 +37,14 @@ def test_they_predict_the_divergence_that_a_small_error_causes():
     graph, tokens = float_graph(), random_tokens(320).reshape(10, 32)
     env = execute.chunks(tokens, 10)[0]
     execute.run(execute.prepare(graph, graph.nodes), env)
-    gradients = {"logits": draw(execute.log_softmax(env["logits"]), draws=64)}
+    gradients = {"logits": draw(log_softmax(env["logits"]), draws=64)}
     backward(graph, graph.nodes, env, gradients)
     node = next(node for node in graph.nodes if node.name.endswith("gate_up"))
     weight = graph.array(node.inputs[1])
     error = 0.02 * np.random.default_rng(0).normal(size=weight.shape) * np.abs(weight).mean()
     of_weight = np.einsum("sbtn,btk->snk", gradients[node.outputs[0]], env[node.inputs[0]])
     predicted = 0.5 * np.mean(np.einsum("nk,snk->s", error, of_weight) ** 2) / (10 * 31)
-    wanted = execute.log_softmax(env["logits"].astype(np.float64)[:, 1:])
+    wanted = log_softmax(env["logits"].astype(np.float64)[:, 1:])
     graph.constants[node.inputs[1]] = Tensor.of((weight + error).astype(np.float32))
-    found = execute.log_softmax(execute.logits(graph, tokens).astype(np.float64)[:, 1:])
-    assert predicted == pytest.approx(execute.divergence(wanted, found), rel=0.35)
+    found = log_softmax(execute.logits(graph, tokens).astype(np.float64)[:, 1:])
+    assert predicted == pytest.approx(divergence(wanted, found), rel=0.35)

@@ -69,9 +69,9 @@ def files_imported_on_import(path: Path) -> set[Path]:
         if not isinstance(node, ast.ImportFrom):
             continue
         folder = path.parents[node.level - 1] if node.level else ROOT
-        at = folder.joinpath(*(node.module or "").split("."))
+        at = folder.joinpath(*(node.module or "").removeprefix("flatlm.").split("."))
         for name in (alias.name for alias in node.names):  # a file of the package `at`, else a name in it
-            files = (at / f"{name}.py", at / "__init__.py", at.with_suffix(".py"))
+            files = (at / f"{name}.py", at / name / "__init__.py", at / "__init__.py", at.with_suffix(".py"))
             found |= set([file for file in files if file in FILES][:1])
     return {file for file in found if "export" in file.parts}
 

@@ -10,6 +10,7 @@ import pytest
 
 from flatlm.export import calibrate, execute
 from flatlm.export.emit import packed
+from flatlm.export.ops.flat_linear import token_steps
 from flatlm.export.passes import bits, keys, smooth, split
 from flatlm.export.passes.flatten import MAX_PIECES, flatten, flatten_by_token, rounded
 from flatlm.export.passes.grid import excess_share, round_weights, weight_grid
@@ -119,7 +120,7 @@ def test_by_token_the_wide_groups_are_no_more_than_allowed_and_leave_the_step_to
     wide = np.repeat((f.pieces.reshape(-1, 4) > 1).any(1), 4)
     assert (f.pieces[~wide] == 1).all()
     assert (f.pieces[np.arange(280) % 7 == 3] > 1).all()
-    _, step = execute.token_steps(x, f.limit, 127)
+    _, step = token_steps(x, f.limit, 127)
     np.testing.assert_allclose(step[:, 0], np.abs(x[:, ~wide]).max(1) / 127, rtol=1e-5)
 
 
@@ -205,7 +206,7 @@ def test_only_an_untied_head_may_be_smoothed():
 def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_weight():
     graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
-    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f, graph.nodes))
+    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f))
     name = fold.linear.inputs[1]
     largest = np.abs(graph.array(name)).max()
     found = split.split(np.ones(WIDE), graph.array(name), budget=0.2, wide=0.05)
@@ -219,7 +220,7 @@ def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_w
 def test_reordering_leaves_the_float_function_unchanged_and_sorts_the_inputs():
     graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
-    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f, graph.nodes))
+    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f))
     maxima = np.random.default_rng(5).uniform(0, 1, WIDE)
     order = split.by_size(maxima)
     assert (np.diff(maxima[order.channel]) <= 0).all()

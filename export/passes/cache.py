@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from flatlm.runtime.format.functions import ATTENTION, INT8_ATTENTION
-from flatlm.runtime.format.graph import Graph, Node
+from flatlm.export import ops
+from flatlm.runtime.format.graph import Graph
 
 
 def to_int8(graph: Graph) -> None:
     """In place; the constants stay."""
-    graph.nodes = [_converted(node) if node.op == ATTENTION else node for node in graph.nodes]
-    cached = {
-        name for node in graph.nodes if node.op == INT8_ATTENTION for name in (*node.inputs, *node.outputs)
-    }
+    nodes, cached = [], set()
+    for node in graph.nodes:
+        cache = ops.of(node.op).int8_cache
+        made = cache.convert(node) if cache else node
+        if cache:
+            cached |= {*made.inputs, *made.outputs}
+        nodes.append(made)
+    graph.nodes = nodes
     for names in (graph.inputs, graph.outputs):
         names[:] = [one for name in names for one in (name, f"{name}_scale") if one == name or one in cached]
-
-
-def _converted(node: Node) -> Node:
-    inputs = (*node.inputs[:3], *_with_scales(node.inputs[3:]))
-    outputs = (node.outputs[0], *_with_scales(node.outputs[1:]))
-    return Node(INT8_ATTENTION, inputs, outputs, node.attrs, node.name)
-
-
-def _with_scales(names: Iterable[str]) -> list[str]:
-    return [one for name in names for one in (name, f"{name}_scale")]

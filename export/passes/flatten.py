@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flatlm.export.calibrate import Inputs
-from flatlm.export.execute import Operation, flat_linear, token_linear, token_steps
+from flatlm.export.ops.flat_linear import flat_linear, token_linear, token_steps
+from flatlm.export.ops.function import Operation
 
 from .pieces import MAX_PIECES, pieces_by_token
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from flatlm.export.execute import rotate
-from flatlm.runtime.format.functions import ATTENTION, LINEARS
+from flatlm.export import ops
+from flatlm.export.ops.function import Int8Cache
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.nested import layer_of
 
@@ -22,15 +22,19 @@ _LEAST = 1e-5
 
 
 def readers(nodes: Iterable[Node]) -> list[Node]:
-    return [node for node in nodes if node.op == ATTENTION]
+    """Those whose cache may become int8."""
+    return [node for node in nodes if ops.of(node.op).int8_cache]
+
+
+def _int8_cache(node: Node) -> Int8Cache:
+    found = ops.of(node.op).int8_cache
+    assert found is not None, node.op
+    return found
 
 
 def reach(node: Node, qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Largest |q| and |k| of each pair, after the rotation: qkv [B, T, (h + 2g)·d] → [2, g, d/2]."""
-    h, g, d = _sizes(node)
-    turned = np.abs(rotate(qkv.reshape(*qkv.shape[:2], h + 2 * g, d)[:, :, : h + g], cos, sin)).max((0, 1))
-    pairs = np.maximum(*np.split(turned, 2, axis=-1))
-    return np.stack([pairs[:h].reshape(g, h // g, d // 2).max(1), pairs[h:]])
+    return _int8_cache(node).reach(node, qkv, cos, sin)
 
 
 def scales(reached: np.ndarray) -> np.ndarray:
@@ -43,16 +47,8 @@ def scales(reached: np.ndarray) -> np.ndarray:
 def apply(graph: Graph, node: Node, s: np.ndarray) -> None:
     """Folds s into the scales and biases of the FlatLinear that `node` reads, of its planes if it is nested
     (and not joined yet); the integers stay."""
-    h, g, d = _sizes(node)
     linear = next(other for other in graph.nodes if node.inputs[0] in other.outputs)
-    both = np.concatenate([s, s], -1)  # [g, d]
-    parts = [np.repeat(both, h // g, 0), 1 / both, np.ones((g, d))]
-    factor = np.concatenate([part.reshape(-1) for part in parts]).astype(np.float32)
-    planes = [other for other in graph.nodes if other.op in LINEARS and layer_of(other.name) == linear.name]
+    factor = _int8_cache(node).factors(node, s)
+    planes = [other for other in ops.linears(graph.nodes) if layer_of(other.name) == linear.name]
     for name in (name for plane in planes for name in plane.inputs[2:4]):
         graph.constants[name] = Tensor.of(graph.array(name) * factor)
-
-
-def _sizes(node: Node) -> tuple[int, int, int]:
-    h, g, d = (int(node.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
-    return h, g, d

@@ -7,6 +7,8 @@ nothing where x is made by something linear in a vector of weights:
     qkv ─► attention ─► out            the rows of v do; the query heads of one key/value head share them
     gate, up ─► silu(gate) · up ─► down    the rows of up do
 
+Which function lets a scale through, and which takes it, each says itself (`ops`: origin, scale).
+
 Which s is best is searched per layer, by the output error under the quantizer that will be used: the formula
 at several α, the same with root mean squares in the place of maxima (the error of 4-bit weights with a step
 of so many σ is least at α = 0.5 of that), and some that only tame weight columns beyond a quantile of all.
@@ -14,12 +16,14 @@ of so many σ is least at α = 0.5 of that), and some that only tame weight colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from flatlm.export import ops
 from flatlm.export.calibrate import Inputs
+from flatlm.export.ops.function import Channels
 from flatlm.export.parallel import each
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
@@ -32,11 +36,13 @@ _LEAST = 1e-5  # as in SmoothQuant: a channel that never speaks is not scaled up
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Input channel j of `linear` may be divided by s[j] by dividing element or row index[j] of `source`."""
+    """Input channel j of `linear` may be divided by s[j] by dividing channel index[j] that `source` makes."""
 
     linear: Node
-    source: Node  # a Norm or a Linear
+    source: Node  # whose constants take the scale: a norm or a linear
     index: np.ndarray  # int64 [k]; channels with the same index share one s
+    width: int  # channels that `source` makes
+    between: tuple[Node, ...] = ()  # through which the scale goes, from the linear to the source
 
 
 def folds(nodes: Sequence[Node], graph: Graph) -> list[Fold]:
@@ -46,51 +52,52 @@ def folds(nodes: Sequence[Node], graph: Graph) -> list[Fold]:
     for node in nodes:
         for name in node.inputs:
             readers[name] = readers.get(name, 0) + 1
-    found = []
-    for linear in (node for node in nodes if node.op == "Linear"):
-        source, index = _origin(linear, producer, graph)
-        if source is None:
-            continue
-        alone = (source.outputs[0], *linear.inputs[:2])  # a tied head's weight is not
-        if all(readers[name] == 1 for name in alone):
-            found.append(Fold(linear, source, index))
-    return found
+    found = (_fold(linear, producer, readers, graph) for linear in ops.linears(nodes))
+    return [fold for fold in found if fold is not None]
 
 
-def _origin(linear: Node, producer: dict[str, Node], graph: Graph) -> tuple[Node | None, np.ndarray]:
-    before = producer.get(linear.inputs[0])
-    columns = np.arange(graph.constants[linear.inputs[1]].shape[1])
-    if before is None:
-        return None, columns
-    if before.op == "Norm":
-        return before, columns
-    source = producer.get(before.inputs[0])
-    if source is None or source.op != "Linear":
-        return None, columns
-    if before.op == "SwiGLU":
-        return source, len(columns) + columns
-    if before.op == "RotaryAttention":
-        h, g, d = (int(before.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
-        head, element = np.divmod(columns, d)
-        return source, (h + g + head // (h // g)) * d + element
-    return None, columns
+def _fold(
+    linear: Node, producer: Mapping[str, Node], readers: Mapping[str, int], graph: Graph
+) -> Fold | None:
+    """From the linear back through functions that let a scale through, to one that can take it."""
+    value, weight = linear.inputs[:2]
+    width = graph.constants[weight].shape[1]
+    channels, between = Channels(value, np.arange(width), width), list[Node]()
+    alone = readers[weight] == 1  # a tied head's weight is not
+    while alone := alone and readers[channels.value] == 1:
+        maker = producer.get(channels.value)
+        if maker is None:
+            return None
+        function = ops.of(maker.op)
+        if function.scale is not None:
+            return Fold(linear, maker, channels.index, channels.width, tuple(between))
+        if function.origin is None:
+            return None
+        channels = function.origin(maker, channels)
+        between.append(maker)
+    return None
 
 
-def gated(fold: Fold, nodes: Sequence[Node]) -> bool:
-    """Whether the fold goes through silu(gate) · up."""
-    return any(node.op == "SwiGLU" and fold.linear.inputs[0] in node.outputs for node in nodes)
+def picked(fold: Fold, channel: np.ndarray) -> np.ndarray:
+    """Input channels of the linear, `gated` ones → the channels of `source` that they are made of."""
+    (gate,) = fold.between
+    rows = ops.of(gate.op).rows
+    assert rows is not None, gate.op
+    return rows(gate, channel, len(fold.index))
+
+
+def gated(fold: Fold) -> bool:
+    """Whether each input channel is made of channels of its own, as those of silu(gate) · up are."""
+    return len(fold.between) == 1 and ops.of(fold.between[0].op).rows is not None
 
 
 def parts(linear: Node, nodes: Sequence[Node], graph: Graph) -> list[slice]:
     """The row ranges of a fused layer that were tensors of their own: q, k, v or gate, up."""
     rows = graph.constants[linear.inputs[1]].shape[0]
     reader = next((node for node in nodes if linear.outputs[0] in node.inputs), None)
-    if reader is not None and reader.op == "RotaryAttention":
-        h, g, d = (int(reader.attrs[name]) for name in ("num_heads", "kv_num_heads", "head_size"))
-        return [slice(0, h * d), slice(h * d, (h + g) * d), slice((h + g) * d, rows)]
-    if reader is not None and reader.op == "SwiGLU":
-        return [slice(0, rows // 2), slice(rows // 2, rows)]
-    return [slice(0, rows)]
+    if reader is None or (found := ops.of(reader.op).parts) is None:
+        return [slice(0, rows)]
+    return found(reader, rows)
 
 
 def scales(reach: np.ndarray, peak: np.ndarray, index: np.ndarray, alpha: float) -> np.ndarray:
@@ -124,19 +131,12 @@ def _tied(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
     """Folds s into the constants of `graph`; the function it computes stays the same."""
-    name = fold.linear.inputs[1]
-    _set(graph, name, graph.array(name) * s)
-    inverse = np.ones(graph.constants[fold.source.inputs[1]].shape[0], np.float32)
+    name, take = fold.linear.inputs[1], ops.of(fold.source.op).scale
+    assert take is not None, fold.source.op
+    graph.constants[name] = Tensor.of((graph.array(name) * s).astype(np.float32))
+    inverse = np.ones(fold.width, np.float32)
     inverse[fold.index] = 1 / s
-    if fold.source.op == "Norm":
-        _set(graph, fold.source.inputs[1], graph.array(fold.source.inputs[1]) * inverse)
-    else:
-        _set(graph, fold.source.inputs[1], graph.array(fold.source.inputs[1]) * inverse[:, None])
-        _set(graph, fold.source.inputs[2], graph.array(fold.source.inputs[2]) * inverse)
-
-
-def _set(graph: Graph, name: str, value: np.ndarray) -> None:
-    graph.constants[name] = Tensor.of(value.astype(np.float32))
+    take(graph, fold.source, inverse)
 
 
 def search(

@@ -18,7 +18,7 @@ import numpy as np
 from flatlm.runtime.format.graph import Graph, Tensor
 
 from .flatten import MAX_PIECES, box_threshold
-from .smooth import Fold
+from .smooth import Fold, picked
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def columns(weight: np.ndarray, split: Split) -> np.ndarray:
 
 def apply(graph: Graph, fold: Fold, split: Split) -> None:
     """Repeats rows of gate and up (`fold.source`) and splits the columns of down (`fold.linear`)."""
-    rows = np.concatenate([split.channel, split.channel + len(fold.index)])
+    rows = picked(fold, split.channel)
     for name in fold.source.inputs[1:3]:
         graph.constants[name] = Tensor.of(np.ascontiguousarray(graph.array(name)[rows]))
     name = fold.linear.inputs[1]

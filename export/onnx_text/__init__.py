@@ -1,0 +1,1 @@
+"""Pieces that bodies of ONNX functions share, as text: lines of nodes, an idea a file."""

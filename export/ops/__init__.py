@@ -1,0 +1,56 @@
+"""The functions of docs/format.md, one file each: all that export knows of one, in named parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flatlm.runtime.errors import UnsupportedError
+from flatlm.runtime.format.graph import Node
+
+from . import (
+    add,
+    embedding,
+    flat_embedding,
+    flat_linear,
+    linear,
+    norm,
+    rotary_attention,
+    rotary_attention_int8,
+    rotary_table,
+    swiglu,
+)
+from .function import Function
+
+_FUNCTIONS = {
+    function.name: function
+    for function in (
+        rotary_table.ROTARY_TABLE,
+        embedding.EMBEDDING,
+        flat_embedding.FLAT_EMBEDDING,
+        norm.NORM,
+        linear.LINEAR,
+        flat_linear.FLAT_LINEAR,
+        flat_linear.FLAT_LINEAR_TOKEN,
+        rotary_attention.ROTARY_ATTENTION,
+        rotary_attention_int8.ROTARY_ATTENTION_INT8,
+        swiglu.SWIGLU,
+        add.ADD,
+    )
+}
+
+
+def of(op: str) -> Function:
+    """The function that a node's `op` names. UnsupportedError where export knows none of that name."""
+    if op not in _FUNCTIONS:
+        raise UnsupportedError(f"cannot export {op}; known functions: {', '.join(sorted(_FUNCTIONS))}")
+    return _FUNCTIONS[op]
+
+
+def linears(nodes: Iterable[Node]) -> list[Node]:
+    """Those that multiply by a matrix of weights."""
+    return [node for node in nodes if of(node.op).matrix == "linear"]
+
+
+def tables(nodes: Iterable[Node]) -> list[Node]:
+    """Those that read rows of a matrix of weights."""
+    return [node for node in nodes if of(node.op).matrix == "table"]
