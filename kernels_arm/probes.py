@@ -5,7 +5,7 @@ a buffer far larger than the caches; the dot products stay in registers and the 
 
 A virtual machine is not one machine. Its processors may be on cores of two dies, of one, or two threads
 of one core, and move every few seconds: 58, 34 and 28 GB/s, and half the dot products in the last, were
-seen on one server (docs/log.md). So a bound holds only for what ran right beside the probe: `Probe`
+seen on one server (docs/log/speed.md). So a bound holds only for what ran right beside the probe: `Probe`
 costs some 30 ms and is taken before and after each measurement; `agreed` says whether the machine was
 the same at both ends.
 """

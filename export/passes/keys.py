@@ -4,7 +4,7 @@ q · k stays the same if channel c of k is divided by s[c] and that of q multipl
 FlatLinear, whose scale and bias are per row: no integer changes. The rotary embedding mixes channels i and
 i + d/2, so a pair shares one s, and query heads that share a key head share all. s = √(max|k| / max|q|)
 balances the two, which both become int8 with one scale per token and head. Qwen2.5's keys need it: biases
-make some channels 20 times the others (docs/log.md).
+make some channels 20 times the others (docs/log/kv-cache.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ a group once chosen get as many pieces as the sums have room for.
 Groups are chosen greedily on a sample, those first whose absence lowers the mean square of the tokens' steps
 most, a token's size being that of its root mean square. Beside a choice by the channels' maxima, as a static
 step needs it, tokens of enormous inputs (the first of a sequence) decide nothing for the others: in
-SmolLM2-135M the KL that 8-bit activations cause is half as large with as many wide channels (docs/log.md).
+SmolLM2-135M the KL that 8-bit activations cause is half as large with as many wide channels
+(docs/log/quantization.md).
 """
 
 from __future__ import annotations

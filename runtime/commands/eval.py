@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.evaluation.tasks import Task
     from flatlm.runtime.llm import LLM
 
-MOST_TOGETHER = 16  # docs/log.md: little is gained beyond, and each takes a K/V cache
+MOST_TOGETHER = 16  # docs/log/several-sequences.md: little is gained beyond, and each takes a K/V cache
 
 MEASURES = ("gsm8k", "svamp", "aqua", "humaneval", "ppl", "kl")
 

@@ -1,6 +1,6 @@
 """How many steps does a drafting model serve once it has read the prompt?
 
-Reading may cost many steps, and the answer be short, or another drafter do most of it (docs/log.md,
+Reading may cost many steps, and the answer be short, or another drafter do most of it (docs/log/drafting.md,
 2026-11-27).
 """
 
