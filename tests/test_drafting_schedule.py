@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting import Ask, Guess, Offer, Place
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.costs import STALE, SWEEP, Costs
 from flatlm.runtime.drafting.maxgram import MaxGram
@@ -16,10 +16,13 @@ from flatlm.runtime.drafting.readings import HORIZON, Readings
 from flatlm.runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
 from flatlm.runtime.drafting.spec import DraftSpec, assemble
 from flatlm.runtime.drafting.verify import invariant
-from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.options import SamplingOptions
 from tests.tiny_text import FakeBackend
+
+GREEDY = invariant(make_sampler(SamplingOptions()))
 
 # ---- costs
 
@@ -132,8 +135,9 @@ def test_of_what_max_gram_proposes_as_much_is_drafted_as_pays():
     schedule, ids = Schedule(), [*range(10), *range(10), 0]
     for rows in range(1, 18):
         schedule.target.add(rows, 1 + 0.05 * (rows - 1) ** 2)
-    auto, run = Auto(schedule, MaxGram()), MaxGram().propose(ids, 16)
-    draft = auto.propose(ids, 16)
+    auto, run = Auto(schedule, [MaxGram()]), MaxGram().propose(MaxGram().begin(), ids, 16)
+    (found,) = auto.propose([Ask(auto.begin(GREEDY), ids, 16)])
+    draft = found.guesses
     assert draft == run[: schedule.best_length(map(auto._odds, run))[0]]
     assert 2 < len(draft) < len(run)
 
@@ -221,12 +225,9 @@ def seconds_of(text, drafters, clock, base=1.0, slope=0.1, schedule=None):
     names = tuple("maxgram" if isinstance(drafter, MaxGram) else "m" for drafter in drafters)
     drafted = assemble(drafters, DraftSpec(names), clock, schedule)
     for speculator in (None, drafted):
-        backend = Timed(clock, text, base, slope)
-        sampler = make_sampler(SamplingOptions())
-        if speculator is not None:
-            speculator.begin(invariant(sampler))
+        scheduler = Scheduler(Timed(clock, text, base, slope), speculator=speculator)
         started = clock.now
-        ids = list(engine.generate(backend, text[:PROMPT], sampler, speculator=speculator))
+        ids = list(scheduler.write(Answer(Prompt(text[:PROMPT], SamplingOptions(n=-1)))))
         assert ids[:-1] == text[PROMPT:]
         times.append(clock.now - started)
     return times
@@ -303,8 +304,9 @@ def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_inves
 
 @pytest.mark.parametrize(("serves", "read"), [(2.0, False), (HORIZON, True)])
 def test_a_prompt_is_read_where_that_serves_many_steps(serves, read):
-    clock, schedule, text = Clock(), Schedule(), a_text("random", 200)
+    clock, schedule, text = Clock(), Schedule(), a_text("random", 240)
     schedule.readings.recall({"m": serves})
+    schedule.lengths.recall([len(text) - PROMPT] * 3)
     slow = Timed(clock, text, 0.4, 0.2)  # reading the prompt takes 8 plain steps
     model = ModelDrafter("m", slow, 64, clock, size=0.4)
     seconds_of(text, [model], clock, schedule=schedule)
@@ -395,9 +397,8 @@ def test_a_model_whose_weights_had_to_be_loaded_first_is_used_after_all():
 def test_a_first_pass_counts_as_far_as_it_was_to_be_expected():
     clock = Clock()
     model = ModelDrafter("m", Timed(clock, a_text("random", 200), 100.0, 0.0), 64, clock)
-    model.begin(invariant(make_sampler(SamplingOptions(temp=0.0))).choose)
     model.costs.assumed = 1.0
-    model.review([1])
+    model.draft([Offer(Place(model.begin(GREEDY), [1], 1))])
     assert (model.costs(1), model.loading, model.seconds) == (2.5, 97.5, 100.0)
 
 

@@ -81,7 +81,11 @@ class Costs:
             return self._average[self._rows[0]]
         low = self._rows[at - 1]
         if at == len(self._rows):
-            return self._average[low] + (rows - low) * SLOPE * self._average[self._rows[0]]
+            return self._average[low] + (rows - low) * SLOPE * self._of_one_row()
         high = self._rows[at]
         share = (rows - low) / (high - low)
         return self._average[low] * (1 - share) + self._average[high] * share
+
+    def _of_one_row(self) -> float:
+        fewest = self._rows[0]
+        return self._average[fewest] / (1 + (fewest - 1) * SLOPE)
