@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flatlm.runtime.drafting import Ask, Guess, Offer, Place
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.costs import STALE, SWEEP, Costs
+from flatlm.runtime.drafting.lengths import KEPT, Lengths
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.readings import HORIZON, Readings
@@ -306,7 +307,7 @@ def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_inves
 def test_a_prompt_is_read_where_that_serves_many_steps(serves, read):
     clock, schedule, text = Clock(), Schedule(), a_text("random", 240)
     schedule.readings.recall({"m": serves})
-    schedule.lengths.recall([len(text) - PROMPT] * 3)
+    schedule.lengths.recall([len(text) - PROMPT] * 7)
     slow = Timed(clock, text, 0.4, 0.2)  # reading the prompt takes 8 plain steps
     model = ModelDrafter("m", slow, 64, clock, size=0.4)
     seconds_of(text, [model], clock, schedule=schedule)
@@ -452,3 +453,59 @@ def test_another_text_in_the_next_process_is_drafted_as_well_as_in_a_first_one()
         plain, drafted = seconds_of(text, [MaxGram(), model], clock, schedule=schedule)
         ratios.append(plain / drafted)
     assert ratios[1] > 0.9 * ratios[0] > 1.3
+
+
+# ---- short answers and long ones
+
+
+def ratios_of(lengths, wrong, base, slope, prompt=120):
+    """Plain / drafted seconds of writing answers of these lengths, each in a process of its own."""
+    clock, schedule, kept, found = Clock(), Schedule(), None, []
+    for number, length in enumerate(lengths):
+        text = np.random.default_rng(100 + number).integers(0, 60, prompt + length).tolist()
+        model = ModelDrafter("m", Timed(clock, altered(text, wrong, number), base, slope), 64, clock, base)
+        if number:
+            schedule = in_the_next_process(schedule)
+            if kept:
+                model.costs.recall(kept)
+        times = []
+        for speculator in (None, assemble([MaxGram(), model], DraftSpec(("maxgram", "m")), clock, schedule)):
+            scheduler = Scheduler(Timed(clock, text, 1.0, 0.05), speculator=speculator)
+            ids = scheduler.write(Answer(Prompt(text[:prompt], SamplingOptions(n=-1))))
+            next(ids)  # has read the prompt
+            started = clock.now
+            assert len(list(ids)) == length
+            times.append(clock.now - started)
+        found.append(times[0] / times[1])
+        kept = model.costs.memory() or kept
+    return found
+
+
+# A reading of the prompt takes 10, 12 and 2.5 plain steps.
+@pytest.mark.parametrize(("wrong", "base", "slope"), [(0.15, 0.3, 0.08), (0.1, 0.5, 0.1), (0.2, 0.1, 0.02)])
+@pytest.mark.parametrize("lengths", [range(10, 61, 3), [12, 150, 25, 300, 40, 12, 60, 150, 10, 40]])
+def test_short_answers_lose_little_by_a_model_that_would_have_to_read_the_prompt(lengths, wrong, base, slope):
+    ratios = ratios_of(np.random.default_rng(0).permutation(lengths), wrong, base, slope)
+    assert min(ratios) > 0.85
+    assert np.median(ratios) > 0.95
+
+
+def test_where_answers_are_long_the_prompt_is_read_at_once():
+    ratios = ratios_of([250, 220, 270, 200, 240, 260, 210, 230, 270, 250, 220], 0.15, 0.3, 0.08)
+    assert min(ratios[:7]) > 0.9  # nobody knew
+    assert np.median(ratios[7:]) > 1.35
+
+
+def test_an_answer_that_goes_on_is_worth_a_reading_though_nobody_knew():
+    (ratio,) = ratios_of([1500], 0.15, 0.3, 0.03)
+    assert ratio > 1.25
+
+
+def test_seven_of_eight_answers_are_as_long_as_is_said():
+    lengths = Lengths()
+    for tokens in range(1, 21):
+        lengths.add(10 * tokens)
+    assert [lengths.rest(written) for written in (0, 95, 175, 185, 500)] == [20, 5, 0, 0, 0]
+    for _ in range(KEPT):
+        lengths.add(7)
+    assert (lengths.rest(0), lengths.rest(7)) == (7, 0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from flatlm.runtime.errors import BackendError, ContextError, TokenizerError, Us
 from flatlm.runtime.format.artifact import Artifact
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Tokens that are appended to one sequence, and how many of the last rows of logits are wanted."""
 
     slot: int

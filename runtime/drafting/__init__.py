@@ -122,7 +122,7 @@ class Ask(NamedTuple):
     """A sequence that wants a draft."""
 
     state: Any  # what the composer's `begin` gave
-    ids: list[int]
+    ids: list[int]  # the sequence's own: when the step has ended, with what was written
     n: int  # most tokens
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from operator import itemgetter, mul
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatlm.runtime.drafting import (
     NEXT,
@@ -42,8 +42,9 @@ PATIENCE = 1 / 7  # of an answer's time so far, that may go into reading what it
 class Course:
     """What `Auto` knows of an answer: states of its drafters, tokens, and time."""
 
-    def __init__(self, states: list) -> None:
+    def __init__(self, states: dict[Drafter, Any]) -> None:
         self.states = states
+        self.first = 0  # place of its first id
         self.written = 0
         self.seconds = self.invested = 0.0  # its share of steps; of these, in reading
 
@@ -66,7 +67,8 @@ class Thought:
     def __init__(self, ask: Ask) -> None:
         self.draft = Draft()
         self.course: Course = ask.state
-        self.ids, self.n = list(ask.ids), ask.n
+        self.course.first = self.course.first or len(ask.ids) - 1
+        self.ids, self.n = ask.ids, ask.n
         self.certain = 1.0  # the probability that all its guesses are right
         self.at_hand: dict[Drafter, Offer] = {}
         self.way = NONE
@@ -77,7 +79,7 @@ class Auto:
 
     def __init__(self, schedule: Schedule, drafters: Sequence[Drafter]) -> None:
         self.schedule = schedule
-        self._drafters = {drafter: number for number, drafter in enumerate(drafters)}
+        self._drafters = list(drafters)
         self._free = [drafter for drafter in drafters if drafter.costs is None]
         self._paid = [drafter for drafter in drafters if drafter.costs is not None]
         self._assumed = {drafter.name: drafter.assumed for drafter in drafters}
@@ -85,7 +87,7 @@ class Auto:
 
     def begin(self, rule: Rule) -> Course:
         self.schedule.readings.begin()
-        return Course([drafter.begin(rule) for drafter in self._drafters])
+        return Course({drafter: drafter.begin(rule) for drafter in self._drafters})
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """The drafts that pay; often empty ones."""
@@ -134,13 +136,10 @@ class Auto:
         """What drafters without costs say at its place, but for who has said it already."""
         for drafter in self._free:
             if drafter not in thought.at_hand:
-                place = Place(self._state(thought, drafter), thought.ids, min(n, AT_ONCE))
+                place = Place(thought.course.states[drafter], thought.ids, min(n, AT_ONCE))
                 offer = drafter.offer(place, self)
                 if offer is not None and offer.guesses:
                     thought.at_hand[drafter] = offer
-
-    def _state(self, thought: Thought, drafter: Drafter) -> object:
-        return thought.course.states[self._drafters[drafter]]
 
     def _at_hand(self, thought: Thought, rows: int) -> Way:
         """The best of what costs nothing."""
@@ -160,7 +159,7 @@ class Auto:
             if thought.way.offer is not None and not thought.way.offer.rows:
                 run = thought.way.offer.guesses
             room = thought.n - len(thought.draft.considered)
-            place = Place(self._state(thought, drafter), thought.ids, room, run)
+            place = Place(thought.course.states[drafter], thought.ids, room, run)
             if (offer := drafter.offer(place, self)) is not None:
                 asked.append((thought, offer))
         ways = self._shared(drafter, asked, rows)
@@ -171,8 +170,10 @@ class Auto:
             asked = [one for one, _ in going]  # who stays has more of the pass to pay
             ways = self._shared(drafter, asked, rows)
         for (thought, offer), way in zip(asked, ways, strict=True):
-            if not offer.invested or self._reads(drafter, thought, way, first):
+            if not offer.invested or drafter.costs:
                 thought.way = way
+            elif first:
+                self._read_a_part(drafter, thought, offer)
 
     def _shared(self, drafter: Drafter, asked: Sequence[tuple[Thought, Offer]], rows: int) -> list[Way]:
         """What the ways of `drafter` gain if all of `asked` go them; its pass costs each by its rows."""
@@ -185,37 +186,35 @@ class Auto:
             each = row * offer.rows / offer.tokens
             count, gain = self.schedule.best_length(offer.chances, thought.certain, rows, each)
             if offer.invested and gain > 0:
-                gain -= self.schedule.rate() * offer.invested / self.schedule.readings.serves(drafter.name)
+                gain = self._after_reading(drafter, thought, offer, count, gain)
             ways.append(Way(drafter, offer, count, gain))
         return ways
 
     # ---- reading what was missed
 
-    def _reads(self, drafter: Drafter, thought: Thought, way: Way, first: bool) -> bool:
-        """Whether to read all that was missed, now. If nobody knows what that costs, a part tells it."""
-        offer = way.offer
-        assert offer is not None
-        if not self._pays_back(thought, way):
-            return False
-        if drafter.costs:
-            return True
-        if first:
-            passes, seconds, loading = drafter.passes, drafter.seconds, drafter.loading
-            drafter.read(offer)
-            book(drafter, [thought.draft], passes, seconds, loading)
-            self._invest(drafter, thought, drafter.seconds - seconds - (drafter.loading - loading))
-        return False
+    def _after_reading(
+        self, drafter: Drafter, thought: Thought, offer: Offer, tokens: int, gain: float
+    ) -> float:
+        """What is left of a gain when the reading it needs is paid by all steps that it serves.
 
-    def _pays_back(self, thought: Thought, way: Way) -> bool:
-        """Whether an answer that has come so far goes on for long enough to repay a reading: three of four
-        did; or so much of its time has passed that the reading is a small part of it.
+        Nothing, unless answers that came so far go on for long enough to repay it, seven of eight of them; or
+        so much time has passed in this one that the reading is a small part of it, however it ends.
         """
-        course, offer = thought.course, way.offer
-        assert offer is not None
-        if course.invested + offer.invested <= PATIENCE * course.seconds:
-            return True
-        rest = min(self.schedule.lengths.rest(course.written), thought.n)
-        return way.gain * rest / (1 + way.tokens) > self.schedule.rate() * offer.invested
+        schedule, course = self.schedule, thought.course
+        price = schedule.rate() * offer.invested
+        steps = min(schedule.lengths.rest(course.written), thought.n) / (1 + tokens)
+        patient = course.invested + offer.invested <= PATIENCE * course.seconds
+        if not patient and gain * steps <= price:
+            return 0.0
+        serves = schedule.readings.serves(drafter.name, *([steps] if steps else []))
+        return gain - price / serves
+
+    def _read_a_part(self, drafter: Drafter, thought: Thought, offer: Offer) -> None:
+        """Nobody knows what a pass of `drafter` costs: a few tokens tell it."""
+        passes, seconds, loading = drafter.passes, drafter.seconds, drafter.loading
+        drafter.read(offer)
+        book(drafter, [thought.draft], passes, seconds, loading)
+        self._invest(drafter, thought, drafter.seconds - seconds - (drafter.loading - loading))
 
     def _invest(self, drafter: Drafter, thought: Thought, seconds: float) -> None:
         self.schedule.readings.read(drafter.name)
@@ -263,7 +262,7 @@ class Auto:
         if not more:
             thought.way = NONE
         thought.draft.considered += more
-        thought.ids += [guess.token for guess in more]
+        thought.ids = thought.ids + [guess.token for guess in more]
         for guess in more:
             thought.certain *= self._odds(guess)
 
@@ -274,9 +273,14 @@ class Auto:
 
     def _choose(self, thoughts: Sequence[Thought]) -> None:
         """Of all that was thought of the most probable guesses, as many as pay."""
+        if len(thoughts) == 1 and not self._paid:
+            thoughts[0].draft.guesses = thoughts[0].draft.considered  # it is as long as pays
+            return
         rows, reached = len(thoughts), list[tuple[float, int]]()
         for number, thought in enumerate(thoughts):
             draft = thought.draft
+            if not draft.considered:
+                continue
             for source in {guess.source for guess in draft.considered} & self._paid_names:
                 self.schedule.readings.served(source)
             if any(guess.law for guess in draft.considered):
@@ -285,9 +289,6 @@ class Auto:
             else:
                 chances = accumulate(map(self._odds, draft.considered), mul)
                 reached += ((chance, number) for chance in chances)
-        if len(thoughts) == 1 and not self._paid:
-            thoughts[0].draft.guesses = thoughts[0].draft.considered  # as long as pays
-            return
         reached.sort(key=itemgetter(0), reverse=True)
         count, _ = self.schedule.best_count(_firsts(reached), rows)
         taken = [0] * len(thoughts)
@@ -306,41 +307,43 @@ class Auto:
         target_seconds: float,
         seconds: float,
     ) -> None:
-        """See Composer, and Schedule.spend."""
+        """See Composer, and Schedule.spend. `asks` have the ids with what was written."""
         schedule = self.schedule
         if schedule.unsettled:
             slower = schedule.settle(target_seconds)
             for drafter in self._paid:
                 assert drafter.costs is not None
                 drafter.costs.scale(slower)
+        tokens, rows, invested = 0, 0, 0.0
         for draft, ids in zip(drafts, written, strict=True):
             self._compare(draft, ids)
-        tokens, rows = sum(map(len, written)), sum(1 + len(draft.guesses) for draft in drafts)
-        seconds -= sum(draft.loading for draft in drafts)
-        schedule.spend(rows, target_seconds, seconds, tokens, sum(draft.invested for draft in drafts))
-        for ask, draft, ids in zip(asks, drafts, written, strict=True):
-            course = ask.state
-            course.written += len(ids)
-            course.seconds += seconds / len(asks)
+            tokens, rows = tokens + len(ids), rows + 1 + len(draft.guesses)
+            invested, seconds = invested + draft.invested, seconds - draft.loading
+        schedule.spend(rows, target_seconds, seconds, tokens, invested)
+        share = seconds / len(asks)
+        for (course, ids, _), draft in zip(asks, drafts, strict=True):
+            course.written = len(ids) - course.first
+            course.seconds += share
             course.invested += draft.invested
 
     def _compare(self, draft: Draft, written: Sequence[int]) -> None:
         schedule = self.schedule
         first = draft.considered[0] if draft.considered else None
-        if schedule.credit <= 0:
-            for guess in draft.ready:
-                schedule.miss(self._odds(guess), guess.token == written[0])
-        schedule.learn(draft.considered, written)
         for guess in draft.ready:
+            right = guess.token == written[0]
+            if schedule.credit <= 0:
+                schedule.miss(self._odds(guess), right)
             if first is None or first.source != guess.source:
-                schedule.learn([guess], written)
+                schedule.note(guess.source, guess.trust, right)
+        if draft.considered:
+            schedule.learn(draft.considered, written)
         if first is not None and first.source in self._paid_names:
             schedule.note(first.source, NEXT, first.token == written[0])
 
     def end(self, state: Course) -> None:
         if state.written:
             self.schedule.lengths.add(state.written)
-        for drafter, own in zip(self._drafters, state.states, strict=True):
+        for drafter, own in state.states.items():
             drafter.end(own)
 
     def close(self) -> None:

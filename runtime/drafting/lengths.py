@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 KEPT = 32  # answers that are remembered, the newest
-FEWEST = 3  # of those that came as far, before anything is said
-SHARE = 0.25  # of such answers that end before what is said
+SHARE = 1 / 8  # of answers that came as far, that end before what is said
 
 
 class Lengths:
@@ -20,9 +19,13 @@ class Lengths:
         self._lengths = [*self._lengths[1 - KEPT :], tokens]
 
     def rest(self, written: int) -> int:
-        """Tokens that follow `written` in three of four answers; 0 where too few are known."""
+        """Tokens that follow `written` in seven of eight answers; 0 where too few are known to say so.
+
+        The chance that the next answer is shorter than the shortest of k is 1 / (k + 1).
+        """
         longer = sorted(length for length in self._lengths if length > written)
-        return longer[int(SHARE * len(longer))] - written if len(longer) >= FEWEST else 0
+        place = int(SHARE * (len(longer) + 1)) - 1
+        return longer[place] - written if place >= 0 else 0
 
     def memory(self) -> list[int]:
         """The lengths, as JSON can hold them."""

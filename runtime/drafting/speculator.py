@@ -122,6 +122,9 @@ class Drafted:
     def count(self, draft: Draft, written: Sequence[int]) -> float:
         """What came of a draft; returns the seconds that models took for it."""
         guesses, at = draft.guesses, len(written) - 1
+        if not guesses and not draft.passes:
+            self.count_plain()
+            return 0.0
         self._passes += 1
         self._rejections += at < len(guesses) and guesses[at].token != written[at]
         for guess in guesses:
@@ -135,6 +138,11 @@ class Drafted:
             self._model_passes[name] = self._model_passes.get(name, 0) + passes
             self._model_seconds[name] = self._model_seconds.get(name, 0.0) + draft.seconds[name]
         return sum(draft.seconds.values())
+
+    def count_plain(self) -> None:
+        """A pass of the target without guesses."""
+        self._passes += 1
+        self._origins.append("")
 
     def spend(self, target: float, draft: float, other: float) -> None:
         """Its share of the seconds of a step: in the target, in drafters, beside models' passes."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flatlm.runtime.backends import Backend
+    from flatlm.runtime.drafting import Guess
     from flatlm.runtime.drafting.speculator import Round, Speculator
     from flatlm.runtime.text.tokenizer import Tokenizer
 
@@ -53,6 +54,7 @@ class Scheduler:
         self._speculator, self._draft_rule = speculator, draft_rule
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
+        self._cancelled = False  # some answer was
         self._driven = Lock()
 
     @property
@@ -87,7 +89,7 @@ class Scheduler:
 
     def cancel(self, answer: Answer) -> None:
         """End it before the next step, from any thread; what is written of it stays."""
-        answer.cancelled = True
+        answer.cancelled = self._cancelled = True
 
     def remove(self, answer: Answer, reason: str = "interrupted") -> None:
         """End it where it stands; its slot is free for others."""
@@ -106,7 +108,9 @@ class Scheduler:
         """
         with self._turn():
             try:
-                return self._step()
+                if self._waiting or self._cancelled:
+                    self._admit()
+                return self._step(self._running) if self._running else []
             except BaseException:
                 self._clear()
                 raise
@@ -125,43 +129,47 @@ class Scheduler:
             raise UsageError(BUSY)
         return self._driven
 
-    def _step(self) -> list[tuple[Answer, list[int]]]:
+    def _step(self, running: list[Answer]) -> list[tuple[Answer, list[int]]]:
         started = time.perf_counter()
-        self._admit()
-        running = self._running
-        if not running:
-            return []
-        guessed = None
-        if self._speculator is not None and not any(answer.reading for answer in running):
-            asked = [(answer.drafted, answer.ids, answer.left - 1) for answer in running if answer.drafted]
-            guessed = self._speculator.propose(asked)
-        segments = self._segments(running, guessed)
-        rows = self._backend.forward_many(segments)
+        guessed = None if self._speculator is None else self._guessed(self._speculator, running)
         if guessed is None:
-            written = [_next(*one) for one in zip(running, segments, rows, strict=True)]
+            segments = [self.slots.rest(answer.sequence, self._chunk) for answer in running]
+            rows = self._backend.forward_many(segments)
+            written = list(map(_next, running, segments, rows))
+            if self._speculator is not None:
+                self._count_plain(running, written)
         else:
+            segments = list(map(self._segment, running, guessed.guesses))
+            rows = self._backend.forward_many(segments)
             guessed.read()
-            written = [
-                self._verified(*one) for one in zip(running, segments, rows, guessed.guesses, strict=True)
-            ]
+            written = list(map(self._verified, running, segments, rows, guessed.guesses))
             guessed.learn(written)
-        self._share(time.perf_counter() - started, segments)
-        return self._take(written)
+        return self._take(time.perf_counter() - started, segments, written)
 
-    def _segments(self, running: Sequence[Answer], guessed: Round | None) -> list[Segment]:
-        """What each feeds: a chunk of its prompt, or its last id and guesses."""
-        segments = []
-        for number, answer in enumerate(running):
-            sequence = answer.sequence
-            ids = sequence.ids[sequence.read : sequence.read + self._chunk]
-            logits = int(sequence.read + len(ids) == len(sequence.ids))
-            if guessed is not None and (guesses := guessed.guesses[number]):
-                ids += [guess.token for guess in guesses]
-                logits = len(ids)
-            segments.append(self.slots.segment(sequence, ids, logits))
-        return segments
+    @staticmethod
+    def _guessed(speculator: Speculator, running: Sequence[Answer]) -> Round | None:
+        """Drafts for all; none beside a prompt that is read: each row of such a step costs arithmetic."""
+        if any(answer.reading for answer in running):
+            return None
+        return speculator.propose([(a.drafted, a.sequence.ids, a.left - 1) for a in running if a.drafted])
 
-    def _verified(self, answer: Answer, segment: Segment, rows: np.ndarray, guesses: Sequence) -> list[int]:
+    @staticmethod
+    def _count_plain(running: Sequence[Answer], written: Sequence[list[int]]) -> None:
+        """Beside a prompt that is read, tokens come without drafts; the first of an answer counts nowhere."""
+        for answer, ids in zip(running, written, strict=True):
+            if ids and answer.written > 1 and answer.drafted is not None:
+                answer.drafted.count_plain()
+
+    def _segment(self, answer: Answer, guesses: Sequence[Guess]) -> Segment:
+        """An answer's last id and guesses."""
+        if not guesses:
+            return self.slots.rest(answer.sequence, 1)
+        ids = [answer.sequence.ids[-1], *(guess.token for guess in guesses)]
+        return self.slots.segment(answer.sequence, ids, len(ids))
+
+    def _verified(
+        self, answer: Answer, segment: Segment, rows: np.ndarray, guesses: Sequence[Guess]
+    ) -> list[int]:
         """The ids that come of an answer's rows; what was guessed wrong is forgotten."""
         if not guesses:
             return _next(answer, segment, rows)
@@ -172,29 +180,24 @@ class Scheduler:
         self._backend.truncate(sequence.read, sequence.slot)
         return written
 
-    def _share(self, seconds: float, segments: Sequence[Segment]) -> None:
-        """Of a step's seconds to each answer by its rows."""
-        each = seconds / sum(len(segment.ids) for segment in segments)
-        for answer, segment in zip(self._running, segments, strict=True):
-            if answer.written <= 1:
-                answer.read_seconds += each * len(segment.ids)
-            else:
+    def _take(
+        self, seconds: float, segments: Sequence[Segment], written: Sequence[list[int]]
+    ) -> list[tuple[Answer, list[int]]]:
+        """A step's seconds and what was written become part of answers, of which some end by it."""
+        found, each = [], seconds / sum([len(segment.ids) for segment in segments])
+        for answer, segment, ids in zip(tuple(self._running), segments, written, strict=True):
+            count = answer.written
+            if count > 1:
                 answer.write_seconds += each * len(segment.ids)
-
-    def _take(self, written: list[list[int]]) -> list[tuple[Answer, list[int]]]:
-        """What was written becomes part of answers, of which some end by it."""
-        found = []
-        for answer, ids in zip(tuple(self._running), written, strict=True):
-            if answer.progress is not None and answer.written == len(ids):  # none before: it read
+            else:
+                answer.read_seconds += each * len(segment.ids)
+            if answer.progress is not None and count == len(ids):  # none before: it read
                 done = answer.sequence.read - answer.reused
                 answer.progress(done, len(answer.prompt.ids) - answer.reused)
             if ids:
                 answer.left -= len(ids)
                 found.append((answer, answer.take(ids)))
-                if answer.text is None:
-                    stopped = ids[-1] in answer.end_ids
-                else:
-                    stopped = answer.text.stopped
+                stopped = ids[-1] in answer.end_ids or (answer.text is not None and answer.text.stopped)
                 if stopped or answer.left == 0:
                     self._remove(answer, "stop" if stopped else "length")
         return found
@@ -203,8 +206,10 @@ class Scheduler:
         """End who was cancelled; begin with the next prompt. One is read at a time: the one after it may
         begin as it does.
         """
-        for answer in [answer for answer in (*self._running, *self._waiting) if answer.cancelled]:
-            self._remove(answer, "cancelled")
+        if self._cancelled:
+            self._cancelled = False
+            for answer in [one for one in (*self._running, *self._waiting) if one.cancelled]:
+                self._remove(answer, "cancelled")
         if not self._waiting or not self.slots.free() or any(answer.reading for answer in self._running):
             return
         answer = self._waiting.popleft()

@@ -78,6 +78,12 @@ class Slots:
             self._count += 1
             self._ended[sequence.slot], sequence.slot = self._count, NOWHERE
 
+    def rest(self, sequence: TokenSequence, most: int) -> Segment:
+        """The next `most` of the ids that are not read, with logits if that is all of them."""
+        ids, read = sequence.ids, sequence.read
+        fed = ids[read : read + most]
+        return self.segment(sequence, fed, 1 if read + len(fed) == len(ids) else 0)
+
     def segment(self, sequence: TokenSequence, ids: list[int], logits: int) -> Segment:
         """`ids` to be computed after what is read of `sequence`."""
         if self._backend.positions[sequence.slot] != sequence.read:
