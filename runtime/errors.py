@@ -13,8 +13,9 @@
     ├── BackendError           a backend, device or optional package that is not there
     └── ResourceError          not enough memory or disk
 
-A message says what happened, where, and what to do about it. `exit_code` is what the command line
-returns for the error: 2 for wrong use, 1 for everything else.
+A message says what happened, where, and what to do about it. For programs there are `code`, a word for each
+class that does not change, and `param`, the name of the option at fault where it is one's. `exit_code` is
+what the command line returns for the error: 2 for wrong use, 1 for everything else.
 """
 
 from __future__ import annotations
@@ -22,40 +23,56 @@ from __future__ import annotations
 
 class FlatlmError(Exception):
     exit_code = 1
+    code = "error"
+
+    def __init__(self, message: str = "", *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class UsageError(FlatlmError):
     exit_code = 2
+    code = "invalid_request"
 
 
-class SourceError(FlatlmError): ...
+class SourceError(FlatlmError):
+    code = "source_unreadable"
 
 
-class UnsupportedError(SourceError): ...
+class UnsupportedError(SourceError):
+    code = "source_unsupported"
 
 
-class ArtifactError(FlatlmError): ...
+class ArtifactError(FlatlmError):
+    code = "artifact_unusable"
 
 
-class FormatError(ArtifactError): ...
+class FormatError(ArtifactError):
+    code = "artifact_format"
 
 
-class IntegrityError(ArtifactError): ...
+class IntegrityError(ArtifactError):
+    code = "artifact_damaged"
 
 
-class TokenizerError(FlatlmError): ...
+class TokenizerError(FlatlmError):
+    code = "tokenizer_unusable"
 
 
-class TemplateError(FlatlmError): ...
+class TemplateError(FlatlmError):
+    code = "template_failed"
 
 
-class ContextError(FlatlmError): ...
+class ContextError(FlatlmError):
+    code = "context_length_exceeded"
 
 
-class BackendError(FlatlmError): ...
+class BackendError(FlatlmError):
+    code = "backend_unavailable"
 
 
-class ResourceError(FlatlmError): ...
+class ResourceError(FlatlmError):
+    code = "out_of_resources"
 
 
 def first_line(error: BaseException) -> str:

@@ -193,7 +193,9 @@ def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:
     """UsageError where a flag of `groups` was given, which `verb` has no use for."""
     for declared in itertools.chain.from_iterable(map(dataclasses.fields, groups)):
         if getattr(args, declared.name, None):
-            raise UsageError(f"{verb} has no {declared.metadata['flags'][0]}: leave it out")
+            raise UsageError(
+                f"{verb} has no {declared.metadata['flags'][0]}: leave it out", param=declared.name
+            )
 
 
 def from_json(values: Mapping[str, Any], cls: type[T], ignore: Collection[str] = ()) -> T:
@@ -205,7 +207,7 @@ def from_json(values: Mapping[str, Any], cls: type[T], ignore: Collection[str] =
     declared = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in declared and name not in ignore:
-            raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}")
+            raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}", param=name)
     chosen = {name: value for name, value in values.items() if name in declared and value is not None}
     return cls(**{name: _from_value(declared[name], kinds[name], value) for name, value in chosen.items()})
 
@@ -251,7 +253,7 @@ def _number(declared: Field[Any], kind: type, text: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise UsageError(f"{_name(declared)} {text!r}: it must be {_allowed(declared, kind)}") from None
+        raise _unfit(declared, repr(text), _allowed(declared, kind)) from None
 
 
 def _from_value(declared: Field[Any], kind: Any, value: Any) -> Any:
@@ -264,12 +266,12 @@ def _from_value(declared: Field[Any], kind: Any, value: Any) -> Any:
     }
     if kind in fits:
         if not fits[kind]():
-            raise UsageError(f"{_name(declared)} {value!r}: it must be {_allowed(declared, kind)}")
+            raise _unfit(declared, repr(value), _allowed(declared, kind))
         return kind(value)
     element = typing.get_args(kind)[0]
     items = [value] if isinstance(value, element) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, element) for item in items):
-        raise UsageError(f"{_name(declared)} {value!r}: it must be a list of {_allowed(declared, element)}")
+        raise _unfit(declared, repr(value), f"a list of {_allowed(declared, element)}")
     return tuple(items)
 
 
@@ -277,9 +279,15 @@ def _check(declared: Field[Any], value: Any) -> None:
     meta = declared.metadata
     low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
     if choices and value not in choices:
-        raise UsageError(f"{_name(declared)} {value!r}{did_you_mean(str(value), choices)}")
+        raise UsageError(
+            f"{_name(declared)} {value!r}{did_you_mean(str(value), choices)}", param=declared.name
+        )
     if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN fails too
-        raise UsageError(f"{_name(declared)} {value}: it must be {_allowed(declared, type(value))}")
+        raise _unfit(declared, str(value), _allowed(declared, type(value)))
+
+
+def _unfit(declared: Field[Any], value: str, allowed: str) -> UsageError:
+    return UsageError(f"{_name(declared)} {value}: it must be {allowed}", param=declared.name)
 
 
 def _name(declared: Field[Any]) -> str:

@@ -36,23 +36,23 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from flatlm.runtime.backends import Backend, open_backend
+from flatlm.runtime.drafting.cascade import Cascade
 from flatlm.runtime.drafting.costs import Costs
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.short_head import with_short_head
 from flatlm.runtime.drafting.spec import assemble, build_speculator, parse_draft
 from flatlm.runtime.drafting.speculator import DraftTimings, Speculator
-from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.format.artifact import Artifact, open_artifact
 from flatlm.runtime.format.nested import is_low
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.answer import Answer, Prompt
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.measuring.bench import markdown
 from flatlm.runtime.options import SamplingOptions
@@ -254,7 +254,10 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
 
         peer = stack.enter_context(closing(LlamaPeer(args.gguf, threads=args.t, context=args.c)))
         arms[PEER] = Arm(peer)
-        arms[f"{PEER} lookup"] = Arm(peer, "lookup", Speculator(PromptLookup()), PEER)
+        lookup = PromptLookup()
+        arms[f"{PEER} lookup"] = Arm(
+            peer, "lookup", Speculator(Cascade([lookup], ((10,),), 1.0), [lookup]), PEER
+        )
     return Bench(target, tokenizer, prompt.load_template(args.model), arms, args.n)
 
 
@@ -298,18 +301,14 @@ def encode(tokenizer: Tokenizer, template: str | None, message: str) -> list[int
 
 def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place: tuple[str, int]) -> Run:
     """One answer, from an empty context."""
-    sampler, chosen = make_sampler(options), bench.arms[arm]
+    chosen = bench.arms[arm]
     speculator = begun_anew(chosen) if chosen.fresh else chosen.speculator
-    if speculator is not None:
-        speculator.begin(invariant(sampler))
-    chosen.backend.truncate(0)
-    answer = engine.generate(
-        chosen.backend, ids, sampler, bench.n, bench.tokenizer.eos_ids, speculator=speculator
-    )
+    answer = Answer(Prompt(ids, replace(options, n=bench.n)), bench.tokenizer.eos_ids)
+    written = Scheduler(chosen.backend, speculator=speculator).write(answer)
     started = time.perf_counter()
-    tokens = [next(answer)]
+    tokens = [next(written)]
     first = time.perf_counter()
-    tokens += answer
+    tokens += written
     ended = time.perf_counter()
     return Run(
         task=place[0],
@@ -321,7 +320,7 @@ def run(bench: Bench, arm: str, ids: list[int], options: SamplingOptions, place:
         tokens=tuple(tokens),
         prefill_seconds=first - started,
         decode_seconds=ended - first,
-        drafting=speculator.timings() if speculator else None,
+        drafting=answer.timings.drafting,
     )
 
 

@@ -5,9 +5,9 @@
         --limit 67 -n 256 -t 1,2 --out equality
 
 The prompts are bench_drafting.py's. Plain answers are written side by side (each is the one it would be
-alone, tests/test_batch.py); drafted ones one after the other, as many processes at once as there are cores
-for their threads. Every drafter has a file of its answers in the folder --out, and a killed run goes on after
-the last ones: name another folder when the code has changed.
+alone, tests/test_batch.py); drafted ones --batch at a time, 1 if not given, as many processes at once as
+there are cores for their threads. Every drafter has a file of its answers in the folder --out, and a killed
+run goes on after the last ones: name another folder when the code has changed.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = task_parser(__doc__, limit=67)
     parser.add_argument("--draft", action="append", required=True, help="as `flatlm generate` takes it")
+    parser.add_argument("--batch", type=int, default=1, help="drafted answers side by side (default 1)")
     parser.add_argument("-t", default="1,2", help="threads (default 1,2)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where answers are kept")
     args = parser.parse_args()
@@ -84,7 +85,7 @@ def write(args: argparse.Namespace, tasks: dict[str, list[str]], threads: int, d
 
     `passes` of the target wrote `written` tokens: all but the first, an ending one too.
     """
-    names = ("model", "gsm8k", "humaneval", "tasks", "limit", "n", "c")
+    names = ("model", "gsm8k", "humaneval", "tasks", "limit", "n", "c", "batch")
     settings = {"draft": draft, "threads": threads, **{name: str(getattr(args, name)) for name in names}}
     path = args.out / f"{threads}-{re.sub('[^a-zA-Z0-9.,-]+', '_', draft)}.jsonl"
     with RunFile(path, settings) as file:
@@ -104,7 +105,7 @@ def answer(
     threads: int,
     file: RunFile,
 ) -> None:
-    parent, batch = os.getppid(), BATCH if draft == PLAIN else 1
+    parent, batch = os.getppid(), BATCH if draft == PLAIN else args.batch
     with nothing_kept(), LLM(args.model, threads=threads, ctx=args.c, draft=draft, batch=batch) as llm:
         messages = [[{"role": "user", "content": tasks[task][number]}] for task, number in places]
         prompts = [llm.chat_prompt(one, n=args.n) for one in messages]
@@ -112,11 +113,7 @@ def answer(
         for task, number in compress(places, (draft == PLAIN and not one for one in fits)):
             print(f"{task} {number} does not fit the context, left out", file=sys.stderr)
         places, prompts = list(compress(places, fits)), list(compress(prompts, fits))
-        if draft == PLAIN:
-            answers = llm.answer_many(prompts)
-        else:
-            answers = ((i, llm.stream_prompt(prompt).run()) for i, prompt in enumerate(prompts))
-        for i, one in answers:
+        for i, one in llm.answer_many(prompts):
             drafting, written = one.timings.drafting, one.timings.generated_tokens - 1
             file.append({
                 "task": places[i][0],

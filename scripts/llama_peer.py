@@ -10,12 +10,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.drafting import Guess, Known, Odds, Offer, Place
+from flatlm.runtime.drafting.verify import Rule
 
 _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
 
@@ -47,7 +50,7 @@ class LlamaPeer:
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
         self._size = params.n_batch
-        self.context, self.threads, self.position = context, threads, 0
+        self.context, self.threads, self.position, self.slots = context, threads, 0, 1
         self.vocab = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
         self.parameters = llama_cpp.llama_model_n_params(self._model)
         self.bytes = llama_cpp.llama_model_size(self._model)
@@ -73,7 +76,16 @@ class LlamaPeer:
         rows = llama_cpp.llama_get_logits(self._context)  # waits for the computation
         return np.ctypeslib.as_array(rows, (wanted, self.vocab))
 
-    def truncate(self, length: int) -> None:
+    @property
+    def positions(self) -> list[int]:
+        return [self.position]
+
+    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        """One segment: of its only sequence."""
+        (segment,) = segments
+        return [self.forward(np.asarray(segment.ids), segment.logits)[: segment.logits]]
+
+    def truncate(self, length: int, slot: int = 0) -> None:
         if length < self.position:
             llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
             self.position = length
@@ -94,18 +106,29 @@ class LlamaPeer:
 class PromptLookup:
     """The prompt lookup of llama.cpp's Python package as a drafter, with its own settings."""
 
-    name, passes, seconds = "lookup", 0, 0.0
+    name, costs, passes, seconds, loading = "lookup", None, 0, 0.0, 0.0
+    assumed: ClassVar[Odds] = {0: 0.5}
 
     def __init__(self) -> None:
         self._find = LlamaPromptLookupDecoding()
 
-    def begin(self, choose: Choose) -> None: ...
+    def begin(self, rule: Rule) -> None: ...
 
-    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
-        found = self._find(np.asarray(ids, np.intc)) if n > 0 else ()
-        return [Guess(int(token), self.name) for token in found[:n]]
+    def offer(self, place: Place, known: Known) -> Offer:
+        return Offer(place, self._guesses(place))
+
+    def draft(self, offers: Sequence[Offer]) -> list[list[Guess]]:
+        return [self._guesses(offer.place) for offer in offers]
+
+    def read(self, offer: Offer) -> None: ...
+
+    def end(self, state: None) -> None: ...
 
     def close(self) -> None: ...
+
+    def _guesses(self, place: Place) -> list[Guess]:
+        found = self._find(np.asarray(place.ids, np.intc)) if place.n > 0 else ()
+        return [Guess(int(token), self.name) for token in found[: place.n]]
 
 
 def _view(pointer: ctypes._Pointer, count: int) -> np.ndarray:

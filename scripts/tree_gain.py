@@ -30,8 +30,8 @@ from flatlm.runtime.backends import Backend
 from flatlm.runtime.drafting.short_head import ShortHead, with_short_head
 from flatlm.runtime.drafting.spec import NESTED, beside, inside
 from flatlm.runtime.format.artifact import open_artifact
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.answer import Answer, Prompt
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.measuring import rows
 from flatlm.runtime.measuring.bench import markdown
 from flatlm.runtime.options import SamplingOptions
@@ -122,9 +122,8 @@ def read(
             for number, message in enumerate(messages):
                 ids = encode(tokenizer, template, message)
                 if len(ids) + args.n <= target.context:
-                    target.truncate(0)
-                    sampler = make_sampler(SamplingOptions())
-                    written = list(engine.generate(target, ids, sampler, args.n, tokenizer.eos_ids))
+                    asked = Answer(Prompt(ids, SamplingOptions(n=args.n)), tokenizer.eos_ids)
+                    written = list(Scheduler(target).write(asked))
                     answers.setdefault(task, []).append(places(drafter, ids, written))
                 progress(number + 1, len(messages))
     return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,8 @@ from flatlm.runtime.backends import Segment
 from flatlm.runtime.backends.native import NativeBackend, steps
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.errors import ContextError, ResourceError, UsageError
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.answer import Prompt
-from flatlm.runtime.generation.batch import Batch, Writer
-from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.answer import Answer, Prompt
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.text.tokenizer import load_tokenizer
@@ -166,9 +165,12 @@ def jobs(seed, count, context):
     return result
 
 
+def writer(prompt, options=None, n=-1, stops=()):
+    return Answer(Prompt(prompt, replace(options or SamplingOptions(), n=n)), stops)
+
+
 def alone(backend, job):
-    prompt, options, n, stops = job
-    return list(engine.generate(backend, prompt, make_sampler(options), n, stops))
+    return list(Scheduler(backend).write(writer(*job)))
 
 
 def together(batch, given, chance, most=100):
@@ -176,25 +178,21 @@ def together(batch, given, chance, most=100):
     writers, waiting, written = [], list(given), {}
     while waiting or batch.count:
         while waiting and batch.count < most and chance.random() < 0.5:
-            prompt, options, n, stops = waiting.pop(0)
-            writers.append(Writer(prompt, make_sampler(options), n, stops))
-            batch.add(writers[-1])
-        for writer, number in batch.step():
-            written.setdefault(writer, []).append(number)
-    assert all(writer.ended for writer in writers)
-    return [written[writer] for writer in writers], writers
+            writers.append(batch.add(writer(*waiting.pop(0))))
+        for one, ids in batch.step():
+            written.setdefault(one, []).extend(ids)
+    assert all(one.ended for one in writers)
+    return [written[one] for one in writers], writers
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_answers_are_those_of_one_at_a_time(seed):
     given, backend = jobs(seed, 20, 64), FakeBackend(slots=1 + seed % 5)
-    answers, writers = together(Batch(backend, chunk=4), given, random.Random(seed))
+    answers, writers = together(Scheduler(backend, chunk=4), given, random.Random(seed))
     assert answers == [alone(FakeBackend(), job) for job in given]
-    assert sum(writer.reused for writer in writers) > 0
+    assert sum(one.reused for one in writers) > 0
     read = sum(len(ids) for ids in backend.calls)
-    total = sum(
-        len(writer.prompt) - writer.reused + len(writer.ids) - len(writer.prompt) - 1 for writer in writers
-    )
+    total = sum(len(one.prompt.ids) - one.reused + one.written - 1 for one in writers)
     assert read == total  # what is reused is not read again, and no id is fed that nobody needs
 
 
@@ -203,7 +201,7 @@ def test_answers_of_the_native_backend_are_those_of_one_at_a_time(kv):
     artifact = SimpleNamespace(graph=quantized_graph(3, kv))
     given = jobs(1, 24, CONTEXT)
     backend, single = NativeBackend(artifact, threads=2, slots=6), NativeBackend(artifact, threads=1)
-    answers, _ = together(Batch(backend, chunk=5), given, random.Random(2))
+    answers, _ = together(Scheduler(backend, chunk=5), given, random.Random(2))
     assert answers == [alone(single, job) for job in given]
     backend.close()
     single.close()
@@ -211,42 +209,37 @@ def test_answers_of_the_native_backend_are_those_of_one_at_a_time(kv):
 
 def test_a_prompt_is_read_in_chunks_beside_others_that_write():
     backend = FakeBackend(slots=2)
-    batch = Batch(backend, chunk=3)
-    batch.add(Writer([1, 2], greedy(), 9))
+    batch = Scheduler(backend, chunk=3)
+    batch.add(writer([1, 2], n=9))
     batch.step()
-    batch.add(Writer([5, 6, 7, 8], greedy(), 2))
+    batch.add(writer([5, 6, 7, 8], n=2))
     while batch.count:
         batch.step()
     assert backend.steps[:4] == [[(0, 2)], [(0, 1), (1, 3)], [(0, 1), (1, 1)], [(0, 1), (1, 1)]]
     assert backend.steps[4:] == [[(0, 1)]] * 5
 
 
-def greedy():
-    return make_sampler(SamplingOptions())
-
-
 def answered(batch, prompt, n=2):
-    writer = Writer(prompt, greedy(), n)
-    batch.add(writer)
-    while not writer.ended:
+    one = batch.add(writer(prompt, n=n))
+    while not one.ended:
         batch.step()
-    return writer
+    return one
 
 
 def test_samples_of_one_prompt_read_it_once():
     backend = FakeBackend(slots=4)
-    batch, prompt = Batch(backend, chunk=8), [*range(3, 13)]
-    writers = [Writer(prompt, make_sampler(SamplingOptions(temp=1.0, seed=i)), 5) for i in range(4)]
-    for writer in writers:
-        batch.add(writer)
+    batch, prompt = Scheduler(backend, chunk=8), [*range(3, 13)]
+    writers = [writer(prompt, SamplingOptions(temp=1.0, seed=i), 5) for i in range(4)]
+    for one in writers:
+        batch.add(one)
     while batch.count:
         batch.step()
-    assert [writer.reused for writer in writers] == [0, 9, 9, 9]
-    assert len({tuple(writer.ids) for writer in writers}) > 1
+    assert [one.reused for one in writers] == [0, 9, 9, 9]
+    assert len({tuple(one.ids) for one in writers}) > 1
 
 
 def test_conversations_that_take_turns_keep_their_caches():
-    batch = Batch(FakeBackend(slots=2))
+    batch = Scheduler(FakeBackend(slots=2))
     system = [3, 4, 5, 6]
     one, two = answered(batch, [*system, 10]), answered(batch, [*system, 20])
     assert two.reused == 4  # copied
@@ -255,13 +248,13 @@ def test_conversations_that_take_turns_keep_their_caches():
             again = answered(batch, [*was.ids[:7], turn])
             assert again.reused >= 6  # all but the last id that was written, and the new one
             assert again.ids == [
-                *again.prompt,
-                *alone(FakeBackend(), (again.prompt, SamplingOptions(), 2, ())),
+                *again.prompt.ids,
+                *alone(FakeBackend(), (again.prompt.ids, SamplingOptions(), 2, ())),
             ]
 
 
 def test_the_slot_that_ended_first_is_given_away_first():
-    batch = Batch(FakeBackend(slots=2))
+    batch = Scheduler(FakeBackend(slots=2))
     answered(batch, [3, 4, 5])
     answered(batch, [6, 7, 8])
     answered(batch, [9, 10, 11])
@@ -271,12 +264,12 @@ def test_the_slot_that_ended_first_is_given_away_first():
 
 def test_who_is_removed_gives_its_slot_to_the_next():
     backend = FakeBackend(slots=1)
-    batch = Batch(backend)
-    first, second = Writer([3, 4], greedy()), Writer([3, 9], greedy(), 3)
+    batch = Scheduler(backend)
+    first, second = writer([3, 4]), writer([3, 9], n=3)
     batch.add(first)
     batch.add(second)
     batch.step()
-    assert (first.slot, second.slot, batch.count) == (0, -1, 2)
+    assert (first.sequence.slot, second.sequence.slot, batch.count) == (0, -1, 2)
     batch.remove(first)
     while batch.count:
         batch.step()
@@ -291,9 +284,9 @@ def test_an_interrupt_ends_all_and_leaves_the_next_answers_right():
                 raise KeyboardInterrupt
             return rows
 
-    batch = Batch(Interrupted(slots=2), chunk=2)
+    batch = Scheduler(Interrupted(slots=2), chunk=2)
     for prompt in ([3, 4, 5], [3, 4, 6]):
-        batch.add(Writer(prompt, greedy()))
+        batch.add(writer(prompt))
     for _ in range(3):
         batch.step()
     with pytest.raises(KeyboardInterrupt):
@@ -307,10 +300,10 @@ def test_an_interrupt_ends_all_and_leaves_the_next_answers_right():
 def test_seconds_of_all_writers_add_up_to_what_passed(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    batch = Batch(FakeBackend(slots=3), chunk=4)
-    writers = [Writer([3 + i] * 6, greedy(), 5) for i in range(3)]
-    for writer in writers:
-        batch.add(writer)
+    batch = Scheduler(FakeBackend(slots=3), chunk=4)
+    writers = [writer([3 + i] * 6, n=5) for i in range(3)]
+    for one in writers:
+        batch.add(one)
     count = 0
     while batch.count:
         batch.step()
@@ -321,11 +314,11 @@ def test_seconds_of_all_writers_add_up_to_what_passed(monkeypatch):
 
 
 def test_a_prompt_that_cannot_be_read_is_refused_when_it_comes():
-    batch = Batch(FakeBackend(context=8, slots=2))
+    batch = Scheduler(FakeBackend(context=8, slots=2))
     with pytest.raises(ContextError, match="9 tokens long, the context holds 8"):
-        batch.add(Writer([3] * 9, greedy()))
+        batch.add(writer([3] * 9))
     with pytest.raises(UsageError, match="empty"):
-        batch.add(Writer([], greedy()))
+        batch.add(writer([]))
     assert batch.count == 0
 
 

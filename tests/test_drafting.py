@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +16,14 @@ from hypothesis import strategies as st
 from flatlm.runtime import cli
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
-from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting import Draft, Guess
 from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.spec import DraftSpec, assemble
 from flatlm.runtime.drafting.speculator import Speculator
-from flatlm.runtime.drafting.verify import invariant
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.answer import Answer, Prompt
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
 from tests.test_cli import MANIFEST, Machine
@@ -38,16 +38,23 @@ PENALIZED = SamplingOptions(repeat_penalty=1.7, repeat_last_n=8)
 class Guesser:
     """Guesses from a list of numbers: right, wrong or random ones, any count."""
 
-    name, passes, seconds = "guesser", 0, 0.0
+    name = "guesser"
 
     def __init__(self, right, script, vocab):
         self.right, self.script, self.vocab = right, itertools.cycle(script), vocab
 
-    def begin(self, choose): ...
+    def begin(self, rule): ...
+
+    def learn(self, *found): ...
+
+    def end(self, state): ...
 
     def close(self): ...
 
-    def propose(self, ids, n):
+    def propose(self, asks):
+        return [Draft(self.guess(ids, n)) for _, ids, n in asks]
+
+    def guess(self, ids, n):
         known = self.right[len(ids) :]
         count = min(n, next(self.script))
         truth = [*known, *([0] * n)][:count]
@@ -55,13 +62,18 @@ class Guesser:
         return [Guess((t + 1) % self.vocab if w else t, self.name) for t, w in zip(truth, wrong, strict=True)]
 
 
-def answer(backend, prompt, options, speculator=None, n=-1, stop_ids=(), held=None):
-    """The ids that follow `prompt`; with a speculator they are drafted."""
-    sampler = make_sampler(options)
-    if speculator is not None:
-        speculator.begin(invariant(sampler))
-    ids = engine.generate(backend, prompt, sampler, n, stop_ids, held=held, speculator=speculator)
-    return list(ids)
+def asked(prompt, options=GREEDY, n=-1, stop_ids=()):
+    return Answer(Prompt(prompt, replace(options, n=n)), stop_ids)
+
+
+def answer(scheduler, *what, **options):
+    """The ids that follow a prompt."""
+    return list(scheduler.write(asked(*what, **options)))
+
+
+def alone(*what, **options):
+    """The ids that follow a prompt by a fresh FakeBackend."""
+    return answer(Scheduler(FakeBackend()), *what, **options)
 
 
 class Periodic(FakeBackend):
@@ -82,13 +94,12 @@ class Periodic(FakeBackend):
     st.sampled_from([(), (3, 5), tuple(range(20))]),
 )
 def test_any_guesses_give_the_plain_answer_and_the_same_state(script, n, options, stop_ids):
-    prompt, plain, held, drafted_held = [1, 2, 3], Periodic(vocab=30), [], []
-    expected = answer(plain, prompt, options, n=n, stop_ids=stop_ids, held=held)
-    backend = Periodic(vocab=30)
-    speculator = Speculator(Guesser(prompt + expected, script, 30))
-    found = answer(backend, prompt, options, speculator, n, stop_ids, drafted_held)
-    assert found == expected
-    assert backend.ids == plain.ids == held == drafted_held
+    prompt, plain, backend = [1, 2, 3], Periodic(vocab=30), Periodic(vocab=30)
+    writer = Scheduler(plain)
+    expected = answer(writer, prompt, options, n, stop_ids)
+    drafted = Scheduler(backend, speculator=Speculator(Guesser(prompt + expected, script, 30)))
+    assert answer(drafted, prompt, options, n, stop_ids) == expected
+    assert backend.ids == plain.ids == writer.slots.held() == drafted.slots.held()
 
 
 def cascades():
@@ -121,9 +132,9 @@ def tiny(seed):
 
 @pytest.fixture(scope="module")
 def plain_answers():
-    backend = NumpyBackend(tiny(TARGET))
+    scheduler = Scheduler(NumpyBackend(tiny(TARGET)))
     return {
-        (i, name): answer(backend, prompt, options, held=[])
+        (i, name): answer(scheduler, prompt, options)
         for i, prompt in enumerate(PROMPTS)
         for name, options in RULES.items()
     }
@@ -133,12 +144,13 @@ def plain_answers():
 @pytest.mark.parametrize("shape", sorted(cascades()))
 def test_every_drafter_gives_the_plain_answers_of_a_real_graph(plain_answers, shape, threads):
     backend = NativeBackend(tiny(TARGET), threads=threads)
-    speculator, held = assemble(*cascades()[shape], clock=itertools.count().__next__), []
-    drafted = 0
+    speculator = assemble(*cascades()[shape], clock=itertools.count().__next__)
+    scheduler, drafted = Scheduler(backend, speculator=speculator), 0
     for (i, name), expected in plain_answers.items():
-        assert answer(backend, PROMPTS[i], RULES[name], speculator, held=held) == expected
-        assert held == [*PROMPTS[i], *expected[:-1]]
-        drafted += speculator.timings().drafted
+        one = asked(PROMPTS[i], RULES[name])
+        assert list(scheduler.write(one)) == expected
+        assert scheduler.slots.held() == [*PROMPTS[i], *expected[:-1]]
+        drafted += one.timings.drafting.drafted
     assert drafted > 0
     assert len(expected) == CONTEXT - len(PROMPTS[-1]) + 1
     backend.close()
@@ -148,44 +160,42 @@ def test_a_model_that_drafts_for_itself_is_always_right_even_when_sampling():
     for options in (GREEDY, SAMPLED):
         itself = ModelDrafter("m", NumpyBackend(tiny(TARGET)), VOCABULARY)
         speculator = assemble([itself], DraftSpec(("m",), ((4,),), 1.0))
-        answer(NumpyBackend(tiny(TARGET)), [7, 8], options, speculator, n=16)
-        timings = speculator.timings()
+        one = asked([7, 8], options, n=16)
+        list(Scheduler(NumpyBackend(tiny(TARGET)), speculator=speculator).write(one))
+        timings = one.timings.drafting
         assert (timings.accepted, timings.drafted, timings.target_passes) == (12, 12, 3)
         assert timings.tokens_per_pass == 5
 
 
 def test_several_tokens_are_one_pass_and_the_rest_is_forgotten():
-    backend, expected = FakeBackend(), answer(FakeBackend(), [1, 2], GREEDY, n=6)
+    backend, expected = FakeBackend(), alone([1, 2], n=6)
     guesses = Guesser([1, 2, *expected[:4], 0, 0], [3, 1, 1, 1], 300)
-    assert answer(backend, [1, 2], GREEDY, Speculator(guesses), n=6) == expected
+    assert answer(Scheduler(backend, speculator=Speculator(guesses)), [1, 2], n=6) == expected
     assert backend.calls[1] == expected[:4]
     assert backend.ids == [1, 2, *expected[:5]]
 
 
 def test_an_interrupt_in_a_verification_leaves_the_next_answer_right():
     class Interrupted(FakeBackend):
-        def truncate(self, length):
+        def truncate(self, length, slot=0):
             if len(self.calls) == 3:
                 self.calls.append([])
                 raise KeyboardInterrupt
-            super().truncate(length)
+            super().truncate(length, slot)
 
-    backend, held = Interrupted(), []
+    scheduler = Scheduler(Interrupted(), speculator=Speculator(Guesser([], [2, 0, 0], 300)))
     with pytest.raises(KeyboardInterrupt):
-        answer(backend, [1, 2], GREEDY, Speculator(Guesser([], [2, 0, 0], 300)), held=held)
-    assert answer(backend, [1, 2, 3], GREEDY, n=8, held=held) == answer(FakeBackend(), [1, 2, 3], GREEDY, n=8)
+        answer(scheduler, [1, 2])
+    assert answer(scheduler, [1, 2, 3], n=8) == alone([1, 2, 3], n=8)
 
 
 def test_a_consumer_that_leaves_within_a_draft_leaves_the_next_answer_right():
-    backend, held = FakeBackend(), []
-    expected = answer(FakeBackend(), [1, 2], GREEDY, n=9)
+    expected = alone([1, 2], n=9)
     speculator = Speculator(Guesser([1, 2, *expected], [5, 1, 1, 1, 1, 1], 300))
-    sampler = make_sampler(GREEDY)
-    speculator.begin(invariant(sampler))
-    ids = engine.generate(backend, [1, 2], sampler, held=held, speculator=speculator)
-    assert list(itertools.islice(ids, 3)) == expected[:3]
-    ids.close()
-    assert answer(backend, [1, 2, 9], GREEDY, n=5, held=held) == answer(FakeBackend(), [1, 2, 9], GREEDY, n=5)
+    scheduler, one = Scheduler(FakeBackend(), speculator=speculator), asked([1, 2])
+    assert list(itertools.islice(scheduler.write(one), 3)) == expected[:3]
+    scheduler.remove(one)
+    assert answer(scheduler, [1, 2, 9], n=5) == alone([1, 2, 9], n=5)
 
 
 # ---- the LLM
@@ -210,10 +220,14 @@ def tokenizer(tmp_path):
     return load_tokenizer(write_folder(tmp_path, byte_level()))
 
 
+def maxgram():
+    return assemble([MaxGram()], DraftSpec(("maxgram",), ((10,),), 1.0))
+
+
 def test_a_drafted_text_is_the_plain_text_and_counts_its_drafts(tokenizer):
     script = [*tokenizer.encode("abcabcabcabc. abcabcabcabc", special=False), 0]
     plain = LLM.of(Scripted(script), tokenizer).generate("x")
-    drafted = LLM.of(Scripted(script), tokenizer, speculator=Speculator(MaxGram())).generate("x")
+    drafted = LLM.of(Scripted(script), tokenizer, speculator=maxgram()).generate("x")
     assert (drafted.text, drafted.tokens, drafted.finish_reason) == (plain.text, plain.tokens, "stop")
     t = drafted.timings.drafting
     assert (t.sources[0].name, t.sources[0].accepted) == ("maxgram", t.accepted)
@@ -224,7 +238,7 @@ def test_a_drafted_text_is_the_plain_text_and_counts_its_drafts(tokenizer):
 
 def test_a_stream_knows_who_proposed_what_it_gives(tokenizer):
     script = [*tokenizer.encode("abcabcabc", special=False), 0]
-    stream = LLM.of(Scripted(script), tokenizer, speculator=Speculator(MaxGram())).stream("x")
+    stream = LLM.of(Scripted(script), tokenizer, speculator=maxgram()).stream("x")
     given = [(piece, stream.source) for piece in stream]
     assert given[:5] == [("a", ""), ("b", ""), ("c", ""), ("a", ""), ("b", "maxgram")]
 

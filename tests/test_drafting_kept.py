@@ -7,11 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from flatlm.runtime.drafting import Offer, Place
 from flatlm.runtime.drafting.costs import SLOPE, STALE
 from flatlm.runtime.drafting.kept import Kept
 from flatlm.runtime.drafting.schedule import FADE
+from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.generation.sampler import make_sampler
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import SamplingOptions
 from tests.test_nested import exported
 
 HOW = "native, 2 threads"
@@ -167,8 +171,9 @@ def test_a_model_that_is_closed_keeps_what_it_knows_and_answers_the_same_with_it
         with LLM(folder, threads=1, ctx=128, draft="auto:nested") as llm:
             answers.append(llm.generate("once upon a time", n=40).tokens)
             (model,) = (leaf for leaf in llm.speculator.leaves if leaf.name == "nested")
+            state = model.begin(invariant(make_sampler(SamplingOptions())))
             for ids in ([1, 2], [1, 2, 3]):  # whether the schedule asked it depends on the clock
-                model.review(ids)
+                model.draft([Offer(Place(state, ids, 1))])
     assert answers[0] == answers[1]
     assert [path.suffix for path in kept_folder.iterdir()] == [".json"] * 3
     kept = Kept("native, cpu, 1 threads")

@@ -12,8 +12,9 @@ from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.spec import DraftSpec, assemble
 from flatlm.runtime.drafting.verify import Rule, invariant, rejection, rest, shares_of, verify
-from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.sampler import draw, make_sampler, next_law
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.options import SamplingOptions
 from tests.tiny_text import FakeBackend
 
@@ -58,13 +59,11 @@ def exact_law():
 def sampled_answers(make_rule, drafters, spec):
     """How often each answer came, over ANSWERS seeds."""
     counts = {}
-    backend, speculator = Small(0), assemble(drafters, spec)
-    held: list[int] = []
+    scheduler = Scheduler(Small(0), speculator=assemble(drafters, spec))
     for seed in range(ANSWERS):
-        options = SamplingOptions(**FILTERS, seed=seed)
-        sampler = make_sampler(options)
-        speculator.begin(make_rule(sampler, options))
-        ids = tuple(engine.generate(backend, PROMPT, sampler, LENGTH, held=held, speculator=speculator))
+        options = SamplingOptions(**FILTERS, seed=seed, n=LENGTH)
+        law = make_rule(make_sampler(options), options)
+        ids = tuple(scheduler.write(Answer(Prompt(PROMPT, options), law=law)))
         counts[ids] = counts.get(ids, 0) + 1
     return counts
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting import Ask, Guess, Offer, Place
 from flatlm.runtime.drafting.bigrams import BIGRAMS, load_bigrams
 from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade
 from flatlm.runtime.drafting.costs import Costs
@@ -15,8 +15,10 @@ from flatlm.runtime.drafting.maxgram import MaxGram, trust
 from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from flatlm.runtime.drafting.spec import DraftSpec, _own_name, parse_draft
 from flatlm.runtime.drafting.suffixes import SuffixIndex
+from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.errors import FormatError, UsageError
-from flatlm.runtime.generation.sampler import greedy
+from flatlm.runtime.generation.sampler import greedy, make_sampler
+from flatlm.runtime.options import SamplingOptions
 from tests.interrupts import interrupted_after
 from tests.tiny_text import FakeBackend, byte_level, write_folder
 
@@ -37,10 +39,35 @@ def tokens(guesses):
     return [guess.token for guess in guesses]
 
 
-def followed(drafter):
-    """A drafting model that writes greedily."""
-    drafter.begin(lambda logits, _, ids: (int(ids[greedy(logits)]), None))
-    return drafter
+class Followed:
+    """A drafter with one sequence that it follows greedily."""
+
+    def __init__(self, drafter):
+        self.drafter, self.state = drafter, drafter.begin(invariant(make_sampler(SamplingOptions())))
+
+    def propose(self, ids, n):
+        guesses = []
+        while len(guesses) < n:
+            more = self.review([*ids, *tokens(guesses)], n=n - len(guesses))
+            if not more:
+                break
+            guesses += more
+        return guesses
+
+    def review(self, ids, draft=(), lenience=1.0, n=99):
+        place = Place(self.state, list(ids), n)
+        return self.drafter.draft([Offer(place, reviewed=draft, lenience=lenience)])[0]
+
+
+def proposed(cascade, ids, n):
+    """The draft of a cascade for one sequence."""
+    (draft,) = cascade.propose([Ask(cascade.begin(invariant(make_sampler(SamplingOptions()))), ids, n)])
+    return draft.guesses
+
+
+def found(drafter, ids, n):
+    """What Max-Gram proposes in a sequence of its own."""
+    return drafter.propose(drafter.begin(), ids, n)
 
 
 # ---- Max-Gram
@@ -74,23 +101,23 @@ def test_the_work_per_token_does_not_grow_with_the_text():
 
 def test_maxgram_proposes_what_followed_the_earliest_match_or_the_latest():
     ids = [5, 1, 2, 8, 5, 1, 2, 9, 4, 1, 2]
-    assert tokens(MaxGram().propose(ids, 3)) == [8, 5, 1]
-    assert tokens(MaxGram(latest=True).propose(ids, 3)) == [9, 4, 1]
+    assert tokens(found(MaxGram(), ids, 3)) == [8, 5, 1]
+    assert tokens(found(MaxGram(latest=True), ids, 3)) == [9, 4, 1]
 
 
 def test_one_token_is_enough_for_a_match_and_a_new_one_is_not():
-    assert tokens(MaxGram().propose([1, 2, 3, 1], 2)) == [2, 3]
-    assert tokens(MaxGram().propose([1, 2, 3, 4], 2)) == []
+    assert tokens(found(MaxGram(), [1, 2, 3, 1], 2)) == [2, 3]
+    assert tokens(found(MaxGram(), [1, 2, 3, 4], 2)) == []
 
 
 def test_bigrams_fill_what_a_match_does_not_give():
     bigrams = np.array([-1, 2, 3, 0], np.int32)
-    assert tokens(MaxGram(bigrams).propose([1], 5)) == [2, 3, 0]
-    assert tokens(MaxGram(bigrams).propose([3, 1, 3], 4)) == [1, 3, 0]
+    assert tokens(found(MaxGram(bigrams), [1], 5)) == [2, 3, 0]
+    assert tokens(found(MaxGram(bigrams), [3, 1, 3], 4)) == [1, 3, 0]
 
 
 def test_trust_grows_with_the_match_and_along_the_proposal():
-    assert [g.trust for g in MaxGram().propose([1, 2, 3, 4, 9, 1, 2], 3)] == [trust(2), trust(3), trust(4)]
+    assert [g.trust for g in found(MaxGram(), [1, 2, 3, 4, 9, 1, 2], 3)] == [trust(2), trust(3), trust(4)]
     assert [trust(n) for n in (0, 1, 2, 3, 4, 8, 31, 32, 500)] == [0, 1, 2, 2, 3, 4, 5, 6, 6]
 
 
@@ -98,20 +125,22 @@ def test_trust_grows_with_the_match_and_along_the_proposal():
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_maxgram_follows_whatever_sequence_it_is_given(sequences):
     drafter = MaxGram()
+    state = drafter.begin()
     for ids in sequences:
-        assert drafter.propose(ids, 6) == MaxGram().propose(ids, 6)
+        assert drafter.propose(state, ids, 6) == found(MaxGram(), ids, 6)
 
 
 def test_an_interrupt_leaves_maxgram_as_good_as_new():
     count = 0
     for lines in range(1, 200):
         drafter = MaxGram()
+        state = drafter.begin()
         with interrupted_after(lines, SuffixIndex.push, SuffixIndex.pop) as came:
-            drafter.propose([1, 2, 1, 2, 1, 3, 1, 2, 1], 4)
-            drafter.propose([1, 2, 1, 3, 1, 3, 2, 1, 3], 4)
+            drafter.propose(state, [1, 2, 1, 2, 1, 3, 1, 2, 1], 4)
+            drafter.propose(state, [1, 2, 1, 3, 1, 3, 2, 1, 3], 4)
         count += bool(came)
         for ids in ([1, 2, 1, 3, 1, 3, 2, 1, 3], [1, 2, 1, 2, 1], [5]):
-            assert drafter.propose(ids, 4) == MaxGram().propose(ids, 4)
+            assert drafter.propose(state, ids, 4) == found(MaxGram(), ids, 4)
     assert count > 100
 
 
@@ -167,27 +196,27 @@ def greedy_answer(ids, n, vocab=300):
 
 
 def test_a_model_drafts_what_it_would_write():
-    drafter = followed(ModelDrafter("small", FakeBackend(), 300))
+    drafter = Followed(ModelDrafter("small", FakeBackend(), 300))
     assert tokens(drafter.propose([1, 2, 3], 4)) == greedy_answer([1, 2, 3], 4)
-    assert drafter.passes == 4
+    assert drafter.drafter.passes == 4
 
 
 def test_a_model_reads_only_what_is_new():
     backend = FakeBackend()
-    drafter = followed(ModelDrafter("small", backend, 300))
+    drafter = Followed(ModelDrafter("small", backend, 300))
     drafter.propose([1, 2, 3], 1)
     drafter.propose([1, 2, 3, 9], 1)
     drafter.propose([1, 2, 8], 1)
     assert backend.calls == [[1, 2, 3], [9], [8]]
-    assert drafter.behind([1, 2, 8, 4, 4]) == 2
+    assert drafter.drafter.behind(drafter.state, [1, 2, 8, 4, 4]) == 2
 
 
 def test_a_review_writes_the_same_in_fewer_passes():
     right = greedy_answer([1, 2], 5)
-    drafter = followed(ModelDrafter("small", FakeBackend(), 300))
+    drafter = Followed(ModelDrafter("small", FakeBackend(), 300))
     draft = [Guess(token, "other") for token in [*right[:3], 299]]
     assert tokens(drafter.review([1, 2], draft)) == right[:4]
-    assert drafter.passes == 1
+    assert drafter.drafter.passes == 1
     assert tokens(drafter.propose([1, 2, *right[:4]], 1)) == right[4:]
 
 
@@ -197,20 +226,20 @@ def test_a_lenient_review_keeps_a_guess_that_is_likely_enough(lenience, kept):
         def row(self):
             return np.log([0.5, 0.4, 0.1])
 
-    drafter = followed(ModelDrafter("small", Fixed(vocab=3), 3))
-    found = drafter.review([1], [Guess(1, "other", chance=0.8)], lenience)
-    assert tokens(found) == ([1, 0] if kept else [0])
-    assert found[0].source == ("other" if kept else "small")
-    assert found[0].chance == pytest.approx(0.4 if kept else 0.5)
+    drafter = Followed(ModelDrafter("small", Fixed(vocab=3), 3))
+    result = drafter.review([1], [Guess(1, "other", chance=0.8)], lenience)
+    assert tokens(result) == ([1, 0] if kept else [0])
+    assert result[0].source == ("other" if kept else "small")
+    assert result[0].chance == pytest.approx(0.4 if kept else 0.5)
 
 
 def test_a_model_never_proposes_what_the_target_does_not_know():
-    drafter = followed(ModelDrafter("large vocabulary", FakeBackend(vocab=300), 40))
+    drafter = Followed(ModelDrafter("large vocabulary", FakeBackend(vocab=300), 40))
     assert max(tokens(drafter.propose([1, 2, 3], 20))) < 40
 
 
 def test_a_model_says_nothing_about_ids_it_does_not_know_or_beyond_its_context():
-    drafter = followed(ModelDrafter("small", FakeBackend(vocab=20, context=6), 300))
+    drafter = Followed(ModelDrafter("small", FakeBackend(vocab=20, context=6), 300))
     assert drafter.propose([1, 25], 3) == []
     assert drafter.review([1, 2], [Guess(25, "other")]) == []
     assert len(drafter.propose([1, 2, 3, 4], 9)) == 3
@@ -224,7 +253,7 @@ def test_an_interrupt_in_a_drafting_model_leaves_it_right():
                 raise KeyboardInterrupt
             return rows
 
-    drafter = followed(ModelDrafter("small", Interrupted(), 300))
+    drafter = Followed(ModelDrafter("small", Interrupted(), 300))
     with pytest.raises(KeyboardInterrupt):
         drafter.propose([1, 2, 3], 4)
     assert tokens(drafter.propose([1, 2, 7], 3)) == greedy_answer([1, 2, 7], 3)
@@ -246,18 +275,18 @@ def test_models_of_one_tokenizer_may_pad_it_differently_and_other_tokenizers_are
 class Scripted:
     """A drafter that proposes 1, 2, 3 … and notes what it was asked."""
 
-    name, passes, seconds = "scripted", 0, 0.0
+    name, costs = "scripted", None
 
     def __init__(self, most=99):
         self.most, self.asked = most, []
 
-    def begin(self, choose): ...
+    def begin(self, rule): ...
 
     def close(self): ...
 
-    def propose(self, ids, n):
-        self.asked.append((len(ids), n))
-        return [Guess(i + 1, self.name) for i in range(min(n, self.most))]
+    def draft(self, offers):
+        self.asked += [(len(offer.place.ids), offer.place.n) for offer in offers]
+        return [[Guess(i + 1, self.name) for i in range(min(offer.place.n, self.most))] for offer in offers]
 
 
 class Reviewer(ModelDrafter):
@@ -267,26 +296,26 @@ class Reviewer(ModelDrafter):
         super().__init__("reviewer", FakeBackend(), 300)
         self.keeps, self.given = keeps, []
 
-    def review(self, ids, draft=(), lenience=1.0):
-        self.given.append((len(ids), len(draft), lenience))
-        return [*draft[: self.keeps], Guess(0, self.name)]
+    def draft(self, offers):
+        self.given += [(len(o.place.ids), len(o.reviewed), o.lenience) for o in offers]
+        return [[*offer.reviewed[: self.keeps], Guess(0, self.name)] for offer in offers]
 
 
 def test_a_statistical_drafter_alone_proposes_ten_at_a_time_until_k_is_reached():
     drafter = Scripted()
-    assert len(Cascade([drafter], ((25,),), 1.0).propose([5], 99)) == 30
+    assert len(proposed(Cascade([drafter], ((25,),), 1.0), [5], 99)) == 30
     assert drafter.asked == [(1, 10), (11, 10), (21, 10)]
 
 
 def test_a_model_alone_writes_k_tokens_one_by_one():
     model = Reviewer(0)
-    assert len(Cascade([model], ((4,),), 1.0).propose([5], 99)) == 4
+    assert len(proposed(Cascade([model], ((4,),), 1.0), [5], 99)) == 4
     assert model.given == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0), (4, 0, 1.0)]
 
 
 def test_the_published_matrix_for_two_drafters_is_followed():
     model, statistical = Reviewer(5), Scripted()
-    guesses = Cascade([model, statistical], *PUBLISHED["llama2"]).propose([5], 99)
+    guesses = proposed(Cascade([model, statistical], *PUBLISHED["llama2"]), [5], 99)
     assert model.given == [(1, 10, 3.0), (7, 10, 3.0), (13, 10, 3.0)]  # 6 tokens each, until there are 13
     assert [n for _, n in statistical.asked] == [10, 10, 10, 10]  # for the model, and last for the target
     assert len(guesses) == 18 + 10
@@ -294,7 +323,7 @@ def test_the_published_matrix_for_two_drafters_is_followed():
 
 def test_the_published_matrix_for_three_drafters_is_followed():
     large, small, statistical = Reviewer(1), Reviewer(2), Scripted()
-    guesses = Cascade([large, small, statistical], *PUBLISHED["flan-t5"]).propose([5], 99)
+    guesses = proposed(Cascade([large, small, statistical], *PUBLISHED["flan-t5"]), [5], 99)
     # for the large model: one step of the small one (3 tokens), then 10 of the statistical drafter
     assert large.given == [(1, 13, 5.0), (3, 13, 5.0), (5, 13, 5.0)]
     assert len(guesses) == 6 + 9 + 10  # of large until 5, of small until 13, then 10 more
@@ -306,11 +335,11 @@ def test_the_published_matrix_for_three_drafters_is_followed():
 def test_a_cascade_never_proposes_more_than_asked(n, name):
     K, lenience = PUBLISHED[name]
     drafters = [*(Reviewer(3) for _ in K[1:]), Scripted()]
-    assert len(Cascade(drafters, K, lenience).propose([5], n)) <= n
+    assert len(proposed(Cascade(drafters, K, lenience), [5], n)) <= n
 
 
 def test_a_cascade_ends_where_its_drafters_know_nothing():
-    assert Cascade([Scripted(0)], ((10,),), 1.0).propose([5], 99) == []
+    assert proposed(Cascade([Scripted(0)], ((10,),), 1.0), [5], 99) == []
 
 
 # ---- what --draft may say

@@ -7,19 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting import Ask, Guess, Offer, Place
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.costs import STALE, SWEEP, Costs
+from flatlm.runtime.drafting.lengths import KEPT, Lengths
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.readings import HORIZON, Readings
 from flatlm.runtime.drafting.schedule import FADE, HOPELESS, START, Schedule
 from flatlm.runtime.drafting.spec import DraftSpec, assemble
 from flatlm.runtime.drafting.verify import invariant
-from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.options import SamplingOptions
 from tests.tiny_text import FakeBackend
+
+GREEDY = invariant(make_sampler(SamplingOptions()))
 
 # ---- costs
 
@@ -132,8 +136,9 @@ def test_of_what_max_gram_proposes_as_much_is_drafted_as_pays():
     schedule, ids = Schedule(), [*range(10), *range(10), 0]
     for rows in range(1, 18):
         schedule.target.add(rows, 1 + 0.05 * (rows - 1) ** 2)
-    auto, run = Auto(schedule, MaxGram()), MaxGram().propose(ids, 16)
-    draft = auto.propose(ids, 16)
+    auto, run = Auto(schedule, [MaxGram()]), MaxGram().propose(MaxGram().begin(), ids, 16)
+    (found,) = auto.propose([Ask(auto.begin(GREEDY), ids, 16)])
+    draft = found.guesses
     assert draft == run[: schedule.best_length(map(auto._odds, run))[0]]
     assert 2 < len(draft) < len(run)
 
@@ -221,12 +226,9 @@ def seconds_of(text, drafters, clock, base=1.0, slope=0.1, schedule=None):
     names = tuple("maxgram" if isinstance(drafter, MaxGram) else "m" for drafter in drafters)
     drafted = assemble(drafters, DraftSpec(names), clock, schedule)
     for speculator in (None, drafted):
-        backend = Timed(clock, text, base, slope)
-        sampler = make_sampler(SamplingOptions())
-        if speculator is not None:
-            speculator.begin(invariant(sampler))
+        scheduler = Scheduler(Timed(clock, text, base, slope), speculator=speculator)
         started = clock.now
-        ids = list(engine.generate(backend, text[:PROMPT], sampler, speculator=speculator))
+        ids = list(scheduler.write(Answer(Prompt(text[:PROMPT], SamplingOptions(n=-1)))))
         assert ids[:-1] == text[PROMPT:]
         times.append(clock.now - started)
     return times
@@ -303,8 +305,9 @@ def test_a_proposal_of_a_drafting_model_that_must_read_a_long_prompt_is_an_inves
 
 @pytest.mark.parametrize(("serves", "read"), [(2.0, False), (HORIZON, True)])
 def test_a_prompt_is_read_where_that_serves_many_steps(serves, read):
-    clock, schedule, text = Clock(), Schedule(), a_text("random", 200)
+    clock, schedule, text = Clock(), Schedule(), a_text("random", 240)
     schedule.readings.recall({"m": serves})
+    schedule.lengths.recall([len(text) - PROMPT] * 7)
     slow = Timed(clock, text, 0.4, 0.2)  # reading the prompt takes 8 plain steps
     model = ModelDrafter("m", slow, 64, clock, size=0.4)
     seconds_of(text, [model], clock, schedule=schedule)
@@ -395,9 +398,8 @@ def test_a_model_whose_weights_had_to_be_loaded_first_is_used_after_all():
 def test_a_first_pass_counts_as_far_as_it_was_to_be_expected():
     clock = Clock()
     model = ModelDrafter("m", Timed(clock, a_text("random", 200), 100.0, 0.0), 64, clock)
-    model.begin(invariant(make_sampler(SamplingOptions(temp=0.0))).choose)
     model.costs.assumed = 1.0
-    model.review([1])
+    model.draft([Offer(Place(model.begin(GREEDY), [1], 1))])
     assert (model.costs(1), model.loading, model.seconds) == (2.5, 97.5, 100.0)
 
 
@@ -451,3 +453,59 @@ def test_another_text_in_the_next_process_is_drafted_as_well_as_in_a_first_one()
         plain, drafted = seconds_of(text, [MaxGram(), model], clock, schedule=schedule)
         ratios.append(plain / drafted)
     assert ratios[1] > 0.9 * ratios[0] > 1.3
+
+
+# ---- short answers and long ones
+
+
+def ratios_of(lengths, wrong, base, slope, prompt=120):
+    """Plain / drafted seconds of writing answers of these lengths, each in a process of its own."""
+    clock, schedule, kept, found = Clock(), Schedule(), None, []
+    for number, length in enumerate(lengths):
+        text = np.random.default_rng(100 + number).integers(0, 60, prompt + length).tolist()
+        model = ModelDrafter("m", Timed(clock, altered(text, wrong, number), base, slope), 64, clock, base)
+        if number:
+            schedule = in_the_next_process(schedule)
+            if kept:
+                model.costs.recall(kept)
+        times = []
+        for speculator in (None, assemble([MaxGram(), model], DraftSpec(("maxgram", "m")), clock, schedule)):
+            scheduler = Scheduler(Timed(clock, text, 1.0, 0.05), speculator=speculator)
+            ids = scheduler.write(Answer(Prompt(text[:prompt], SamplingOptions(n=-1))))
+            next(ids)  # has read the prompt
+            started = clock.now
+            assert len(list(ids)) == length
+            times.append(clock.now - started)
+        found.append(times[0] / times[1])
+        kept = model.costs.memory() or kept
+    return found
+
+
+# A reading of the prompt takes 10, 12 and 2.5 plain steps.
+@pytest.mark.parametrize(("wrong", "base", "slope"), [(0.15, 0.3, 0.08), (0.1, 0.5, 0.1), (0.2, 0.1, 0.02)])
+@pytest.mark.parametrize("lengths", [range(10, 61, 3), [12, 150, 25, 300, 40, 12, 60, 150, 10, 40]])
+def test_short_answers_lose_little_by_a_model_that_would_have_to_read_the_prompt(lengths, wrong, base, slope):
+    ratios = ratios_of(np.random.default_rng(0).permutation(lengths), wrong, base, slope)
+    assert min(ratios) > 0.85
+    assert np.median(ratios) > 0.95
+
+
+def test_where_answers_are_long_the_prompt_is_read_at_once():
+    ratios = ratios_of([250, 220, 270, 200, 240, 260, 210, 230, 270, 250, 220], 0.15, 0.3, 0.08)
+    assert min(ratios[:7]) > 0.9  # nobody knew
+    assert np.median(ratios[7:]) > 1.35
+
+
+def test_an_answer_that_goes_on_is_worth_a_reading_though_nobody_knew():
+    (ratio,) = ratios_of([1500], 0.15, 0.3, 0.03)
+    assert ratio > 1.25
+
+
+def test_seven_of_eight_answers_are_as_long_as_is_said():
+    lengths = Lengths()
+    for tokens in range(1, 21):
+        lengths.add(10 * tokens)
+    assert [lengths.rest(written) for written in (0, 95, 175, 185, 500)] == [20, 5, 0, 0, 0]
+    for _ in range(KEPT):
+        lengths.add(7)
+    assert (lengths.rest(0), lengths.rest(7)) == (7, 0)

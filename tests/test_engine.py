@@ -1,4 +1,4 @@
-"""runtime.generation.engine and llm: what is fed to a backend, when an answer ends, what leaves as text."""
+"""runtime.generation and llm: what is fed to a backend, when an answer ends, what leaves as text."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.errors import BackendError, ContextError, TokenizerError, UsageError
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.sampler import greedy
+from flatlm.runtime.generation.answer import Answer, Prompt
+from flatlm.runtime.generation.scheduler import Scheduler
+from flatlm.runtime.generation.sequence import common_start
 from flatlm.runtime.llm import LLM, NoTemplateWarning
+from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.text.stop_text import StopText
 from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
 
 
-def take(backend, prompt, n=-1, **options):
-    return list(engine.generate(backend, prompt, lambda logits, _: greedy(logits), n, **options))
+def asked(prompt, n=-1, stop_ids=(), progress=None):
+    return Answer(Prompt(prompt, SamplingOptions(n=n)), stop_ids, progress=progress)
+
+
+def take(backend, prompt, n=-1, chunk=128, **options):
+    return list(Scheduler(backend, chunk=chunk).write(asked(prompt, n, **options)))
 
 
 @pytest.fixture
@@ -45,8 +52,8 @@ def answering(tokenizer):
 def test_common_start_is_where_two_sequences_part(a, b, shared):
     b = a[:shared] + b
     different = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
-    assert engine.common_start(a, b) == min([*different, len(a), len(b)])
-    assert engine.common_start(tuple(a), b) == engine.common_start(b, a)
+    assert common_start(a, b) == min([*different, len(a), len(b)])
+    assert common_start(tuple(a), b) == common_start(b, a)
 
 
 def test_an_answer_is_the_script_up_to_its_stop_id():
@@ -98,39 +105,44 @@ def test_the_chunk_size_does_not_change_the_answer():
 
 
 def test_a_second_prompt_reads_only_what_differs_and_answers_the_same():
-    backend, held, reused = FakeBackend(), [], []
-    take(backend, [1, 2, 3, 4], 3, held=held)
-    assert held == backend.ids
+    backend = FakeBackend()
+    scheduler, second = Scheduler(backend), asked([1, 2, 3, 9, 8], 3)
+    list(scheduler.write(asked([1, 2, 3, 4], 3)))
+    assert scheduler.slots.held() == backend.ids
     backend.calls.clear()
-    answer = take(backend, [1, 2, 3, 9, 8], 3, held=held, on_reuse=reused.append)
+    answer = list(scheduler.write(second))
     assert backend.calls[0] == [9, 8]
-    assert reused == [3]
+    assert second.reused == 3
     assert answer == take(FakeBackend(), [1, 2, 3, 9, 8], 3)
 
 
 def test_the_same_prompt_again_reads_its_last_token_again():
-    backend, held = FakeBackend(), []
-    first = take(backend, [1, 2, 3], 3, held=held)
+    backend = FakeBackend()
+    scheduler = Scheduler(backend)
+    first = list(scheduler.write(asked([1, 2, 3], 3)))
     backend.calls.clear()
-    assert take(backend, [1, 2, 3], 3, held=held) == first
+    assert list(scheduler.write(asked([1, 2, 3], 3))) == first
     assert backend.calls[0] == [3]
 
 
 def test_a_new_answer_is_right_after_an_interrupt_between_backend_and_bookkeeping():
-    backend, held = FakeBackend(), []
-    take(backend, [1, 2, 3], 2, held=held)
-    backend.forward(np.array([7]))  # the backend took a token that `held` does not know of
-    assert take(backend, [1, 2, 3, 4, 5], 3, held=held) == take(FakeBackend(), [1, 2, 3, 4, 5], 3)
+    backend = FakeBackend()
+    scheduler = Scheduler(backend)
+    list(scheduler.write(asked([1, 2, 3], 2)))
+    backend.forward(np.array([7]))  # the backend took a token that the slot does not know of
+    again = list(scheduler.write(asked([1, 2, 3, 4, 5], 3)))
+    assert again == take(FakeBackend(), [1, 2, 3, 4, 5], 3)
 
 
 def test_the_sampler_sees_prompt_and_answer():
     seen = []
 
-    def sampler(logits, history):
+    def sampler(logits, history, ids=None):
         seen.append(list(history))
         return 9
 
-    list(engine.generate(FakeBackend(), [1, 2], sampler, 3))
+    answer = Answer(Prompt([1, 2], SamplingOptions(n=3)), law=invariant(sampler))
+    list(Scheduler(FakeBackend()).write(answer))
     assert seen == [[1, 2], [1, 2, 9], [1, 2, 9, 9]]
 
 
@@ -244,8 +256,9 @@ def test_a_new_answer_ends_the_one_before(answering):
     first = llm.stream("x")
     next(first)
     assert llm.generate("x").text == "Paris"
-    assert list(first) == []
-    assert first.completion.text == "P"
+    with pytest.raises(UsageError, match=r"another answer was begun.*answer_many"):
+        next(first)
+    assert (first.completion.text, first.completion.finish_reason) == ("P", "interrupted")
 
 
 def test_a_seed_repeats_an_answer_and_is_reported(tokenizer):

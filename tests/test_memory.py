@@ -13,7 +13,7 @@ import pytest
 
 from flatlm.kernels_arm.team import PAGES, aligned
 from flatlm.runtime.backends import open_backend
-from flatlm.runtime.errors import BackendError
+from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.llm import LLM
 from tests.test_nested import exported
@@ -89,8 +89,10 @@ def test_a_closed_backend_says_so_and_may_be_closed_again(model, name):
 def test_a_closed_llm_says_so(model):
     llm = LLM(model, threads=1, ctx=128)
     llm.close()
-    with pytest.raises(BackendError, match="the model was closed"):
+    with pytest.raises(UsageError, match="the LLM is closed"):
         llm.generate("once upon a time", n=4)
+    with pytest.raises(BackendError, match="the model was closed"):
+        llm.backend.forward([1])
 
 
 def test_large_buffers_are_zeroed_and_lie_as_small_ones_do():

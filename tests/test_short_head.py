@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from flatlm.runtime.backends import Backend
 from flatlm.runtime.backends.native import NativeBackend
-from flatlm.runtime.drafting import Guess, short_head, spec
+from flatlm.runtime.drafting import Guess, Offer, Place, short_head, spec
 from flatlm.runtime.drafting.model import CLASSES, ModelDrafter
 from flatlm.runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
 from flatlm.runtime.drafting.verify import invariant
@@ -126,7 +127,7 @@ def test_answers_are_drafted_by_short_heads(nested, monkeypatch, draft, rule):
     made: list[ShortHead] = []
     assert spec.ShortHead is ShortHead  # it was imported before the class is replaced
     monkeypatch.setattr(short_head, "ShortHead", lambda *parts: made.append(ShortHead(*parts)) or made[-1])
-    sampling = {"n": 60, "temp": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
+    sampling = {"n": 60, "temp": 4.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3}
     plain = LLM(nested, ctx=128).generate("once upon a time", **sampling)
     drafted = LLM(nested, ctx=128, draft=draft, draft_rule=rule).generate("once upon a time", **sampling)
     assert len(made) == 1
@@ -147,9 +148,17 @@ def test_a_drafter_is_as_large_as_what_it_reads_with_its_short_head(nested, monk
 
 
 def greedy_drafter(backend: Backend | None = None, vocab: int = VOCABULARY) -> ModelDrafter:
-    drafter = ModelDrafter("small", backend or with_short_head(with_head(8), opened, FIRST, MET), vocab)
-    drafter.begin(invariant(make_sampler(SamplingOptions())).choose)
-    return drafter
+    return ModelDrafter("small", backend or with_short_head(with_head(8), opened, FIRST, MET), vocab)
+
+
+def reviewed(
+    drafter: ModelDrafter, ids: list[int], draft: Sequence[Guess] = (), lenience: float = 1.0
+) -> Guess:
+    """The first token that comes of a review by a greedy model, in a sequence of its own."""
+    state = drafter.begin(invariant(make_sampler(SamplingOptions())))
+    ((first, *_),) = drafter.draft([Offer(Place(state, ids, 1), reviewed=draft, lenience=lenience)])
+    drafter.end(state)
+    return first
 
 
 def test_a_guess_has_its_chance_among_the_ids_that_are_known():
@@ -157,7 +166,7 @@ def test_a_guess_has_its_chance_among_the_ids_that_are_known():
     few = 12  # the target's vocabulary: fewer ids than are known here
     drafter = greedy_drafter(short, few)
     for ids in ([1, 2, 30], [1, 2, 30, 5, 40]):
-        (guess,) = drafter.review(ids)
+        guess = reviewed(drafter, ids)
         same.truncate(0)
         logits = same.forward(np.array(ids))[0]
         assert guess.token == np.argmax(logits[:few])
@@ -171,7 +180,7 @@ def test_a_guess_has_its_chance_among_the_ids_that_are_known():
 @pytest.mark.parametrize("known", [True, False])
 def test_a_lenient_review_keeps_no_guess_that_is_not_known(known):
     read = list(range(FIRST, FIRST + MET))  # as many as there are places
-    mine = greedy_drafter().review(read)[0].token
+    mine = reviewed(greedy_drafter(), read).token
     other = next(i for i in ([5, 6] if known else [VOCABULARY - 1]) if i != mine)
-    first = greedy_drafter().review(read, [Guess(other, "another", chance=1e-30)], lenience=1e6)[0]
+    first = reviewed(greedy_drafter(), read, [Guess(other, "another", chance=1e-30)], 1e6)
     assert (first.token, first.source) == ((other, "another") if known else (mine, "small"))

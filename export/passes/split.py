@@ -17,7 +17,7 @@ import numpy as np
 
 from flatlm.runtime.format.graph import Graph, Tensor
 
-from .flatten import MAX_PIECES, box_threshold
+from .flatten import box_threshold
 from .pieces import MAX_PIECES
 from .smooth import Fold, picked
 

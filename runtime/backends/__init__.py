@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from flatlm.runtime.errors import BackendError, ContextError
+from flatlm.runtime.errors import BackendError, ContextError, TokenizerError, UsageError
 from flatlm.runtime.format.artifact import Artifact
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Tokens that are appended to one sequence, and how many of the last rows of logits are wanted."""
 
     slot: int
@@ -100,6 +98,24 @@ def check_fit(positions: Sequence[int], context: int, segments: Sequence[Segment
         held, more = positions[segment.slot], len(segment.ids)
         if held + more > context:
             raise ContextError(f"{held} + {more} tokens do not fit the context of {context}")
+
+
+def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
+    """Raise where `ids`, and `more` after them, cannot be read by `backend`."""
+    if len(ids) == 0:
+        raise UsageError("the prompt is empty: give at least one token to continue", param="prompt")
+    length = len(ids) + more
+    if length > backend.context:
+        raise ContextError(
+            f"the prompt is {length} tokens long, the context holds {backend.context}: shorten it "
+            "or raise --ctx",
+            param="prompt",
+        )
+    if max(ids) >= backend.vocab:
+        raise TokenizerError(
+            f"the tokenizer gives the id {max(ids)}, the model has {backend.vocab}: they do not belong "
+            "together; export the model again"
+        )
 
 
 BACKENDS = {

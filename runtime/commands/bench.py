@@ -85,8 +85,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per test."""
+    from flatlm.runtime.backends.opening import open_chosen
     from flatlm.runtime.format.artifact import open_artifact
-    from flatlm.runtime.llm import open_chosen
     from flatlm.runtime.measuring import bench
 
     chosen, options = from_args(args, BenchOptions), from_args(args, BackendOptions)
@@ -202,8 +202,7 @@ def _drafted(
     draft: str, artifact: Artifact, backend: Backend, options: BackendOptions
 ) -> Iterator[tuple[str, Speculator | None, Tokenizer]]:
     """The tests that write text: (name, who drafts, in what tokens), none where nothing is to be drafted."""
-    from flatlm.runtime.drafting.spec import build_speculator, parse_draft
-    from flatlm.runtime.llm import open_beside
+    from flatlm.runtime.drafting.spec import build_speculator, open_beside, parse_draft
     from flatlm.runtime.text.tokenizer import load_tokenizer
 
     spec = parse_draft(draft)
@@ -227,20 +226,19 @@ def _write(
     progress: Progress,
 ) -> list[float]:
     """Tokens per second of greedy answers of `tokens` tokens, end tokens ignored; a prompt per repetition."""
-    from flatlm.runtime.drafting.verify import invariant
-    from flatlm.runtime.generation import engine
-    from flatlm.runtime.generation.sampler import make_sampler
+    from flatlm.runtime.backends import check_prompt
+    from flatlm.runtime.generation.answer import Answer, Prompt
+    from flatlm.runtime.generation.scheduler import Scheduler
     from flatlm.runtime.measuring.parity import PROMPTS
 
-    sampler, rates = make_sampler(SamplingOptions()), []
+    rates = []
     for i in range(repetitions):
         prompt = tokenizer.encode(PROMPTS[i % len(PROMPTS)])
-        engine.check_prompt(backend, prompt, more=tokens)
-        if speculator is not None:
-            speculator.begin(invariant(sampler))
-        answer = engine.generate(backend, prompt, sampler, tokens + 1, speculator=speculator)
-        next(answer)  # has read the prompt
+        check_prompt(backend, prompt, more=tokens)
+        answer = Answer(Prompt(prompt, SamplingOptions(n=tokens + 1)))
+        ids = Scheduler(backend, speculator=speculator).write(answer)
+        next(ids)  # has read the prompt
         started = time.perf_counter()
-        rates.append(sum(1 for _ in answer) / (time.perf_counter() - started))
+        rates.append(sum(1 for _ in ids) / (time.perf_counter() - started))
         progress(i + 1, repetitions)
     return rates

@@ -84,7 +84,7 @@ class TaskOptions:
         "--batch",
         low=1,
         high=512,
-        help=f"answers written side by side; default: {MOST_TOGETHER} or what memory holds, 1 with --draft",
+        help=f"answers written side by side; default: {MOST_TOGETHER} or what memory holds",
     )
 
     def __post_init__(self) -> None:
@@ -185,13 +185,12 @@ def _task(args: argparse.Namespace) -> int:
     options, sampling = from_args(args, TaskOptions), from_args(args, SamplingOptions)
     sampling = replace(sampling, seed=max(sampling.seed, 0))
     task = TASKS[args.measure]
-    drafting = from_args(args, DraftOptions).draft != "off"
-    out = _check(task, options, sampling, drafting)
+    out = _check(task, options, sampling)
     file = local(str(options.file))
     if options.shots_file:
         options = replace(options, shots_file=str(local(options.shots_file)))
     items = read_items(task, file, options.limit)
-    with _open_for(args, options, drafting) as llm, ProgressLine(task.name, "items") as progress:
+    with _open_for(args, options) as llm, ProgressLine(task.name, "items") as progress:
         asking = _asking(args, llm, task, options, sampling)
         with RunFile(out, _settings(args, task, file, asking, options, sampling, llm)) as run_file:
             if run_file.records:
@@ -208,10 +207,10 @@ def _task(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_for(args: argparse.Namespace, options: TaskOptions, drafting: bool) -> LLM:
+def _open_for(args: argparse.Namespace, options: TaskOptions) -> LLM:
     """The model, with as many sequences as are to be written side by side."""
-    if options.batch is not None or drafting:
-        return open_llm(args, options.batch or 1)
+    if options.batch is not None:
+        return open_llm(args, options.batch)
     together = MOST_TOGETHER
     while True:
         try:
@@ -222,7 +221,7 @@ def _open_for(args: argparse.Namespace, options: TaskOptions, drafting: bool) ->
             together //= 2
 
 
-def _check(task: Task, options: TaskOptions, sampling: SamplingOptions, drafting: bool) -> Path:
+def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> Path:
     """The run's file. UsageError for what cannot work, before anything is fetched or loaded."""
     if options.file is None or options.out is None:
         raise UsageError(f"{task.name} needs --file FILE (the task) and --out FILE (the run that is kept)")
@@ -235,8 +234,6 @@ def _check(task: Task, options: TaskOptions, sampling: SamplingOptions, drafting
         raise UsageError(f"{task.name} has no votes and no worked examples: leave --samples and --shots out")
     if options.samples > 1 and sampling.temp == 0:
         raise UsageError("--samples needs --temp: at temperature 0 all answers are the same")
-    if drafting and (options.batch or 1) > 1:
-        raise UsageError("--draft has one answer written at a time: leave --batch or --draft out")
     if (options.shots > 0) != (options.shots_file is not None):
         raise UsageError("--shots N and --shots-file FILE go together")
     return Path(options.out)

@@ -24,7 +24,8 @@ from flatlm.runtime.text.prompt_styles import styled
 
 if TYPE_CHECKING:
     from flatlm.runtime.generation.answer import Completion
-    from flatlm.runtime.llm import LLM, Stream
+    from flatlm.runtime.generation.stream import Stream
+    from flatlm.runtime.llm import LLM
 
 COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foreground of ANSI terminals
 RESET = "\x1b[0m"

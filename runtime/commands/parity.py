@@ -109,7 +109,7 @@ def _cells(row: Agreement) -> list[str]:
 @contextmanager
 def _present(artifact: Artifact, options: BackendOptions) -> Iterator[dict[str, Backend]]:
     """All backends that open, best first; says on stderr which do not and why."""
-    from flatlm.runtime.llm import open_named
+    from flatlm.runtime.backends.opening import open_named
 
     with ExitStack() as stack:
         backends = {}

@@ -1,17 +1,30 @@
 """The plug point for what proposes tokens: one protocol, one file a drafter. More in docs/drafting.md.
 
-A drafter guesses how a sequence goes on; the target reads all guesses in one pass and keeps those that it
-would have written itself. Guesses decide how fast an answer comes, never what it says.
+A drafter guesses how sequences go on; the target reads all guesses in one pass and keeps those that it would
+have written itself. Guesses decide how fast an answer comes, never what it says.
+
+A drafter *makes offers*: how likely its next tokens are right at a place, and what they cost. Who composes a
+draft (`auto`, by what pays; `cascade`, by a matrix) takes the best and has them drafted, those of several
+sequences at once. It knows no drafter by its class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from flatlm.runtime.generation.sampler import Law
+
+if TYPE_CHECKING:
+    from flatlm.runtime.drafting.costs import Costs
+    from flatlm.runtime.drafting.verify import Rule
+
+NEXT = -1  # the class of trust "whatever this drafter guesses next", asked before it has guessed
+
+Odds = dict[int, float]  # by class of trust: what is assumed before anything was counted
 
 
 class Guess(NamedTuple):
@@ -29,30 +42,148 @@ class Guess(NamedTuple):
 Choose = Callable[[np.ndarray, Sequence[int], np.ndarray], tuple[int, Law | None]]
 
 
+class Known(Protocol):
+    """What was counted and measured so far, for whoever makes an offer."""
+
+    def right(self, drafter: Drafter) -> float:
+        """The chance that whatever `drafter` guesses next is right."""
+        ...
+
+    def agrees(self, drafter: Drafter, guess: Guess) -> float:
+        """The chance that `drafter` would guess the same."""
+        ...
+
+    def plain(self) -> float:
+        """Seconds of the target's pass over one row."""
+        ...
+
+
+class Place(NamedTuple):
+    """Where a draft could go on: after `ids`, by at most `n` tokens."""
+
+    state: Any  # the drafter's own, of this sequence
+    ids: list[int]
+    n: int
+    at_hand: Sequence[Guess] = ()  # what another drafter says here, to be reviewed
+
+
+class Offer(NamedTuple):
+    """What a drafter would do at a place. Without `guesses` it has to make a pass first."""
+
+    place: Place
+    guesses: Sequence[Guess] = ()  # those it has at hand: they cost nothing
+    chances: Sequence[float] = ()  # of each next token to be right where those before it are
+    reviewed: Sequence[Guess] = ()  # of what was at hand, the part that it looks at first
+    rows: int = 0  # of its pass, which it shares with other sequences
+    tokens: float = 1.0  # that the pass is expected to bring
+    unread: int = 0  # tokens it has to read before
+    invested: float = 0.0  # seconds that takes; they serve later steps too
+    lenience: float = 1.0  # of a review: see ModelDrafter
+
+
 class Drafter(Protocol):
-    """Guesses how a sequence goes on."""
+    """Guesses how sequences go on."""
 
     name: str
+    assumed: Odds
+    passes: int  # so far
+    seconds: float  # that those took
+    loading: float  # of these, what only a first pass takes
 
     @property
-    def passes(self) -> int:
-        """Forward passes of its models so far; 0 for a drafter without one."""
+    def costs(self) -> Costs | None:
+        """Of its passes by rows; None: it guesses without any, in no time to speak of."""
         ...
 
-    @property
-    def seconds(self) -> float:
-        """What those took."""
+    def begin(self, rule: Rule) -> Any:
+        """A new answer starts, written by `rule` with the options it names: its state."""
         ...
 
-    def begin(self, choose: Choose) -> None:
-        """A new answer starts, in which models write what `choose` says."""
+    def offer(self, place: Place, known: Known) -> Offer | None:
+        """What it can do there; None where it knows nothing."""
         ...
 
-    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
-        """At most `n` tokens that may follow `ids`, the whole sequence; fewer or none where it knows nothing.
+    def draft(self, offers: Sequence[Offer]) -> list[list[Guess]]:
+        """The tokens of each, of all in one pass; none where it knows nothing after all."""
+        ...
 
-        Calls need not continue each other: what a drafter holds of an earlier sequence it cuts back itself.
-        """
+    def read(self, offer: Offer) -> None:
+        """Read a part of what an offer would invest in, to see what that costs."""
+        ...
+
+    def end(self, state: Any) -> None:
+        """The answer has ended."""
         ...
 
     def close(self) -> None: ...
+
+
+class Ask(NamedTuple):
+    """A sequence that wants a draft."""
+
+    state: Any  # what the composer's `begin` gave
+    ids: list[int]  # the sequence's own: when the step has ended, with what was written
+    n: int  # most tokens
+
+
+@dataclass
+class Draft:
+    """What was thought of for one sequence in one step, from being proposed to being learned from."""
+
+    guesses: list[Guess] = field(default_factory=list)  # what the target reads
+    considered: list[Guess] = field(default_factory=list)  # what was thought of, read or not
+    ready: list[Guess] = field(default_factory=list)  # what each drafter without costs said at first
+    passes: dict[str, int] = field(default_factory=dict)  # of drafters, that this sequence took part in
+    seconds: dict[str, float] = field(default_factory=dict)  # its share of them
+    loading: float = 0.0  # of these: see Drafter
+    invested: float = 0.0  # of these, for later steps too
+
+
+class Composer(Protocol):
+    """Makes drafts of what drafters offer."""
+
+    def begin(self, rule: Rule) -> Any:
+        """A new answer starts: its state."""
+        ...
+
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        """Drafts for sequences that are computed in one step."""
+        ...
+
+    def learn(
+        self,
+        asks: Sequence[Ask],
+        drafts: Sequence[Draft],
+        written: Sequence[Sequence[int]],
+        target_seconds: float,
+        seconds: float,
+    ) -> None:
+        """How the step ended: what was written of each, the seconds of the target's pass and of all."""
+        ...
+
+    def end(self, state: Any) -> None:
+        """The answer has ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def carry_out(drafter: Drafter, offers: Sequence[Offer], drafts: Sequence[Draft]) -> list[list[Guess]]:
+    """What `drafter` drafts of its offers, its passes booked to the draft that each offer is for."""
+    if drafter.costs is None:
+        return drafter.draft(offers)
+    passes, seconds, loading = drafter.passes, drafter.seconds, drafter.loading
+    found = drafter.draft(offers)
+    book(drafter, drafts, passes, seconds, loading)
+    return found
+
+
+def book(drafter: Drafter, drafts: Sequence[Draft], passes: int, seconds: float, loading: float) -> None:
+    """What `drafter` did since its counters were these, to `drafts`."""
+    name, share = drafter.name, 1 / len(drafts)
+    passes, seconds = drafter.passes - passes, (drafter.seconds - seconds) * share
+    loading = (drafter.loading - loading) * share
+    for draft in drafts:
+        draft.passes[name] = draft.passes.get(name, 0) + passes
+        draft.seconds[name] = draft.seconds.get(name, 0.0) + seconds
+        draft.loading += loading

@@ -1,195 +1,360 @@
 """A cascade whose shape is chosen anew for every token, by what the schedule expects to pay.
 
-At each place of the draft there are these ways on, and the one with the largest gain is taken:
+At each place of a draft every drafter makes an offer, and the one with the largest gain is taken:
 
-- the tokens Max-Gram proposes, as many as pay;
+- the tokens that a drafter without costs has at hand (Max-Gram's), as many as pay;
 - one pass of a model over the first few of those (vertical): what it confirms, and a token of its own;
 - an end, when nothing pays. Where nothing pays at the first place, the step is a plain one.
 
-What Max-Gram would have said is compared with what was written even then, so its chances are always known.
+All sequences of a step think at once: a model's pass serves those that take part together and costs each its
+rows of it, and of all that was thought of the target reads the most probable guesses, whose-ever they are, as
+many as pay. What drafters without costs would have said is compared with what was written even then, so
+their chances are always known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import itemgetter, mul
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flatlm.runtime.drafting import Choose, Guess
-from flatlm.runtime.drafting.maxgram import MaxGram
-from flatlm.runtime.drafting.model import CLASSES as MODEL_CLASSES
-from flatlm.runtime.drafting.model import FEW, ModelDrafter
-from flatlm.runtime.drafting.schedule import HOPELESS, NEXT, Odds, Schedule
+from flatlm.runtime.drafting import (
+    NEXT,
+    Ask,
+    Draft,
+    Drafter,
+    Guess,
+    Offer,
+    Place,
+    book,
+    carry_out,
+)
+from flatlm.runtime.drafting.schedule import Schedule
 
-RUN = 16  # tokens asked of Max-Gram at once
-AHEAD = 8  # passes of a model that are thought of at once
+if TYPE_CHECKING:
+    from flatlm.runtime.drafting.verify import Rule
 
-# Assumed at first. Max-Gram's were counted on 24 answers of SmolLM2-135M to GSM8K, HumanEval and edits; a
-# model is taken at its word.
-MAXGRAM: Odds = dict(enumerate((0.15, 0.27, 0.57, 0.7, 0.87, 0.95, 0.95)))
-MODEL: Odds = {NEXT: 0.7, **{i: (i + 0.5) / MODEL_CLASSES for i in range(MODEL_CLASSES)}}
+AT_ONCE = 16  # tokens asked of a drafter without costs
+PATIENCE = 1 / 7  # of an answer's time so far, that may go into reading what it need not repay
+
+
+class Course:
+    """What `Auto` knows of an answer: states of its drafters, tokens, and time."""
+
+    def __init__(self, states: dict[Drafter, Any]) -> None:
+        self.states = states
+        self.first = 0  # place of its first id
+        self.written = 0
+        self.seconds = self.invested = 0.0  # its share of steps; of these, in reading
 
 
 class Way(NamedTuple):
-    """A way on: who goes it, how many of Max-Gram's tokens are used, what it gains in tokens."""
+    """A way on: by which drafter, how many tokens it is expected to pay for, and what it gains, in tokens."""
 
-    model: ModelDrafter | None
-    used: int
+    drafter: Drafter | None
+    offer: Offer | None
+    tokens: int
     gain: float
-    invested: bool = False  # the model reads much that it has missed
+
+
+NONE = Way(None, None, 0, 0.0)
+
+
+class Thought:
+    """A draft that is being made: where it stands, what is at hand there, and if it goes on."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.draft = Draft()
+        self.course: Course = ask.state
+        self.course.first = self.course.first or len(ask.ids) - 1
+        self.ids, self.n = ask.ids, ask.n
+        self.certain = 1.0  # the probability that all its guesses are right
+        self.at_hand: dict[Drafter, Offer] = {}
+        self.way = NONE
 
 
 class Auto:
-    """`maxgram` and `models`, either of which may be missing, by `schedule`."""
+    """`drafters` by `schedule`."""
 
-    name = "auto"
-
-    def __init__(
-        self, schedule: Schedule, maxgram: MaxGram | None, models: Sequence[ModelDrafter] = ()
-    ) -> None:
+    def __init__(self, schedule: Schedule, drafters: Sequence[Drafter]) -> None:
         self.schedule = schedule
-        self._maxgram, self._models = maxgram, list(models)
-        self._ready: list[Guess] = []  # what Max-Gram alone would have said in this step
-        self._considered: list[Guess] = []  # what was thought of, whether it was proposed or not
-        self._invested = 0.0
-        self._loading = 0.0
+        self._drafters = list(drafters)
+        self._free = [drafter for drafter in drafters if drafter.costs is None]
+        self._paid = [drafter for drafter in drafters if drafter.costs is not None]
+        self._assumed = {drafter.name: drafter.assumed for drafter in drafters}
+        self._paid_names = {drafter.name for drafter in self._paid}
 
-    @property
-    def passes(self) -> int:
-        return sum(model.passes for model in self._models)
-
-    @property
-    def seconds(self) -> float:
-        return sum(model.seconds for model in self._models)
-
-    def begin(self, choose: Choose) -> None:
+    def begin(self, rule: Rule) -> Course:
         self.schedule.readings.begin()
-        for model in self._models:
-            model.begin(choose)
+        return Course({drafter: drafter.begin(rule) for drafter in self._drafters})
 
-    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
-        """The draft that pays; at most `n` tokens, often none."""
-        run = self._run(ids, max(n, 1))
-        self._ready, self._considered = run[:1], []
-        self._invested = self._loading = 0.0
-        if n < 1 or not self.schedule.may_draft():
-            return []
-        guesses = self._considered = self._draft(ids, run, n)
-        if not self._models:  # the draft is as long as pays
-            return guesses
-        for source in {guess.source for guess in guesses} - {MaxGram.name}:
-            self.schedule.readings.served(source)
-        if any(guess.law for guess in guesses):  # the rejection rule allows no choice by what was drawn
-            return guesses
-        return guesses[: self.schedule.best_length(map(self._odds, guesses))[0]]
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        """The drafts that pay; often empty ones."""
+        self.schedule.together = len(asks)
+        thoughts, may_draft = [Thought(ask) for ask in asks], self.schedule.may_draft()
+        for thought in thoughts:
+            self._look(thought, max(thought.n, 1) if may_draft else 1)
+            thought.draft.ready = [offer.guesses[0] for offer in thought.at_hand.values()]
+        if may_draft:
+            self._think([thought for thought in thoughts if thought.n > 0])
+            self._choose(thoughts)
+        return [thought.draft for thought in thoughts]
 
-    def learn(self, rows: int, target_seconds: float, seconds: float, written: Sequence[int]) -> None:
-        """How the step ended: see Schedule.spend."""
-        if self.schedule.unsettled:
-            slower = self.schedule.settle(target_seconds)
-            for model in self._models:
-                model.costs.scale(slower)
-        first = self._considered[0] if self._considered else None
-        if self._ready and self.schedule.credit <= 0:
-            self.schedule.miss(self._odds(self._ready[0]), self._ready[0].token == written[0])
-        self.schedule.learn(self._considered, written)
-        if first is None or first.source != MaxGram.name:
-            self.schedule.learn(self._ready, written)
-        if first is not None and first.source != MaxGram.name:
-            self.schedule.note(first.source, NEXT, first.token == written[0])
-        self.schedule.spend(rows, target_seconds, seconds - self._loading, len(written), self._invested)
+    # ---- what the drafters are told: see Known
 
-    def close(self) -> None:
-        for model in self._models:
-            model.close()
+    def right(self, drafter: Drafter) -> float:
+        return self.schedule.odds(drafter.name, NEXT, drafter.assumed[NEXT])
 
-    def _draft(self, ids: Sequence[int], run: Sequence[Guess], n: int) -> list[Guess]:
-        """All that was thought of: way after way, while one pays. Max-Gram has proposed `run` after `ids`."""
-        current, guesses, certain = list(ids), list[Guess](), 1.0
-        while len(guesses) < n:
-            way = self._best(current, run, certain, 1 + len(guesses), n - len(guesses))
-            more = self._go(way, current, run)
-            if not more:
+    def agrees(self, drafter: Drafter, guess: Guess) -> float:
+        return self.schedule.odds(_reviews(drafter), guess.trust, self._assumed[guess.source][guess.trust])
+
+    def plain(self) -> float:
+        return self.schedule.target(1)
+
+    # ---- a draft of each sequence
+
+    def _think(self, going: list[Thought]) -> None:
+        """All that is worth a thought: way after way, while one pays."""
+        first = True
+        rows = self.schedule.together  # of the target
+        while going:
+            for thought in going:
+                thought.way = self._at_hand(thought, rows)
+            for drafter in self._paid:
+                self._offers(drafter, going, rows, first)
+            going = [thought for thought in going if thought.way.gain > 0]
+            rows += self._go(going)
+            going = [t for t in going if t.way.gain > 0 and len(t.draft.considered) < t.n]
+            if not self._paid:
+                going = [t for t in going if not t.at_hand]  # who has more at hand found it does not pay
+            for thought in going:
+                self._look(thought, thought.n - len(thought.draft.considered))
+            first = False
+
+    def _look(self, thought: Thought, n: int) -> None:
+        """What drafters without costs say at its place, but for who has said it already."""
+        for drafter in self._free:
+            if drafter not in thought.at_hand:
+                place = Place(thought.course.states[drafter], thought.ids, min(n, AT_ONCE))
+                offer = drafter.offer(place, self)
+                if offer is not None and offer.guesses:
+                    thought.at_hand[drafter] = offer
+
+    def _at_hand(self, thought: Thought, rows: int) -> Way:
+        """The best of what costs nothing."""
+        best = NONE
+        for drafter, offer in thought.at_hand.items():
+            odds = map(self._odds, offer.guesses)
+            count, gain = self.schedule.best_length(odds, thought.certain, rows)
+            if gain > best.gain:
+                best = Way(drafter, offer, count, gain)
+        return best
+
+    def _offers(self, drafter: Drafter, thoughts: Sequence[Thought], rows: int, first: bool) -> None:
+        """Let those take the way of `drafter` for whom it is the best, the pass shared by who takes part."""
+        asked = []
+        for thought in thoughts:
+            run = max((o.guesses for o in thought.at_hand.values()), key=len, default=())
+            if thought.way.offer is not None and not thought.way.offer.rows:
+                run = thought.way.offer.guesses
+            room = thought.n - len(thought.draft.considered)
+            place = Place(thought.course.states[drafter], thought.ids, room, run)
+            if (offer := drafter.offer(place, self)) is not None:
+                asked.append((thought, offer))
+        ways = self._shared(drafter, asked, rows)
+        while True:
+            going = [(one, way) for one, way in zip(asked, ways, strict=True) if way.gain > one[0].way.gain]
+            if len(going) == len(asked):
                 break
-            guesses += more
-            current += [guess.token for guess in more]
-            for guess in more:
-                certain *= self._odds(guess)
-            if way.model is None and way.used < len(run):
-                if not self._models:
-                    break  # more of the run does not pay, and nobody else could go on
-                run = run[way.used :]  # Max-Gram would say it again
-            else:
-                run = self._run(current, n - len(guesses))
-        return guesses
+            asked = [one for one, _ in going]  # who stays has more of the pass to pay
+            ways = self._shared(drafter, asked, rows)
+        for (thought, offer), way in zip(asked, ways, strict=True):
+            if not offer.invested or drafter.costs:
+                thought.way = way
+            elif first:
+                self._read_a_part(drafter, thought, offer)
 
-    def _run(self, ids: Sequence[int], n: int) -> list[Guess]:
-        return self._maxgram.propose(ids, min(n, RUN)) if self._maxgram else []
+    def _shared(self, drafter: Drafter, asked: Sequence[tuple[Thought, Offer]], rows: int) -> list[Way]:
+        """What the ways of `drafter` gain if all of `asked` go them; its pass costs each by its rows."""
+        if not asked:
+            return []
+        total = sum(offer.rows for _, offer in asked)
+        assert drafter.costs is not None
+        row, ways = drafter.costs(total) / total, []
+        for thought, offer in asked:
+            each = row * offer.rows / offer.tokens
+            count, gain = self.schedule.best_length(offer.chances, thought.certain, rows, each)
+            if offer.invested and gain > 0:
+                gain = self._after_reading(drafter, thought, offer, count, gain)
+            ways.append(Way(drafter, offer, count, gain))
+        return ways
+
+    # ---- reading what was missed
+
+    def _after_reading(
+        self, drafter: Drafter, thought: Thought, offer: Offer, tokens: int, gain: float
+    ) -> float:
+        """What is left of a gain when the reading it needs is paid by all steps that it serves.
+
+        Nothing, unless answers that came so far go on for long enough to repay it, seven of eight of them; or
+        so much time has passed in this one that the reading is a small part of it, however it ends.
+        """
+        schedule, course = self.schedule, thought.course
+        price = schedule.rate() * offer.invested
+        steps = min(schedule.lengths.rest(course.written), thought.n) / (1 + tokens)
+        patient = course.invested + offer.invested <= PATIENCE * course.seconds
+        if not patient and gain * steps <= price:
+            return 0.0
+        serves = schedule.readings.serves(drafter.name, *([steps] if steps else []))
+        return gain - price / serves
+
+    def _read_a_part(self, drafter: Drafter, thought: Thought, offer: Offer) -> None:
+        """Nobody knows what a pass of `drafter` costs: a few tokens tell it."""
+        passes, seconds, loading = drafter.passes, drafter.seconds, drafter.loading
+        drafter.read(offer)
+        book(drafter, [thought.draft], passes, seconds, loading)
+        self._invest(drafter, thought, drafter.seconds - seconds - (drafter.loading - loading))
+
+    def _invest(self, drafter: Drafter, thought: Thought, seconds: float) -> None:
+        self.schedule.readings.read(drafter.name)
+        thought.draft.invested += seconds
+
+    # ---- going the ways
+
+    def _go(self, going: Sequence[Thought]) -> int:
+        """Each goes its way; returns the guesses that came of it. A way that led nowhere gains nothing."""
+        before = sum(len(thought.draft.considered) for thought in going)
+        for drafter in {thought.way.drafter: None for thought in going}:
+            assert drafter is not None
+            group = [thought for thought in going if thought.way.drafter is drafter]
+            if drafter.costs is None:
+                for thought in group:
+                    self._take_at_hand(drafter, thought)
+            else:
+                self._pass(drafter, group)
+        return sum(len(thought.draft.considered) for thought in going) - before
+
+    def _take_at_hand(self, drafter: Drafter, thought: Thought) -> None:
+        way = thought.way
+        assert way.offer is not None
+        more, rest = way.offer.guesses[: way.tokens], way.offer.guesses[way.tokens :]
+        thought.at_hand = {drafter: way.offer._replace(guesses=rest)} if rest else {}  # it would say it again
+        self._add(thought, more)
+
+    def _pass(self, drafter: Drafter, group: Sequence[Thought]) -> None:
+        offers = [thought.way.offer for thought in group if thought.way.offer is not None]
+        seconds, loading = drafter.seconds, drafter.loading
+        found = carry_out(drafter, offers, [thought.draft for thought in group])
+        invested = [offer.invested for offer in offers]
+        if any(invested):
+            took = drafter.seconds - seconds - (drafter.loading - loading)
+            for thought, part in zip(group, invested, strict=True):
+                if part:
+                    self._invest(drafter, thought, took * part / sum(invested))
+        for thought, offer, more in zip(group, offers, found, strict=True):
+            for mine, other in zip(more, offer.reviewed, strict=False):
+                self.schedule.note(_reviews(drafter), other.trust, mine.token == other.token)
+            thought.at_hand = {}
+            self._add(thought, more)
+
+    def _add(self, thought: Thought, more: Sequence[Guess]) -> None:
+        if not more:
+            thought.way = NONE
+        thought.draft.considered += more
+        thought.ids = thought.ids + [guess.token for guess in more]
+        for guess in more:
+            thought.certain *= self._odds(guess)
 
     def _odds(self, guess: Guess) -> float:
-        assumed = MAXGRAM if guess.source == MaxGram.name else MODEL
-        return self.schedule.odds(guess.source, guess.trust, assumed[guess.trust])
+        return self.schedule.odds(guess.source, guess.trust, self._assumed[guess.source][guess.trust])
 
-    def _best(self, ids: Sequence[int], run: Sequence[Guess], certain: float, rows: int, room: int) -> Way:
-        used, gain = self.schedule.best_length(map(self._odds, run), certain, rows)
-        ways = [Way(None, used, gain)]
-        ways += [self._way(model, ids, run[: room - 1], certain, rows) for model in self._models]
-        return max(ways, key=lambda way: way.gain)
+    # ---- what the target reads
 
-    def _way(
-        self, model: ModelDrafter, ids: Sequence[int], run: Sequence[Guess], certain: float, rows: int
-    ) -> Way:
-        """What passes of `model` gain, the first over as much of `run` as makes its tokens cheapest."""
-        schedule, costs = self.schedule, model.costs
-        if not costs:
-            costs.assumed = model.size * schedule.target(1)
-        used, each = self._cheapest(model, run)
-        right = schedule.odds(model.name, NEXT, MODEL[NEXT])
-        _, gain = schedule.best_length(repeat(right, AHEAD), certain, rows, each)
-        if gain <= 0:
-            return Way(model, 0, 0.0)
-        behind = model.behind(ids, [guess.token for guess in run])
-        if behind is None:
-            return Way(model, 0, 0.0)
-        if behind <= FEW:
-            return Way(model, used, gain)
-        share = costs(behind) / schedule.readings.serves(model.name)
-        return Way(model, used, gain - schedule.rate() * share, invested=True)
+    def _choose(self, thoughts: Sequence[Thought]) -> None:
+        """Of all that was thought of the most probable guesses, as many as pay."""
+        if len(thoughts) == 1 and not self._paid:
+            thoughts[0].draft.guesses = thoughts[0].draft.considered  # it is as long as pays
+            return
+        rows, reached = len(thoughts), list[tuple[float, int]]()
+        for number, thought in enumerate(thoughts):
+            draft = thought.draft
+            if not draft.considered:
+                continue
+            for source in {guess.source for guess in draft.considered} & self._paid_names:
+                self.schedule.readings.served(source)
+            if any(guess.law for guess in draft.considered):
+                draft.guesses = draft.considered  # the rejection rule allows no choice by what was drawn
+                rows += len(draft.guesses)
+            else:
+                chances = accumulate(map(self._odds, draft.considered), mul)
+                reached += ((chance, number) for chance in chances)
+        reached.sort(key=itemgetter(0), reverse=True)
+        count, _ = self.schedule.best_count(_firsts(reached), rows)
+        taken = [0] * len(thoughts)
+        for _, number in reached[:count]:
+            taken[number] += 1
+        for thought, length in zip(thoughts, taken, strict=True):
+            thought.draft.guesses = thought.draft.guesses or thought.draft.considered[:length]
 
-    def _cheapest(self, model: ModelDrafter, run: Sequence[Guess]) -> tuple[int, float]:
-        """How much of `run` `model` should review for the fewest seconds a token, and these seconds."""
-        source, costs = _reviews(model), model.costs
-        used, cheapest = 0, costs(1)
-        expected, agreed = 1.0, 1.0
-        for count, guess in enumerate(run, start=1):
-            agreed *= self.schedule.odds(source, guess.trust, MAXGRAM[guess.trust])
-            expected += agreed
-            cost = costs(1 + count) / expected
-            if cost < cheapest:
-                used, cheapest = count, cost
-            if agreed < HOPELESS:
-                break
-        return used, cheapest
+    # ---- what came of it
 
-    def _go(self, way: Way, ids: Sequence[int], run: Sequence[Guess]) -> list[Guess]:
-        """The tokens of a way; none where it does not pay."""
-        if way.gain <= 0:
-            return []
-        run = run[: way.used]
-        if way.model is None:
-            return list(run)
-        before, loading = way.model.seconds, way.model.loading
-        more = way.model.review(ids, run)
-        loading = way.model.loading - loading
-        self._loading += loading
-        if way.invested:
-            self.schedule.readings.read(way.model.name)
-            self._invested += way.model.seconds - before - loading
-        for mine, other in zip(more, run, strict=False):
-            self.schedule.note(_reviews(way.model), other.trust, mine.token == other.token)
-        return more
+    def learn(
+        self,
+        asks: Sequence[Ask],
+        drafts: Sequence[Draft],
+        written: Sequence[Sequence[int]],
+        target_seconds: float,
+        seconds: float,
+    ) -> None:
+        """See Composer, and Schedule.spend. `asks` have the ids with what was written."""
+        schedule = self.schedule
+        if schedule.unsettled:
+            slower = schedule.settle(target_seconds)
+            for drafter in self._paid:
+                assert drafter.costs is not None
+                drafter.costs.scale(slower)
+        tokens, rows, invested = 0, 0, 0.0
+        for draft, ids in zip(drafts, written, strict=True):
+            self._compare(draft, ids)
+            tokens, rows = tokens + len(ids), rows + 1 + len(draft.guesses)
+            invested, seconds = invested + draft.invested, seconds - draft.loading
+        schedule.spend(rows, target_seconds, seconds, tokens, invested)
+        share = seconds / len(asks)
+        for (course, ids, _), draft in zip(asks, drafts, strict=True):
+            course.written = len(ids) - course.first
+            course.seconds += share
+            course.invested += draft.invested
+
+    def _compare(self, draft: Draft, written: Sequence[int]) -> None:
+        schedule = self.schedule
+        first = draft.considered[0] if draft.considered else None
+        for guess in draft.ready:
+            right = guess.token == written[0]
+            if schedule.credit <= 0:
+                schedule.miss(self._odds(guess), right)
+            if first is None or first.source != guess.source:
+                schedule.note(guess.source, guess.trust, right)
+        if draft.considered:
+            schedule.learn(draft.considered, written)
+        if first is not None and first.source in self._paid_names:
+            schedule.note(first.source, NEXT, first.token == written[0])
+
+    def end(self, state: Course) -> None:
+        if state.written:
+            self.schedule.lengths.add(state.written)
+        for drafter, own in state.states.items():
+            drafter.end(own)
+
+    def close(self) -> None:
+        for drafter in self._drafters:
+            drafter.close()
 
 
-def _reviews(model: ModelDrafter) -> str:
-    """The source under which it is counted how often `model` confirms Max-Gram."""
-    return f"{model.name} reviewing"
+def _firsts(pairs: Iterable[tuple[float, int]]) -> Iterable[float]:
+    return map(itemgetter(0), pairs)
+
+
+def _reviews(drafter: Drafter) -> str:
+    """The source under which it is counted how often `drafter` confirms others."""
+    return f"{drafter.name} reviewing"

@@ -3,18 +3,23 @@
 The target's draft comes from all drafters in turn, the largest first: early tokens are likelier to be kept,
 so they are worth more (horizontal). A drafting model writes nothing token by token: it reviews the draft of
 those after it (vertical). The last drafter is statistical. Row 0 of K says how many tokens the target's draft
-has from each drafter, row i + 1 the same for the draft that drafter i reviews.
+has from each drafter, row i + 1 the same for the draft that drafter i reviews. Each sequence has a draft of
+its own by K; what several ask of one drafter at a time it does in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
-from flatlm.runtime.drafting import Choose, Drafter, Guess
-from flatlm.runtime.drafting.model import ModelDrafter
+from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Place, carry_out
+
+if TYPE_CHECKING:
+    from flatlm.runtime.drafting.verify import Rule
 
 STATISTICAL_DRAFT = 10  # tokens a statistical drafter proposes at once, as in the paper's code
 
+Thought = Generator[tuple[int, Offer], list[Guess], list[Guess]]  # (drafter, what is asked of it) → guesses
 Rows = tuple[tuple[int, ...], ...]  # the upper triangle of K: row i has the columns from i on
 
 PUBLISHED: dict[str, tuple[Rows, float]] = {  # name: K, lenience
@@ -27,54 +32,86 @@ PUBLISHED: dict[str, tuple[Rows, float]] = {  # name: K, lenience
 class Cascade:
     """`drafters` from the largest to the smallest, models but for the last; `K` as `Rows`; lenience ≥ 1."""
 
-    name = "cascade"
-
     def __init__(self, drafters: Sequence[Drafter], K: Rows, lenience: float) -> None:
         assert [len(row) for row in K] == row_lengths(len(drafters)) and lenience >= 1
         self._drafters, self._K, self._lenience = list(drafters), K, lenience
 
-    @property
-    def passes(self) -> int:
-        return sum(drafter.passes for drafter in self._drafters)
+    def begin(self, rule: Rule) -> list:
+        """The states of its drafters."""
+        return [drafter.begin(rule) for drafter in self._drafters]
 
-    @property
-    def seconds(self) -> float:
-        return sum(drafter.seconds for drafter in self._drafters)
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        """A step that brings more than its share of K is kept, as published."""
+        drafts = [Draft() for _ in asks]
+        thoughts = [self._draft(0, ask.state, ask.ids, ask.n) for ask in asks]
+        asked = dict[int, tuple[int, Offer]]()  # by sequence
+        for number, thought in enumerate(thoughts):
+            self._go_on(thought, None, number, asked, drafts)
+        while asked:
+            drafter = max(which for which, _ in asked.values())  # the smallest: others wait for what it says
+            group = {number: offer for number, (which, offer) in asked.items() if which == drafter}
+            found = carry_out(self._drafters[drafter], list(group.values()), [drafts[n] for n in group])
+            for number, guesses in zip(group, found, strict=True):
+                self._go_on(thoughts[number], guesses, number, asked, drafts)
+        return drafts
 
-    def begin(self, choose: Choose) -> None:
-        for drafter in self._drafters:
-            drafter.begin(choose)
+    @staticmethod
+    def _go_on(
+        thought: Thought,
+        guesses: list[Guess] | None,
+        number: int,
+        asked: dict[int, tuple[int, Offer]],
+        drafts: list[Draft],
+    ) -> None:
+        """Up to the next thing that is asked, or to the end of the draft."""
+        try:
+            asked[number] = next(thought) if guesses is None else thought.send(guesses)
+        except StopIteration as done:
+            asked.pop(number, None)
+            drafts[number].guesses = drafts[number].considered = done.value
 
-    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
-        """The draft for the target. A step that brings more than its share of K is kept, as published."""
-        return self._draft(0, list(ids), n)
-
-    def close(self) -> None:
-        for drafter in self._drafters:
-            drafter.close()
-
-    def _draft(self, first: int, ids: list[int], n: int) -> list[Guess]:
+    def _draft(self, first: int, states: list, ids: list[int], n: int) -> Thought:
         """What the reviewer before drafter `first` reads after `ids`: parts of all drafters from there on."""
         guesses: list[Guess] = []
         wanted = 0
         for number, count in enumerate(self._K[first], start=first):
             wanted = min(wanted + count, n)
             while len(guesses) < wanted:
-                step = self._step(number, ids + [guess.token for guess in guesses], n - len(guesses))
+                current = ids + [guess.token for guess in guesses]
+                step = yield from self._step(number, states, current, n - len(guesses))
                 if not step:
                     break
                 guesses += step
         return guesses
 
-    def _step(self, number: int, ids: list[int], n: int) -> list[Guess]:
+    def _step(self, number: int, states: list, ids: list[int], n: int) -> Thought:
         """One proposal of a drafter: what it confirms of the draft of those after it, and a token of its
         own.
         """
-        drafter = self._drafters[number]
-        if not isinstance(drafter, ModelDrafter):
-            return drafter.propose(ids, min(STATISTICAL_DRAFT, n))
-        inner = self._draft(number + 1, ids, n - 1) if number + 1 < len(self._drafters) else []
-        return drafter.review(ids, inner, self._lenience)
+        state, inner = states[number], list[Guess]()
+        if self._drafters[number].costs is None:
+            return (yield number, Offer(Place(state, ids, min(STATISTICAL_DRAFT, n))))
+        if number + 1 < len(self._drafters):
+            inner = yield from self._draft(number + 1, states, ids, n - 1)
+        return (yield number, Offer(Place(state, ids, n), reviewed=inner, lenience=self._lenience))
+
+    def learn(
+        self,
+        asks: Sequence[Ask],
+        drafts: Sequence[Draft],
+        written: Sequence[Sequence[int]],
+        target_seconds: float,
+        seconds: float,
+    ) -> None:
+        """K stays what it is."""
+
+    def end(self, state: list) -> None:
+        for drafter, own in zip(self._drafters, state, strict=True):
+            drafter.end(own)
+
+    def close(self) -> None:
+        for drafter in self._drafters:
+            drafter.close()
 
 
 def row_lengths(drafters: int) -> list[int]:

@@ -1,7 +1,8 @@
 """A smaller model as drafter: any artifact with the target's tokenizer.
 
-It keeps a K/V cache of its own, cut back to what a new sequence has in common with the last one. It writes a
-token per pass, or reviews the guesses of a cheaper drafter in one: the same tokens in fewer passes.
+It keeps a K/V cache of its own for each sequence, cut back to what that has in common with the last draft. It
+writes a token per pass, or reviews the guesses of a cheaper drafter in one: the same tokens in fewer passes.
+One pass serves all sequences that take part.
 """
 
 from __future__ import annotations
@@ -15,20 +16,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flatlm.kernels_arm.files import read_regular
-from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.backends import Segment
+from flatlm.runtime.drafting import NEXT, Guess, Known, Odds, Offer, Place
 from flatlm.runtime.drafting.costs import OUTLIER, Costs
 from flatlm.runtime.drafting.short_head import ShortHead
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.generation import engine
-from flatlm.runtime.generation.engine import common_start
 from flatlm.runtime.generation.sampler import find
+from flatlm.runtime.generation.sequence import NOWHERE, PREFILL_CHUNK, Slots, TokenSequence, common_start
 from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from flatlm.runtime.backends import Backend
+    from flatlm.runtime.drafting.verify import Rule
 
 FEW = 32  # tokens that are read in one pass with the draft
+AHEAD = 8  # passes that are thought of at once
+HOPELESS = 0.02  # chances of a review below it are not added up
 CLASSES = 8  # of trust: equal parts of the probability the model gives its guess
+
+# At first a model is taken at its word.
+ASSUMED: Odds = {NEXT: 0.7, **{i: (i + 0.5) / CLASSES for i in range(CLASSES)}}
+
+
+class ModelState:
+    """What the model has read of one answer, and the rule it writes by."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.sequence = TokenSequence([])
+        self.known = 0  # before it has a slot: how much of its ids some slot holds
+        self.looked = False
 
 
 class ModelDrafter:
@@ -38,6 +55,8 @@ class ModelDrafter:
     passes. The first one of a process may have to fetch the weights from a disk: `loading` are its seconds
     beyond OUTLIER times the expected, which tell nothing of the others.
     """
+
+    assumed = ASSUMED
 
     def __init__(
         self,
@@ -51,49 +70,80 @@ class ModelDrafter:
         self.name, self.passes, self.seconds, self.loading = name, 0, 0.0, 0.0
         self.costs, self.size = Costs() if costs is None else costs, size
         self._backend, self._vocab, self._clock = backend, vocab, clock
-        self._held: list[int] = []
-        self._choose: Choose | None = None
+        self._slots = Slots(backend)
 
-    def begin(self, choose: Choose) -> None:
-        self._choose = choose
+    def begin(self, rule: Rule) -> ModelState:
+        return ModelState(rule)
 
-    def propose(self, ids: Sequence[int], n: int) -> list[Guess]:
-        """`n` tokens in `n` passes; fewer at the end of this model's context."""
-        guesses: list[Guess] = []
-        past = list(ids)
-        while len(guesses) < n and (more := self.review(past)):
-            guesses += more
-            past += [guess.token for guess in more]
-        return guesses
+    def end(self, state: ModelState) -> None:
+        self._slots.leave(state.sequence)
 
-    def review(self, ids: Sequence[int], draft: Sequence[Guess] = (), lenience: float = 1.0) -> list[Guess]:
-        """One pass over `ids` and `draft`: the guesses this model would have made too, and one of its own.
+    def offer(self, place: Place, known: Known) -> Offer | None:
+        """A pass over as much of what is at hand as makes its tokens cheapest."""
+        if not self.costs:
+            self.costs.assumed = self.size * known.plain()
+        reviewed, tokens = self._cheapest(place.at_hand[: place.n - 1], known)
+        behind = self.behind(place.state, place.ids, [guess.token for guess in reviewed])
+        if behind is None:
+            return None
+        chances, rows = (known.right(self),) * AHEAD, 1 + len(reviewed)
+        if behind <= FEW:
+            return Offer(place, (), chances, reviewed, rows, tokens)
+        return Offer(place, (), chances, reviewed, rows, tokens, behind, self.costs(behind))
+
+    def _cheapest(self, run: Sequence[Guess], known: Known) -> tuple[Sequence[Guess], float]:
+        """How much of `run` to review for the fewest seconds a token, and how many tokens that brings."""
+        costs = self.costs
+        used, most, cheapest = 0, 1.0, costs(1)
+        expected, agreed = 1.0, 1.0
+        for count, guess in enumerate(run, start=1):
+            agreed *= known.agrees(self, guess)
+            expected += agreed
+            cost = costs(1 + count) / expected
+            if cost < cheapest:
+                used, most, cheapest = count, expected, cost
+            if agreed < HOPELESS:
+                break
+        return run[:used], most
+
+    def draft(self, offers: Sequence[Offer]) -> list[list[Guess]]:
+        """One pass for all: of what is reviewed the guesses this model would have made too, and one of its
+        own.
 
         A guess x of another token passes as well where p(x) · lenience ≥ the chance its source gave it, p
         being this model's distribution without temperature; with lenience 1 none does. What comes of a
         lenient review has no law: it is not drawn from this model's. Empty at the end of the context.
         """
-        tokens = [guess.token for guess in draft]
-        if self.behind(ids, tokens) is None:
-            return []
-        rows = self._pass(ids, tokens)
-        past, result = list(ids), []
+        tokens = [[guess.token for guess in offer.reviewed] for offer in offers]
+        able = [
+            number
+            for number, offer in enumerate(offers)
+            if self.behind(offer.place.state, offer.place.ids, tokens[number]) is not None
+        ]
+        found: list[list[Guess]] = [[] for _ in offers]
+        if able:
+            passed = self._pass([(offers[number].place, tokens[number]) for number in able])
+            for number, rows in zip(able, passed, strict=True):
+                found[number] = self._reviewed(offers[number], rows)
+        return found
+
+    def _reviewed(self, offer: Offer, rows: np.ndarray) -> list[Guess]:
+        past, result = list(offer.place.ids), list[Guess]()
         for i, row in enumerate(rows):
-            given = draft[i] if i < len(draft) else None
-            mine = self._guess(row, past)
-            if lenience > 1:
-                mine = self._lenient(row, given, mine, lenience)
+            given = offer.reviewed[i] if i < len(offer.reviewed) else None
+            mine = self._guess(row, past, offer.place.state.rule)
+            if offer.lenience > 1:
+                mine = self._lenient(row, given, mine, offer.lenience)
             result.append(mine)
             past.append(mine.token)
             if given is None or given.token != mine.token:
                 break
         return result
 
-    def _guess(self, row: np.ndarray, past: Sequence[int]) -> Guess:
-        assert self._choose is not None, "begin() comes before the first guess"
+    def _guess(self, row: np.ndarray, past: Sequence[int], rule: Rule) -> Guess:
         ids = self._ids()
         sayable = np.searchsorted(ids, self._vocab)
-        token, law = self._choose(row[:sayable], past, ids[:sayable])
+        token, law = rule.choose(row[:sayable], past, ids[:sayable])
         chance = self._share(row, token)
         return Guess(token, self.name, chance, min(int(chance * CLASSES), CLASSES - 1), law)
 
@@ -118,31 +168,70 @@ class ModelDrafter:
     def _all_ids(self) -> np.ndarray:
         return np.arange(self._backend.vocab)
 
-    def behind(self, ids: Sequence[int], tokens: Sequence[int] = ()) -> int | None:
+    def behind(self, state: ModelState, ids: list[int], tokens: Sequence[int] = ()) -> int | None:
         """How many of `ids` this model has not read yet; None where it cannot read them and `tokens`.
 
         They may not fit its context, or not be known to it: the target's padding ids.
         """
-        known, new = self._backend.vocab, ids[common_start(self._held, ids) :]
-        fits = len(ids) + len(tokens) <= self._backend.context
-        reads = fits and max(new, default=0) < known and max(tokens, default=0) < known
-        return len(new) if reads else None
+        if len(ids) + len(tokens) > self._backend.context:
+            return None
+        sequence = state.sequence
+        if sequence.slot == NOWHERE:
+            if not self._slots.free():
+                return None
+            if not state.looked:  # once: it is the prompt that others may have read
+                state.known, state.looked = max(self._slots.known(ids)), True
+            read = state.known
+        else:
+            read = min(sequence.read, common_start(sequence.ids, ids))
+        known = self._backend.vocab
+        if known < self._vocab and (max(ids[read:], default=0) >= known or max(tokens, default=0) >= known):
+            return None
+        return len(ids) - read
 
-    def close(self) -> None:
-        self._backend.close()
+    def read(self, offer: Offer) -> None:
+        """A few of the unread tokens, the last in a pass of its own: one row and many are known then."""
+        state, ids = offer.place.state, offer.place.ids
+        end = min(self._follow(state, ids, ids).read + FEW, len(ids) - 1)
+        self._prefill(state, end - 1)
+        self._prefill(state, end)
 
-    def _pass(self, ids: Sequence[int], tokens: list[int]) -> np.ndarray:
-        """Logits [1 + tokens, ids] after `ids` and after each of `tokens`."""
-        new = list(ids[engine.reuse(self._backend, self._held, ids) :])
-        started = self._clock()
-        if len(new) > FEW:  # apart, so that it is known what a pass over few rows costs
-            engine.prefill(self._backend, self._held, new[:-1])
-            self._count(len(new) - 1, started)
-            new, started = new[-1:], self._clock()
-        fed = new + tokens
-        rows = self._backend.forward(np.array(fed, np.int64), logits=1 + len(tokens))
-        self._held.extend(fed)
-        self._count(len(fed), started)
+    def _pass(self, asked: Sequence[tuple[Place, list[int]]]) -> list[np.ndarray]:
+        """Logits [1 + tokens, ids] after the ids of each place and after each of its tokens."""
+        segments, started = [], self._clock()
+        for place, tokens in asked:
+            sequence = self._follow(place.state, place.ids, place.ids + tokens, 1 + len(tokens))
+            if len(place.ids) - sequence.read > FEW:  # apart: so it is known what a pass over few rows costs
+                self._prefill(place.state, len(place.ids) - 1)
+                started = self._clock()
+            segments.append(self._slots.segment(sequence, sequence.ids[sequence.read :], 1 + len(tokens)))
+        rows = self._forward(segments, started)
+        for (place, _), segment in zip(asked, segments, strict=True):
+            place.state.sequence.read += len(segment.ids)
+        return rows
+
+    def _follow(self, state: ModelState, ids: list[int], fed: list[int], least: int = 1) -> TokenSequence:
+        """The sequence becomes `fed`, of which `ids` are certain; at first it is given a slot."""
+        sequence = state.sequence
+        if sequence.slot == NOWHERE:
+            sequence.ids = ids
+            self._slots.place(sequence)
+        sequence.become(fed, least)
+        return sequence
+
+    def _prefill(self, state: ModelState, end: int) -> None:
+        """Read on up to `end`, in chunks; no logits are wanted."""
+        sequence, started = state.sequence, self._clock()
+        count = end - sequence.read
+        while sequence.read < end:
+            ids = sequence.ids[sequence.read : min(end, sequence.read + PREFILL_CHUNK)]
+            self._backend.forward_many([self._slots.segment(sequence, ids, 0)])
+            sequence.read += len(ids)
+        self._count(count, started)
+
+    def _forward(self, segments: Sequence[Segment], started: float) -> list[np.ndarray]:
+        rows = self._backend.forward_many(segments)
+        self._count(sum(len(segment.ids) for segment in segments), started)
         return rows
 
     def _count(self, rows: int, started: float) -> None:
@@ -152,6 +241,9 @@ class ModelDrafter:
             self.loading = seconds - usual
         self.costs.add(rows, usual)
         self.passes, self.seconds = self.passes + 1, self.seconds + seconds
+
+    def close(self) -> None:
+        self._backend.close()
 
 
 def require_same_tokenizer(

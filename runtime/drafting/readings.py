@@ -29,9 +29,9 @@ class Readings:
         self._busy: set[str] = set()  # those that read or drafted in this answer
         self._begun = False
 
-    def serves(self, source: str) -> float:
+    def serves(self, source: str, assumed: float = HORIZON) -> float:
         """The steps that the next reading of `source` will serve, at least one."""
-        return max(1.0, self._serves.get(source, HORIZON))
+        return max(1.0, self._serves.get(source, assumed))
 
     def begin(self) -> None:
         """A new answer."""

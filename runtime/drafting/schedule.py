@@ -1,9 +1,10 @@
 """Does a guess pay? Answered with what passes cost and guesses were worth so far, on this very machine.
 
-Time is worth tokens: λ, the tokens per second written lately, at least those of plain decoding. A guess pays
-where the chance that it is reached and right is more than λ times the seconds it adds (Dinkelbach's rule for
-maximising tokens / seconds). Chances are counted per source and class of trust, and fade back to what was
-assumed at first, so that what did not pay is tried again.
+Time is worth tokens: λ, the tokens per second of all sequences written lately, at least those of plain
+decoding. A guess pays where the chance that it is reached and right is more than λ times the seconds that its
+row adds to the step of all sequences (Dinkelbach's rule for maximising tokens / seconds). Chances are counted
+per source and class of trust, and fade back to what was assumed at first, so that what did not pay is tried
+again.
 
 What trying may cost is bounded by a credit, counted in plain steps: a pass that drafted earns the tokens it
 wrote and spends the plain steps it took; without credit nothing is drafted. It grows by INTEREST per plain
@@ -13,12 +14,15 @@ step, and by what drafting would have earned meanwhile.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from flatlm.runtime.drafting import Guess
 from flatlm.runtime.drafting.costs import OUTLIER, Costs
+from flatlm.runtime.drafting.lengths import Lengths
 from flatlm.runtime.drafting.readings import Readings
 
 MEMORY = 48  # guesses of one class after which an old one counts 1/e
@@ -31,10 +35,6 @@ HOPELESS = 0.02  # chances below it are not added up
 PAYBACK = 64  # steps over which the credit pays for what a drafter had to read first
 REFRESH = 128  # passes after which the cost of a plain one is measured again
 
-NEXT = -1  # the class "whatever this source guesses next", asked before it has guessed
-
-Odds = dict[int, float]  # by class of trust: what is assumed before anything was counted
-
 
 @dataclass
 class _Record:
@@ -44,17 +44,21 @@ class _Record:
 
 
 class Schedule:
-    """What is known of the costs of `target`, of chances and of what readings served."""
+    """What is known of the costs of `target`, of chances, of what readings served and how long answers are.
+
+    `together` are the sequences of the present step: a plain one has as many rows.
+    """
 
     def __init__(self, target: Costs | None = None) -> None:
         self.target = Costs() if target is None else target
         self.unsettled = bool(self.target)  # costs are an earlier process's, no plain pass was measured yet
         self.credit = START
-        self.readings = Readings()
+        self.together = 1
+        self.readings, self.lengths = Readings(), Lengths()
         self._records: dict[tuple[str, int], _Record] = {}
         self._written = 0
         self._passes_since_plain = 0
-        self._tokens = self._seconds = 0.0  # moving sums
+        self._tokens = self._steps = 0.0  # moving sums: tokens of a sequence, time in plain steps
         self._recalled = 1.0  # λ of an earlier process, in tokens per plain step
         self._debt = 0.0  # plain steps' worth of investments not paid yet
 
@@ -63,10 +67,14 @@ class Schedule:
         known = bool(self.target) and not self.unsettled
         return known and self.credit > 0 and self._passes_since_plain < REFRESH
 
+    def plain(self) -> float:
+        """Seconds of a plain step."""
+        return self.target(self.together)
+
     def rate(self) -> float:
         """λ, tokens per second."""
-        plain = 1 / self.target(1)
-        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+        plain = self.together / self.plain()
+        return max(plain, plain * self._tokens / self._steps) if self._steps else plain
 
     def odds(self, source: str, trust: int, assumed: float) -> float:
         """The probability that such a guess is right where those before it were."""
@@ -91,16 +99,23 @@ class Schedule:
         `odds` are theirs, `certain` the probability that all before are right, `rows` the target's so far,
         `each` the seconds a guess costs before it is verified.
         """
+        reached = accumulate(odds, operator.mul, initial=certain)
+        next(reached)  # `certain` itself
+        return self.best_count(reached, rows, each)
+
+    def best_count(self, reached: Iterable[float], rows: int, each: float = 0.0) -> tuple[int, float]:
+        """The same by the probability that each guess is reached and right, the most probable first: they may
+        be of several sequences.
+        """
         best, gain, expected = 0, 0.0, 0.0
         rate, before = self.rate(), self.target(rows)
-        least = max(HOPELESS, rate * each)  # no later guess brings more than `certain`
-        for count, chance in enumerate(odds, start=1):
-            certain *= chance
-            expected += certain
+        least = max(HOPELESS, rate * each)  # no later guess brings more than the one before
+        for count, chance in enumerate(reached, start=1):
+            expected += chance
             value = expected - rate * (count * each + self.target(rows + count) - before)
             if value > gain:
                 best, gain = count, value
-            if certain < least:
+            if chance < least:
                 break
         return best, gain
 
@@ -111,9 +126,10 @@ class Schedule:
         faded = {key: 0.5 ** ((self._written - record.seen) / FADE) for key, record in self._records.items()}
         chances = [[*k, r.right * faded[k], r.total * faded[k]] for k, r in self._records.items()]
         return {
-            "tokens_per_plain_step": max(self.rate() * self.target(1), 1.0),
+            "tokens_per_plain_step": max(self._tokens / self._steps, 1.0),
             "chances": chances,
             "readings": self.readings.memory(),
+            "lengths": self.lengths.memory(),
         }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
@@ -129,6 +145,7 @@ class Schedule:
         if not (sound and 1 <= rate < math.inf):
             raise ValueError("no memory of a schedule")
         self.readings.recall(memory["readings"])
+        self.lengths.recall(memory.get("lengths", ()))
         self._recalled, self._records = rate, records
 
     def settle(self, seconds: float) -> float:
@@ -136,10 +153,10 @@ class Schedule:
 
         λ counts as much as one pass, for the text may be another.
         """
-        factor = seconds / self.target(1)
+        factor = seconds / self.plain()
         self.target.scale(factor)
         self.unsettled = False
-        self._tokens, self._seconds = self._recalled, seconds
+        self._tokens, self._steps = self._recalled, 1.0
         return factor
 
     def learn(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
@@ -157,8 +174,9 @@ class Schedule:
         Where it would have been drafted, what it would have brought is earned: one drafter's losses do not
         keep another that pays from being tried.
         """
-        if self.best_length([chance])[0]:
-            self.credit = min(self.credit + right + 1 - self.target(2) / self.target(1), START)
+        if self.best_length([chance], rows=self.together)[0]:
+            slower = self.target(self.together + 1) / self.plain() - 1
+            self.credit = min(self.credit + right / self.together - slower, START)
 
     def spend(self, rows: int, target_seconds: float, seconds: float, tokens: int, invested: float) -> None:
         """A step wrote `tokens`: the target's pass over `rows` took `target_seconds`, all of it `seconds`.
@@ -168,15 +186,14 @@ class Schedule:
         """
         self.target.add(rows, target_seconds)
         self._written += tokens
-        plain = self.target(1)
-        self._passes_since_plain = 0 if rows == 1 else self._passes_since_plain + 1
+        plain, drafted, each = self.plain(), rows > self.together, tokens / self.together
+        self._passes_since_plain = self._passes_since_plain + 1 if drafted else 0
         current = min(seconds - invested, OUTLIER * self.target(rows) + (seconds - invested - target_seconds))
-        current = min(current, MOST * plain)  # a drafter paused: a stopped process, a machine asleep
+        steps = min(current / plain, MOST)  # a drafter paused: a stopped process, a machine asleep
         keep = 1 - 1 / RATE_MEMORY
-        self._tokens, self._seconds = self._tokens * keep + tokens, self._seconds * keep + current
-        steps = current / plain
+        self._tokens, self._steps = self._tokens * keep + each, self._steps * keep + steps
         self._debt += invested / plain
         paid = self._debt / PAYBACK
         self._debt -= paid
-        earned = tokens - steps if rows > 1 else 0.0
+        earned = each - steps if drafted else 0.0
         self.credit = min(self.credit + earned - paid + INTEREST * steps, MOST)

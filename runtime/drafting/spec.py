@@ -31,13 +31,13 @@ from flatlm.runtime.drafting.kept import Kept
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
 from flatlm.runtime.drafting.schedule import Schedule
-from flatlm.runtime.drafting.short_head import ShortHead
+from flatlm.runtime.drafting.short_head import ShortHead, with_short_head
 from flatlm.runtime.drafting.speculator import Speculator
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import high_plane
-from flatlm.runtime.options import did_you_mean
+from flatlm.runtime.options import BackendOptions, did_you_mean
 
 if TYPE_CHECKING:
     from flatlm.runtime.backends import Backend
@@ -117,11 +117,21 @@ def assemble(
 ) -> Speculator:
     """A speculator of drafters that are open already, one for each of `spec.drafters`."""
     if spec.K is not None:
-        return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock=clock)
-    maxgram = next((leaf for leaf in leaves if isinstance(leaf, MaxGram)), None)
-    models = [leaf for leaf in leaves if isinstance(leaf, ModelDrafter)]
-    auto = Auto(schedule or Schedule(), maxgram, models)
-    return Speculator(auto, leaves, auto.learn, clock)
+        return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock)
+    return Speculator(Auto(schedule or Schedule(), leaves), leaves, clock)
+
+
+def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:
+    """A model that drafts for `target`: on the same kind of backend, with as much context as both have,
+
+    for as many sequences. Native ones get a short head.
+    """
+    from flatlm.runtime.backends.opening import open_named
+
+    same = replace(options, ctx=min(target.context, model.manifest.context_length))
+    if target.name != "native":
+        return open_named(target.name, model, same)
+    return with_short_head(model, lambda short: open_named(target.name, short, same))
 
 
 def inside(target: Artifact) -> Artifact:

@@ -1,24 +1,17 @@
-"""Drafting for one target: a step proposes, lets the target read the guesses, and keeps what is right.
+"""Drafting for one target: sequences that are computed together get drafts, and what came of them is counted.
 
-It knows neither texts nor how guesses come about. Its counters are those of the present answer.
+It knows neither texts nor how guesses come about.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-
-from flatlm.runtime.drafting import Drafter, Guess
-from flatlm.runtime.drafting.verify import Rule, verify
-
-if TYPE_CHECKING:
-    from flatlm.runtime.backends import Backend
-
-Learn = Callable[[int, float, float, Sequence[int]], None]  # rows, the target's seconds, all seconds, written
+from flatlm.runtime.drafting import Ask, Composer, Draft, Drafter, Guess
+from flatlm.runtime.drafting.verify import Rule
 
 
 @dataclass(frozen=True)
@@ -53,65 +46,54 @@ class DraftTimings:
 
 
 class Speculator:
-    """`drafter` for one target; `leaves` are the drafters it is made of; `learn` hears how a step ended."""
+    """Drafts by `composer`; `leaves` are the drafters that it asks."""
 
     def __init__(
         self,
-        drafter: Drafter,
+        composer: Composer,
         leaves: Sequence[Drafter] = (),
-        learn: Learn | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._drafter, self.leaves = drafter, tuple(leaves) or (drafter,)
-        self._learn, self._clock = learn, clock
-        self._rule: Rule | None = None
-        self._reset()
+        self.composer, self.leaves, self.clock = composer, tuple(leaves), clock
 
     @property
     def names(self) -> list[str]:
         """Of the drafters, those that `source_of` may give."""
         return [leaf.name for leaf in self.leaves]
 
-    def begin(self, rule: Rule) -> None:
-        """A new answer starts, sampled and judged by `rule`."""
-        self._rule = rule
-        self._drafter.begin(rule.choose)
-        self._reset()
+    def begin(self, rule: Rule) -> Drafted:
+        """A new answer starts, written by `rule`."""
+        return Drafted(self, self.composer.begin(rule))
 
-    def step(
-        self,
-        backend: Backend,
-        held: list[int],
-        history: Sequence[int],
-        n: int,
-        stop_ids: Collection[int] = frozenset(),
-    ) -> list[int]:
-        """The 1 to `n` tokens that follow `history`, in one pass of `backend`; nothing after a stop id.
+    def propose(self, asked: Sequence[tuple[Drafted, list[int], int]]) -> Round:
+        """Drafts for (answer, its ids so far, most tokens to guess) of each that is computed in the step."""
+        return Round(self, asked)
 
-        `held`, which the backend's sequence consists of, is all of `history` but its last id; afterwards it
-        is all but the last id of history and answer.
-        """
-        assert self._rule is not None, "begin() comes before the first step"
-        started, before = self._clock(), self._model_seconds()
-        guesses = self._drafter.propose(history, n - 1)
-        drafted, models = self._clock(), self._model_seconds() - before
-        fed = [history[-1], *(guess.token for guess in guesses)]
-        rows = backend.forward(np.array(fed, np.int64), logits=len(fed))
-        read = self._clock()
-        written = verify(rows, guesses, self._rule.judge, history, stop_ids)
-        held.extend(fed[: len(written)])
-        backend.truncate(len(held))
-        ended = self._clock()
-        if self._learn is not None:
-            self._learn(len(fed), read - drafted, ended - started, written)
-        self._count(guesses, written)
-        self._target += read - drafted
-        self._draft += drafted - started
-        self._other += drafted - started - models + self._clock() - ended
-        return written
+    def close(self) -> None:
+        """Free the drafters' models."""
+        self.composer.close()
+
+
+class Drafted:
+    """What drafting does in one answer: the composer's state, and counters."""
+
+    def __init__(self, speculator: Speculator, state: Any) -> None:
+        self.state = state
+        self._speculator = speculator
+        self._passes, self._rejections = 0, 0
+        self._target, self._draft, self._other = 0.0, 0.0, 0.0
+        self._drafted: dict[str, int] = {}
+        self._accepted: dict[str, int] = {}
+        self._model_passes: dict[str, int] = {}
+        self._model_seconds: dict[str, float] = {}
+        self._origins = [""]  # of the first token, which the target writes when it has read the prompt
+
+    def end(self) -> None:
+        """The answer has ended."""
+        self._speculator.composer.end(self.state)
 
     def timings(self) -> DraftTimings:
-        """Of the answer so far."""
+        """Of the answer so far; seconds that it shared with others are its share."""
         return DraftTimings(
             target_passes=self._passes,
             written=len(self._origins) - 1,
@@ -123,13 +105,13 @@ class Speculator:
             bookkeeping_seconds=self._other,
             sources=tuple(
                 SourceTimings(
-                    leaf.name,
-                    self._drafted.get(leaf.name, 0),
-                    self._accepted.get(leaf.name, 0),
-                    leaf.passes - before[0],
-                    leaf.seconds - before[1],
+                    name,
+                    self._drafted.get(name, 0),
+                    self._accepted.get(name, 0),
+                    self._model_passes.get(name, 0),
+                    self._model_seconds.get(name, 0.0),
                 )
-                for leaf, before in zip(self.leaves, self._before, strict=True)
+                for name in self._speculator.names
             ),
         )
 
@@ -137,24 +119,13 @@ class Speculator:
         """Who proposed token `index` of the answer; empty for the target itself."""
         return self._origins[index]
 
-    def close(self) -> None:
-        """Free the drafters' models."""
-        self._drafter.close()
-
-    def _reset(self) -> None:
-        self._passes, self._rejections = 0, 0
-        self._target, self._draft, self._other = 0.0, 0.0, 0.0
-        self._drafted: dict[str, int] = {}
-        self._accepted: dict[str, int] = {}
-        self._origins = [""]  # of the first token, which the target writes when it has read the prompt
-        self._before = [(leaf.passes, leaf.seconds) for leaf in self.leaves]
-
-    def _model_seconds(self) -> float:
-        return sum(leaf.seconds for leaf in self.leaves)
-
-    def _count(self, guesses: Sequence[Guess], written: Sequence[int]) -> None:
+    def count(self, draft: Draft, written: Sequence[int]) -> float:
+        """What came of a draft; returns the seconds that models took for it."""
+        guesses, at = draft.guesses, len(written) - 1
+        if not guesses and not draft.passes:
+            self.count_plain()
+            return 0.0
         self._passes += 1
-        at = len(written) - 1
         self._rejections += at < len(guesses) and guesses[at].token != written[at]
         for guess in guesses:
             self._drafted[guess.source] = self._drafted.get(guess.source, 0) + 1
@@ -163,3 +134,50 @@ class Speculator:
             self._origins.append(guesses[i].source if right else "")
             if right:
                 self._accepted[guesses[i].source] = self._accepted.get(guesses[i].source, 0) + 1
+        for name, passes in draft.passes.items():
+            self._model_passes[name] = self._model_passes.get(name, 0) + passes
+            self._model_seconds[name] = self._model_seconds.get(name, 0.0) + draft.seconds[name]
+        return sum(draft.seconds.values())
+
+    def count_plain(self) -> None:
+        """A pass of the target without guesses."""
+        self._passes += 1
+        self._origins.append("")
+
+    def spend(self, target: float, draft: float, other: float) -> None:
+        """Its share of the seconds of a step: in the target, in drafters, beside models' passes."""
+        self._target += target
+        self._draft += draft
+        self._other += other
+
+
+class Round:
+    """One step of all sequences: drafts, then the target's pass, then what comes of it.
+
+    `guesses` are what the target is to read of each sequence after its last id.
+    """
+
+    def __init__(self, speculator: Speculator, asked: Sequence[tuple[Drafted, list[int], int]]) -> None:
+        self._composer, self._clock = speculator.composer, speculator.clock
+        self._started = self._clock()
+        self._answers = [answer for answer, _, _ in asked]
+        self._asks = [Ask(answer.state, ids, n) for answer, ids, n in asked]
+        self._drafts = self._composer.propose(self._asks)
+        self.guesses: list[list[Guess]] = [draft.guesses for draft in self._drafts]
+        self._drafted = self._read = self._clock()
+
+    def read(self) -> None:
+        """The target has read it."""
+        self._read = self._clock()
+
+    def learn(self, written: Sequence[Sequence[int]]) -> None:
+        """What the target writes instead."""
+        ended, target = self._clock(), self._read - self._drafted
+        self._composer.learn(self._asks, self._drafts, written, target, ended - self._started)
+        models = 0.0
+        for answer, draft, ids in zip(self._answers, self._drafts, written, strict=True):
+            models += answer.count(draft, ids)
+        share, drafting = 1 / len(self._answers), self._drafted - self._started
+        other = drafting - models + self._clock() - ended
+        for answer in self._answers:
+            answer.spend(target * share, drafting * share, other * share)

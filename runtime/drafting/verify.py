@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flatlm.runtime.drafting import Choose, Guess
-from flatlm.runtime.generation.sampler import Law, Sampler, draw, find, next_law
+from flatlm.runtime.generation.sampler import Law, Sampler, draw, find, make_sampler, next_law
 from flatlm.runtime.options import SamplingOptions
 
 # What the target writes after `history` where `guess` was made, given its logits [V].
@@ -24,10 +24,14 @@ Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
 
 
 class Rule(NamedTuple):
-    """How drafting models choose and how the target judges."""
+    """How drafting models choose and how the target judges.
+
+    `options` are what both follow, seed and all: what a drafter in another place needs to choose the same.
+    """
 
     choose: Choose
     judge: Judge
+    options: SamplingOptions = SamplingOptions()
 
 
 def verify(
@@ -50,6 +54,13 @@ def verify(
         if guess is None or number != guess.token or number in stop_ids:
             break
     return written
+
+
+def rule_of(name: str, options: SamplingOptions) -> Rule:
+    """The rule of DraftOptions by its name, for one answer; `options` have a seed."""
+    if name == "invariant":
+        return invariant(make_sampler(options))._replace(options=options)
+    return rejection(options, np.random.Generator(np.random.PCG64(options.seed)))
 
 
 def invariant(sampler: Sampler) -> Rule:
@@ -80,7 +91,7 @@ def rejection(options: SamplingOptions, random: np.random.Generator) -> Rule:
             return guess.token
         return draw(rest(law, drafted), random.random())
 
-    return Rule(choose, judge)
+    return Rule(choose, judge, options)
 
 
 def rest(law: Law, drafted: Law) -> Law:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from flatlm.runtime.evaluation.runner import Answer, Answerer, Request
 from flatlm.runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from flatlm.runtime.generation.answer import Completion, Prompt
+    from flatlm.runtime.generation.answer import Prompt
     from flatlm.runtime.llm import LLM
 
 
@@ -20,17 +20,11 @@ def answerer(llm: LLM, sampling: SamplingOptions) -> Answerer:
 
     def answer(requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         prompts = (prompt_of(llm, request, sampling) for request in requests)
-        for index, done in _completions(llm, prompts):
+        for index, done in llm.answer_many(prompts):
             cost = {name: getattr(done.timings, name) for name in COSTS}
             yield index, Answer(done.text, done.finish_reason, cost)
 
     return answer
-
-
-def _completions(llm: LLM, prompts: Iterable[Prompt]) -> Iterable[tuple[int, Completion]]:
-    if llm.speculator is None:
-        return llm.answer_many(prompts)
-    return enumerate(llm.stream_prompt(prompt).run() for prompt in prompts)
 
 
 def prompt_of(llm: LLM, request: Request, sampling: SamplingOptions) -> Prompt:

@@ -1,18 +1,22 @@
-"""What is asked and what comes of it: a prompt as ids, the answer's text as its ids come, what it cost."""
+"""What is asked and what comes of it: a prompt as ids; its answer while it is written: ids, text, cost."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from flatlm.runtime.drafting.verify import Rule, invariant
+from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.generation.sequence import TokenSequence
 from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.progress import Progress
 from flatlm.runtime.text.stop_text import StopText
 from flatlm.runtime.text.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
-    from flatlm.runtime.drafting.speculator import DraftTimings
+    from flatlm.runtime.drafting.speculator import Drafted, DraftTimings
 
 SHOWN = 16  # ids of a continued prompt that the text of its answer depends on
 
@@ -59,7 +63,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. `finish_reason`: stop (end token or stop text), length (n or context), interrupted."""
+    """An answer. `finish_reason`: stop (end token or stop text), length (n or context), cancelled, or
+    interrupted: nobody has read it to its end.
+    """
 
     text: str
     tokens: tuple[int, ...]  # without the token that ended it
@@ -98,6 +104,102 @@ class AnswerText:
         if self._stop_text.found:
             return ""
         return self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()
+
+
+class Answer:
+    """An answer to `prompt` as it is written. It ends after a token of `end_ids`, or where its `text` does.
+
+    `law` says what is written after what; the default is that of the prompt's options. Seconds are those of
+    steps, shared out by rows, so that those of all answers add up to the time that passed.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        end_ids: Collection[int] = frozenset(),
+        *,
+        text: AnswerText | None = None,
+        law: Rule | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.prompt, self.end_ids, self.text, self.progress = prompt, end_ids, text, progress
+        self.law = law or invariant(make_sampler(prompt.options))
+        self.sequence = TokenSequence(list(prompt.ids))
+        self.left = prompt.options.n  # ids that may still be written
+        self.reused = 0  # tokens of the prompt that some slot held
+        self.read_seconds = self.write_seconds = 0.0
+        self.drafted: Drafted | None = None  # what its drafters know and what they did
+        self.reason = ""  # why it ended
+        self.cancelled = False  # it will end before the next step
+        self.pieces: list[tuple[str, str]] = []  # of text, and the drafter whose token completed it
+
+    @property
+    def ended(self) -> bool:
+        return self.reason != ""
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and answer."""
+        return self.sequence.ids
+
+    @property
+    def written(self) -> int:
+        """How many ids it has, the one that ended it too."""
+        return len(self.sequence.ids) - len(self.prompt.ids)
+
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is not all in the state."""
+        return self.sequence.read < len(self.prompt.ids)
+
+    def take(self, ids: list[int]) -> list[int]:
+        """`ids` were written: those the text has room for."""
+        sequence, text = self.sequence, self.text
+        if text is None:
+            return ids
+        before = len(sequence.ids) - len(ids)
+        for count, number in enumerate(ids, start=1):
+            if piece := text.push(number):
+                self._give(piece, before + count - len(self.prompt.ids))
+            if text.stopped:
+                del sequence.ids[before + count :]
+                sequence.read = min(sequence.read, len(sequence.ids))
+                return ids[:count]
+        return ids
+
+    def finish(self, reason: str) -> None:
+        """It has ended. What its text held back is part of it now."""
+        if self.text is not None and not self.ended:
+            rest = self.text.finish() if reason in ("stop", "length") else self.text.held
+            if rest:
+                self._give(rest, self.written)
+        self.reason = self.reason or reason
+
+    @property
+    def timings(self) -> Timings:
+        """Of what there is."""
+        return Timings(
+            len(self.prompt.ids),
+            self.reused,
+            self.read_seconds,
+            self.written,
+            self.write_seconds,
+            None if self.drafted is None else self.drafted.timings(),
+        )
+
+    @property
+    def completion(self) -> Completion:
+        """What there is; text that is held back belongs to it."""
+        text = "".join(piece for piece, _ in self.pieces)
+        tokens: tuple[int, ...] = ()
+        if self.text is not None:
+            text, tokens = text + ("" if self.ended else self.text.held), tuple(self.text.tokens)
+        reason = self.reason or ("cancelled" if self.cancelled else "interrupted")
+        return Completion(text, tokens, reason, self.timings, self.prompt.options.seed)
+
+    def _give(self, piece: str, count: int) -> None:
+        """A piece that is complete with the token `count` of the answer."""
+        self.pieces.append((piece, "" if self.drafted is None else self.drafted.source_of(count - 1)))
 
 
 def _rate(tokens: int, seconds: float) -> float:

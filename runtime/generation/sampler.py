@@ -44,7 +44,14 @@ def make_sampler(options: SamplingOptions) -> Sampler:
     def sample(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
         return race(next_law(logits, history, options, ids), noise_key(seed, len(history)))
 
-    return sample
+    def take_likeliest(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
+        if options.repeat_penalty != 1.0:
+            last = recent(history, options.repeat_last_n)
+            logits = penalize(logits, last, options.repeat_penalty, ids)
+        place = greedy(logits)
+        return place if ids is None else int(ids[place])
+
+    return take_likeliest if is_greedy(options) else sample
 
 
 def next_law(

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flatlm.runtime.backends import check_prompt
+from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.evaluation.perplexity import log_softmax
-from flatlm.runtime.generation import engine
+from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.sampler import demand_numbers, greedy
+from flatlm.runtime.generation.scheduler import Scheduler
+from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -77,7 +81,7 @@ def compare(
     (name, reference), *others = backends.items()
     for ids in prompts:
         for backend in backends.values():
-            engine.check_prompt(backend, ids, more=n)
+            check_prompt(backend, ids, more=n)
     parts: dict[str, list[_Part]] = {other: [] for other, _ in others}
     for i, ids in enumerate(prompts):
         written, expected = write(reference, ids, n)
@@ -90,16 +94,14 @@ def compare(
 
 def write(backend: Backend, ids: Sequence[int], n: int) -> tuple[list[int], np.ndarray]:
     """`n` greedy tokens after `ids`, end tokens included, and the logits [n, V] they were chosen from."""
-    backend.truncate(0)
-    held: list[int] = []
-    logits = engine.prefill(backend, held, ids)
-    rows, written = [], []
-    for _ in range(n):
+    rows: list[np.ndarray] = []
+
+    def sampler(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
         rows.append(np.array(logits, np.float32))
-        written.append(greedy(logits))
-        if len(written) < n:
-            logits = engine.forward(backend, held, written[-1:])
-    return written, np.stack(rows)
+        return greedy(logits)
+
+    answer = Answer(Prompt(ids, SamplingOptions(n=n)), law=invariant(sampler))
+    return list(Scheduler(backend).write(answer)), np.stack(rows)
 
 
 @dataclass(frozen=True)

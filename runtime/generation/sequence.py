@@ -1,0 +1,106 @@
+"""Sequences of ids and the slots of a backend that hold what was computed of them.
+
+A slot keeps what it holds when its sequence has ended: a new one begins with as much of its ids as any slot
+holds, whoever computed that. A backend may know more of a sequence than is noted here, where an interrupt
+fell between the two, and never less; before it computes, it is cut back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatlm.runtime.backends import Segment
+
+if TYPE_CHECKING:
+    from flatlm.runtime.backends import Backend
+
+PREFILL_CHUNK = 128  # tokens read at once: weights are read once per chunk, Ctrl-C waits for one
+NOWHERE = -1
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """Ids, of which the first `read` are in the state of a slot."""
+
+    ids: list[int]
+    slot: int = NOWHERE
+    read: int = 0
+
+    def become(self, ids: list[int], least: int = 1) -> None:
+        """Be `ids`, of which at least the last `least` are left to be read: their logits are needed."""
+        self.read = min(self.read, common_start(self.ids, ids), len(ids) - least)
+        self.ids = ids
+
+
+class Slots:
+    """The slots of `backend`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._last = [TokenSequence([]) for _ in range(backend.slots)]  # that each slot was given to
+        self._ended = [0] * backend.slots  # when that one left
+        self._count = 0  # of those that left
+
+    def held(self, slot: int = 0) -> list[int]:
+        """The ids that the state of a slot consists of."""
+        last = self._last[slot]
+        return last.ids[: min(last.read, self._backend.positions[slot])]
+
+    def free(self) -> list[int]:
+        """Slots without a sequence."""
+        return [slot for slot, last in enumerate(self._last) if last.slot == NOWHERE]
+
+    def known(self, ids: Sequence[int]) -> list[int]:
+        """By slot, how many of the first `ids` it holds; not the last one, whose logits are needed."""
+        return [
+            min(common_start(last.ids, ids), last.read, position, len(ids) - 1)
+            for last, position in zip(self._last, self._backend.positions, strict=True)
+        ]
+
+    def place(self, sequence: TokenSequence) -> None:
+        """Give it a slot, of which one must be free, and what some slot holds of its ids."""
+        known, free = self.known(sequence.ids), self.free()
+        most = max(known)
+        own = [slot for slot in free if known[slot] == most == self._last[slot].read]  # nothing is lost there
+        slot = own[0] if own else min(free, key=lambda slot: self._ended[slot])
+        self._last[slot] = sequence  # nothing of it is there yet
+        if known[slot] < most:
+            self._backend.copy(known.index(most), slot, most)
+        else:
+            self._backend.truncate(most, slot)
+        sequence.read, sequence.slot = most, slot
+
+    def leave(self, sequence: TokenSequence) -> None:
+        """Its slot is free for others."""
+        if sequence.slot != NOWHERE:
+            self._count += 1
+            self._ended[sequence.slot], sequence.slot = self._count, NOWHERE
+
+    def rest(self, sequence: TokenSequence, most: int) -> Segment:
+        """The next `most` of the ids that are not read, with logits if that is all of them."""
+        ids, read = sequence.ids, sequence.read
+        fed = ids[read : read + most]
+        return self.segment(sequence, fed, 1 if read + len(fed) == len(ids) else 0)
+
+    def segment(self, sequence: TokenSequence, ids: list[int], logits: int) -> Segment:
+        """`ids` to be computed after what is read of `sequence`."""
+        if self._backend.positions[sequence.slot] != sequence.read:
+            self._backend.truncate(sequence.read, sequence.slot)
+        return Segment(sequence.slot, ids, logits)
+
+
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first ids are the same: halved, since Python compares lists without a loop of ours."""
+    a, b = (x if isinstance(x, list) else list(x) for x in (a, b))
+    same, most = 0, min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    while most - same > 1:  # the first `same` are the same, the first `most` are not
+        middle = (same + most) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            most = middle
+    return same
