@@ -29,7 +29,7 @@ from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
 from tests.interrupts import interrupted_after
 from tests.test_batch import alone, jobs, writer
-from tests.test_drafting_schedule import Clock
+from tests.test_drafting_simulated import Clock
 from tests.test_nested import exported
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 from tests.tiny_text import FakeBackend

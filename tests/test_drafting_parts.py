@@ -47,10 +47,7 @@ class Followed:
 
     def propose(self, ids, n):
         guesses = []
-        while len(guesses) < n:
-            more = self.review([*ids, *tokens(guesses)], n=n - len(guesses))
-            if not more:
-                break
+        while len(guesses) < n and (more := self.review([*ids, *tokens(guesses)], n=n - len(guesses))):
             guesses += more
         return guesses
 

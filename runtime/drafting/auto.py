@@ -14,7 +14,7 @@ their chances are always known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter, mul
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -290,7 +290,7 @@ class Auto:
                 chances = accumulate(map(self._odds, draft.considered), mul)
                 reached += ((chance, number) for chance in chances)
         reached.sort(key=itemgetter(0), reverse=True)
-        count, _ = self.schedule.best_count(_firsts(reached), rows)
+        count, _ = self.schedule.best_count(map(itemgetter(0), reached), rows)
         taken = [0] * len(thoughts)
         for _, number in reached[:count]:
             taken[number] += 1
@@ -349,10 +349,6 @@ class Auto:
     def close(self) -> None:
         for drafter in self._drafters:
             drafter.close()
-
-
-def _firsts(pairs: Iterable[tuple[float, int]]) -> Iterable[float]:
-    return map(itemgetter(0), pairs)
 
 
 def _reviews(drafter: Drafter) -> str:

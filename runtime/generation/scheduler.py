@@ -55,6 +55,7 @@ class Scheduler:
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._cancelled = False  # some answer was
+        self._torn = False  # a step neither came to its end nor ended all, being interrupted twice
         self._driven = Lock()
 
     @property
@@ -107,13 +108,18 @@ class Scheduler:
         After an exception all have ended. UsageError where somebody else is at it.
         """
         with self._turn():
+            if self._torn:
+                self._clear()
+            self._torn, started = True, time.perf_counter()
             try:
                 if self._waiting or self._cancelled:
                     self._admit()
-                return self._step(self._running) if self._running else []
+                found = self._step(self._running, started) if self._running else []
             except BaseException:
                 self._clear()
                 raise
+            self._torn = False
+            return found
 
     def write(self, answer: Answer) -> Iterator[int]:
         """The ids of `answer`, which it adds, as they come."""
@@ -129,8 +135,7 @@ class Scheduler:
             raise UsageError(BUSY)
         return self._driven
 
-    def _step(self, running: list[Answer]) -> list[tuple[Answer, list[int]]]:
-        started = time.perf_counter()
+    def _step(self, running: list[Answer], started: float) -> list[tuple[Answer, list[int]]]:
         guessed = None if self._speculator is None else self._guessed(self._speculator, running)
         if guessed is None:
             segments = [self.slots.rest(answer.sequence, self._chunk) for answer in running]
@@ -232,6 +237,7 @@ class Scheduler:
     def _clear(self) -> None:
         for answer in (*self._running, *self._waiting):
             self._remove(answer, "interrupted")
+        self._torn = False
 
 
 def _next(answer: Answer, segment: Segment, rows: np.ndarray) -> list[int]:
