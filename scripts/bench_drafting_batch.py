@@ -4,7 +4,7 @@
         --gsm8k test.jsonl --humaneval HumanEval.jsonl.gz --tasks gsm8k,edit --batch 4,8 -n 128
 
 A group is as many prompts as sequences; it is answered by both arms before the next one, in an order that
-turns. A rate is tokens per second of all sequences after their first tokens, a ratio is drafted / plain of one
+turns. A rate is tokens per second of all sequences after their first tokens, a ratio drafted / plain of one
 group. Every answer must be, token for token, that of the same prompt alone and plain: differences are counted
 and are an error.
 """
