@@ -10,6 +10,7 @@ import pytest
 from flatlm.runtime.drafting import Offer, Place
 from flatlm.runtime.drafting.costs import SLOPE, STALE
 from flatlm.runtime.drafting.kept import Kept
+from flatlm.runtime.drafting.readings import HORIZON
 from flatlm.runtime.drafting.schedule import FADE
 from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.format.artifact import open_artifact
@@ -54,6 +55,7 @@ def test_chances_and_the_rate_are_kept_as_faded_as_they_are(tmp_path):
         return kept, kept.schedule(artifact(), drafters)
 
     kept, first = schedule()
+    first.lengths.recall([40] * 8)
     for _ in range(50):
         first.note("m", 3, right=True)
     first.spend(4, 1.0, 1.0, 4, 0.0)
@@ -67,6 +69,7 @@ def test_chances_and_the_rate_are_kept_as_faded_as_they_are(tmp_path):
     assert second.may_draft()
     assert second.target(4) == pytest.approx(2 * first.target(4))
     assert second.odds("m", 3, 0.1) == pytest.approx(first.odds("m", 3, 0.1), rel=1e-3)
+    assert second.lengths.rest(10) == 30
     _, other = schedule(("maxgram",))
     assert other.odds("m", 3, 0.1) == 0.1
 
@@ -93,6 +96,8 @@ DAMAGE = (
     b'{"tokens_per_plain_step": 2, "chances": []}',
     b'{"tokens_per_plain_step": 2, "chances": [], "readings": {"m": -1}}',
     b'{"tokens_per_plain_step": 2, "chances": [], "readings": [1]}',
+    b'{"tokens_per_plain_step": 2, "chances": [], "readings": {"m": 2}, "lengths": [0]}',
+    b'{"tokens_per_plain_step": 2, "chances": [], "readings": {"m": 2}, "lengths": 7}',
 )  # fmt: skip
 
 
@@ -112,6 +117,7 @@ def test_a_damaged_file_is_one_that_is_not_there_and_is_replaced(damage, tmp_pat
         path.write_bytes(damage)
     schedule = Kept(HOW, tmp_path).schedule(artifact(), ["m"])
     assert not schedule.target and schedule.odds("m", 3, 0.1) == 0.1
+    assert schedule.readings.serves("m") == HORIZON
     learn()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == whole
 

@@ -1,4 +1,4 @@
-"""runtime.drafting.auto in whole answers, on a clock of our own: what pays is drafted, what does not is left."""
+"""runtime.drafting.auto in whole answers, on a clock of our own: what pays is drafted, the rest is left."""
 
 from __future__ import annotations
 

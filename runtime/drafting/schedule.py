@@ -144,9 +144,10 @@ class Schedule:
         sound = all(0 <= record.right <= record.total < math.inf for record in records.values())
         if not (sound and 1 <= rate < math.inf):
             raise ValueError("no memory of a schedule")
-        self.readings.recall(memory["readings"])
-        self.lengths.recall(memory.get("lengths", ()))
-        self._recalled, self._records = rate, records
+        readings, lengths = Readings(), Lengths()
+        readings.recall(memory["readings"])
+        lengths.recall(memory.get("lengths", ()))  # files of before they were kept have none
+        self._recalled, self._records, self.readings, self.lengths = rate, records, readings, lengths
 
     def settle(self, seconds: float) -> float:
         """The first plain pass took `seconds`: how much slower the machine is than it was.

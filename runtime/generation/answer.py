@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.drafting.verify import Rule, invariant
-from flatlm.runtime.generation.sampler import make_sampler
+from flatlm.runtime.drafting.verify import Rule, rule_of
 from flatlm.runtime.generation.sequence import TokenSequence
 from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.progress import Progress
@@ -123,7 +122,7 @@ class Answer:
         progress: Progress | None = None,
     ) -> None:
         self.prompt, self.end_ids, self.text, self.progress = prompt, end_ids, text, progress
-        self.law = law or invariant(make_sampler(prompt.options))
+        self.law = law or rule_of("invariant", prompt.options)
         self.sequence = TokenSequence(list(prompt.ids))
         self.left = prompt.options.n  # ids that may still be written
         self.reused = 0  # tokens of the prompt that some slot held

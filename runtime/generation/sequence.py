@@ -93,7 +93,8 @@ class Slots:
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:
     """How many first ids are the same: halved, since Python compares lists without a loop of ours."""
-    a, b = (x if isinstance(x, list) else list(x) for x in (a, b))
+    a = a if isinstance(a, list) else list(a)
+    b = b if isinstance(b, list) else list(b)
     same, most = 0, min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
