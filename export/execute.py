@@ -17,8 +17,9 @@ import numpy as np
 from flatlm.export.parallel import each
 from flatlm.kernels_arm.reference import FLOOR, quantize_heads
 from flatlm.runtime.errors import UnsupportedError
-from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR, named
+from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR
 from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.ops import named
 
 Env = dict[str, np.ndarray]  # values by name, for one chunk of windows
 Operation = Callable[..., tuple[np.ndarray, ...]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flatlm.runtime.format.functions import ATTENTION, INT8_ATTENTION
 from flatlm.runtime.format.graph import Graph, Node
+
+ATTENTION, INT8_ATTENTION = "RotaryAttention", "RotaryAttentionInt8"
 
 
 def to_int8(graph: Graph) -> None:

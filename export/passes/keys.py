@@ -14,9 +14,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from flatlm.export.execute import rotate
-from flatlm.runtime.format.functions import ATTENTION, LINEARS
+from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.nested import layer_of
+
+from .cache import ATTENTION
 
 _LEAST = 1e-5
 
