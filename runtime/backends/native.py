@@ -13,6 +13,7 @@ from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import lower
+from flatlm.runtime.states import cut_back
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096
@@ -100,11 +101,14 @@ class NativeBackend:
             self.positions[segment.slot] += len(segment.ids)
         return [plan.logits[place, : self._head_rows].copy() for place in places]
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        self.positions[slot] = min(self.positions[slot], length)
+    def truncate(self, length: int, slot: int = 0) -> int:
+        if length < self.positions[slot]:
+            self.positions[slot] = cut_back(self.plan.states, slot, length)
+        return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.plan.cache.copy(source, target, length)
+        for state in self.plan.states:
+            state.copy(source, target, length)
         self.positions[target] = length
 
     def close(self) -> None:
