@@ -1,7 +1,6 @@
-"""The blocks decoders are made of, as nodes of the float graph of docs/format.md.
+"""Layers as data (export/layers.py) → the float graph of docs/format.md, a function for each block.
 
-An architecture (export/archs) is a call of `decoder` or its own list of calls of the blocks. Weights are
-not read here: each constant knows its shape from the checkpoint's header and is loaded when used.
+Weights are not read here: each constant knows its shape from the checkpoint's header and is loaded when used.
 
 Legend: B batch, T tokens, n outputs, k inputs, h heads, g key/value heads, d head size, I intermediate size.
 A value is named after the node that makes it, a constant `<node>.weight` or `<node>.bias`.
@@ -15,20 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from flatlm.export import names
 from flatlm.export.config import DecoderConfig
 from flatlm.export.constants import LazyConstants
+from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.export.sources.source import Source, is_ignored
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Biases:
-    """Which of a layer's linears have a bias in the checkpoint."""
-
-    qkv: bool = False
-    out: bool = False
-    mlp: bool = False
 
 
 @dataclass
@@ -88,13 +80,13 @@ def rotary_table(b: Builder) -> tuple[str, str]:
 def embedding(b: Builder) -> str:
     """input_ids → [B, T, hidden]."""
     shape = (b.config.vocab_size, b.config.hidden_size)
-    weight = b.stack("embedding.weight", ["model.embed_tokens.weight"], [shape])
+    weight = b.stack("embedding.weight", [f"{names.outer('embedding')}.weight"], [shape])
     return b.emit("Embedding", "embedding", ("input_ids", weight))
 
 
 def norm(b: Builder, name: str, x: str, weight: str) -> str:
-    """RMS norm with the checkpoint's `weight` [k]."""
-    constant = b.stack(f"{name}.weight", [weight], [(b.config.hidden_size,)])
+    """Root-mean-square norm with the checkpoint's `<weight>.weight` [k]."""
+    constant = b.stack(f"{name}.weight", [f"{weight}.weight"], [(b.config.hidden_size,)])
     return b.emit("Norm", name, (x, constant), epsilon=b.config.epsilon)
 
 
@@ -110,72 +102,73 @@ def linear(
     return b.emit("Linear", name, (x, weight, f"{name}.bias"))
 
 
-def attention(b: Builder, i: int, x: str, rotary: tuple[str, str], biases: Biases) -> str:
+def attention(b: Builder, i: int, x: str, rotary: tuple[str, str], mixer: Attention) -> str:
     """Attention of layer i with its norm and residual.
 
-    x ─┬─ norm ─ qkv [B, T, (h + 2g)·d] ─ attend ─ out ─┬─ add
-       │                  cos, sin, past ─┘             │
-       └────────────────────────────────────────────────┘
+    x ─┬─ norm ─ qkv [B, T, (h + 2g)·d] ─ heads ─┬─ q ─ rotate_q ───────── attend [B, T, h·d] ─ out ─┬─ add
+       │                                         ├─ k ─ rotate_k ─ append ─┘                         │
+       │                                         └─ v ────────────────┘                              │
+       └─────────────────────────────────────────────────────────────────────────────────────────────┘
     """
-    c, at, hf = b.config, f"layers.{i}.attention", f"model.layers.{i}"
-    q, kv = c.num_heads * c.head_size, c.kv_num_heads * c.head_size
-    normed = norm(b, f"{at}.norm", x, f"{hf}.input_layernorm.weight")
-    parts = [f"{hf}.self_attn.{part}_proj" for part in "qkv"]
-    qkv = linear(b, f"{at}.qkv", normed, parts, (q, kv, kv), c.hidden_size, biases.qkv)
-    attended = b.emit(
-        "RotaryAttention",
-        f"{at}.attend",
-        (qkv, *rotary, *(f"past_key_values.{i}.{part}" for part in ("key", "value"))),
-        (f"{at}.attend", *(f"present.{i}.{part}" for part in ("key", "value"))),
-        num_heads=c.num_heads,
-        kv_num_heads=c.kv_num_heads,
-        head_size=c.head_size,
-        scale=c.head_size**-0.5,
+    at, hidden, size = f"layers.{i}.attention", b.config.hidden_size, mixer.head_size
+    wide, narrow = mixer.num_heads * size, mixer.kv_num_heads * size
+    normed = norm(b, f"{at}.norm", x, names.within(i, "attention.norm"))
+    parts = [names.within(i, f"attention.{part}") for part in "qkv"]
+    qkv = linear(b, f"{at}.qkv", normed, parts, (wide, narrow, narrow), hidden, mixer.qkv_bias)
+    q, k, v = (f"{at}.heads.{part}" for part in "qkv")
+    sizes = {"num_heads": mixer.num_heads, "kv_num_heads": mixer.kv_num_heads, "head_size": size}
+    b.emit("Heads", f"{at}.heads", (qkv,), (q, k, v), **sizes)
+    q, k = (b.emit("Rotate", f"{at}.rotate_{part}", (x, *rotary)) for part, x in (("q", q), ("k", k)))
+    past, present = (
+        tuple(f"{name}.{i}.{part}" for part in ("key", "value")) for name in ("past_key_values", "present")
     )
-    out = linear(b, f"{at}.out", attended, [f"{hf}.self_attn.o_proj"], (c.hidden_size,), q, biases.out)
-    return b.emit("Add", f"{at}.add", (x, out))
+    b.emit("Append", f"{at}.append", (k, v, *past), present, state="float32")
+    attended = b.emit("Attend", f"{at}.attend", (q, *present), scale=size**-0.5, state="float32")
+    out = [names.within(i, "attention.out")]
+    return b.emit(
+        "Add", f"{at}.add", (x, linear(b, f"{at}.out", attended, out, (hidden,), wide, mixer.out_bias))
+    )
 
 
-def gated_mlp(b: Builder, i: int, x: str, biases: Biases) -> str:
+def gated(b: Builder, i: int, x: str, mlp: Gated) -> str:
     """Gated MLP of layer i with its norm and residual.
 
     x ─┬─ norm ─ gate_up [B, T, 2·I] ─ act [B, T, I] ─ down ─┬─ add
        └─────────────────────────────────────────────────────┘
     """
-    c, at, hf = b.config, f"layers.{i}.mlp", f"model.layers.{i}"
-    wide = c.intermediate_size
-    normed = norm(b, f"{at}.norm", x, f"{hf}.post_attention_layernorm.weight")
-    parts = [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"]
-    gate_up = linear(b, f"{at}.gate_up", normed, parts, (wide, wide), c.hidden_size, biases.mlp)
-    act = b.emit("SwiGLU", f"{at}.act", (gate_up,))
-    down = linear(b, f"{at}.down", act, [f"{hf}.mlp.down_proj"], (c.hidden_size,), wide, biases.mlp)
+    at, hidden, wide = f"layers.{i}.mlp", b.config.hidden_size, mlp.intermediate_size
+    normed = norm(b, f"{at}.norm", x, names.within(i, "mlp.norm"))
+    parts = [names.within(i, f"mlp.{part}") for part in ("gate", "up")]
+    gate_up = linear(b, f"{at}.gate_up", normed, parts, (wide, wide), hidden, mlp.bias)
+    act = b.emit("Gated", f"{at}.act", (gate_up,), act=mlp.act)
+    down = linear(b, f"{at}.down", act, [names.within(i, "mlp.down")], (hidden,), wide, mlp.bias)
     return b.emit("Add", f"{at}.add", (x, down))
 
 
 def head(b: Builder, x: str) -> str:
     """[B, T, hidden] → logits [B, T, V]; tied models share the embedding's constant."""
-    c = b.config
+    c, stored = b.config, f"{names.outer('head')}.weight"
     if c.tied:
         weight = "embedding.weight"
-        b.placed.add("lm_head.weight")  # where the checkpoint has it, it is the same matrix
+        b.placed.add(stored)  # where the checkpoint has it, it is the same matrix
     else:
-        weight = b.stack("head.weight", ["lm_head.weight"], [(c.vocab_size, c.hidden_size)])
+        weight = b.stack("head.weight", [stored], [(c.vocab_size, c.hidden_size)])
     b.constants["head.bias"] = Tensor.of(np.zeros(c.vocab_size, np.float32))
     return b.emit("Linear", "head", (x, weight, "head.bias"), ("logits",))
 
 
-def decoder(source: Source, config: DecoderConfig, biases: Biases) -> Graph:
-    """The usual stack: embedding, layers of attention and gated MLP, norm, head.
+def decoder(source: Source, config: DecoderConfig, layers: Sequence[Layer]) -> Graph:
+    """Embedding, layers, norm, head.
 
     Raises SourceError for missing weights or wrong shapes, UnsupportedError for weights without a place.
     """
     b = Builder(source, config)
     rotary = rotary_table(b)
     x = embedding(b)
-    for i in range(config.layers):
-        x = attention(b, i, x, rotary, biases)
-        x = gated_mlp(b, i, x, biases)
-    head(b, norm(b, "norm", x, "model.norm.weight"))
+    for i, layer in enumerate(layers):
+        x = attention(b, i, x, rotary, layer.mixer)
+        x = gated(b, i, x, layer.mlp)
+    head(b, norm(b, "norm", x, names.outer("norm")))
     return finish(b)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from flatlm.export import names
 from flatlm.export.config_keys import refused
 from flatlm.export.sources.source import Source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.settings import Settings
 
 _ROPE_TYPES = ("default", "llama3", "frequency_factors")
-_HEAD = "lm_head.weight"
+_ACTS = {"silu": "silu", "swish": "silu"}  # hidden_act → the act of `Gated`
 _LARGEST_SIZE = 1 << 28  # of anything counted: products of a few stay far from what an integer holds
 _LARGEST_HEAD = 1 << 16
 _SLOWEST = 1e-6  # and 1e6: rope factors beyond are no model's, and no float32 overflows within
@@ -37,6 +38,7 @@ class DecoderConfig:
     kv_num_heads: int
     head_size: int
     context_length: int
+    act: str  # of `Gated`
     epsilon: float
     tied: bool
     inverse_frequency: np.ndarray
@@ -71,6 +73,7 @@ def read_config(source: Source) -> DecoderConfig:
         kv_num_heads=kv_heads,
         head_size=head_size,
         context_length=context,
+        act=_ACTS[config.get("hidden_act", str, "silu")],
         epsilon=config.get("rms_norm_eps", float, 1e-6, above=0, high=1),
         tied=_tied(source),
         inverse_frequency=inverse_frequency(_rope(config), head_size, context),
@@ -80,7 +83,7 @@ def read_config(source: Source) -> DecoderConfig:
 def unsupported_features(config: Settings) -> list[str]:
     """Each feature the config asks for that the blocks do not have, with its value."""
     found = []
-    if (act := config.get("hidden_act", str, "silu")) not in ("silu", "swish"):
+    if (act := config.get("hidden_act", str, "silu")) not in _ACTS:
         found.append(f"hidden_act {act!r} (flatlm has silu)")
     rope = _rope(config)
     if (kind := _rope_type(rope)) not in _ROPE_TYPES:
@@ -162,10 +165,11 @@ def _window(config: Settings) -> int:
 
 def _tied(source: Source) -> bool:
     """Whether the head is the embedding: the config says so, and no other head is stored."""
-    stored = _HEAD in source.names()
+    head, embedding = (f"{names.outer(place)}.weight" for place in ("head", "embedding"))
+    stored = head in source.names()
     if not source.config.get("tie_word_embeddings", bool, not stored):
         return False
-    return not stored or source.same("model.embed_tokens.weight", _HEAD)
+    return not stored or source.same(embedding, head)
 
 
 def _size(config: Settings, key: str) -> int:

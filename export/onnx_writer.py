@@ -19,15 +19,14 @@ from flatlm.export import ops
 from flatlm.export.onnx_functions import OPSET, Bodies
 from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.format.functions import (
-    ATTENTIONS,
     DOMAIN,
-    FUNCTIONS,
     SIGNED,
     VERSION,
-    cache_types,
 )
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.onnx_reader import ALIGNMENT, IR_VERSION, read_onnx
+from flatlm.runtime.format.widths import caches_of
+from flatlm.runtime.ops import signature
 from flatlm.runtime.progress import Progress
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
@@ -124,8 +123,8 @@ def _model(graph: Graph, constants: list[TensorProto]) -> onnx.ModelProto:
 
 def _node(node: Node, overload: str | None) -> onnx.NodeProto:
     """The call; overload: of flatlm's function, None where it is a standard operator."""
-    kinds = FUNCTIONS[node.op].attrs
-    attrs = {name: kinds[name](value) for name, value in node.attrs.items()}
+    kinds = signature(node).attrs
+    attrs = {name: kinds[name].kind(value) for name, value in node.attrs.items()}
     domain = "" if overload is None else DOMAIN
     inputs = (*node.inputs, *ops.of(node.op).file_inputs)
     return helper.make_node(
@@ -139,12 +138,10 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
         name: helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"])
         for name in ("input_ids", "position_ids")
     }
-    for node in graph.nodes:
-        if node.op in ATTENTIONS:  # what a cache is, the format says to the runtime too
-            for names, length in ((node.inputs[3:], "past"), (node.outputs[1:], "past + T")):
-                for name, (_, dtype, size) in zip(names, cache_types(node), strict=True):
-                    shape: list[str | int | None] = ["B", int(node.attrs["kv_num_heads"]), length, size]
-                    infos[name] = helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
+    for cache in caches_of(graph):
+        for name, length in ((cache.past, "past"), (cache.present, "past + T")):
+            shape: list[str | int | None] = ["B", cache.heads, length, cache.columns]
+            infos[name] = helper.make_tensor_value_info(name, _DTYPES[cache.dtype], shape)
     head = graph.head
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
     for name in head.outputs:

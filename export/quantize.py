@@ -91,9 +91,9 @@ def quantize(
     _decide_ways(graph, chosen, decided)
     result, layers = _round_all(graph, windows, decided, tell("quantizing"), journal)
     if recipe.kv == "int8":
-        for node in keys.readers(result.nodes):
-            if node.name in decided.keys:
-                keys.apply(result, node, decided.keys[node.name])
+        for meeting in keys.meetings(result.nodes):
+            if meeting.name in decided.keys:
+                keys.apply(result, meeting, decided.keys[meeting.name])
         to_int8(result)
     nested.join(result)
     report = Report(recipe, tuple(layers), *_bytes(result))

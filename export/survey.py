@@ -96,15 +96,15 @@ def _run_and_look(
     `keys.reach` of its attention."""
     steps = execute.prepare(local, local.nodes)
     linears = ops.linears(local.nodes)
-    attentions = keys.readers(local.nodes)
+    meetings = keys.meetings(local.nodes)
     read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
-    reached: dict[str, list[np.ndarray]] = {node.name: [] for node in attentions}
-    execute.advance(steps, envs, [*linears, *attentions, *later])
+    reached: dict[str, list[np.ndarray]] = {one.name: [] for one in meetings}
+    execute.advance(steps, envs, [*linears, *(one.attend for one in meetings), *later])
     for env in envs:
         for node in linears:
             read[node.name].append(env[node.inputs[0]])
-        for node in attentions:
-            reached[node.name].append(keys.reach(node, *(env[name] for name in node.inputs[:3])))
+        for one in meetings:
+            reached[one.name].append(keys.reach(env[one.q], env[one.k]))
         execute.keep(env, later)
     inputs = {name: calibrate.inputs(values) for name, values in read.items()}
     rows = {name: np.concatenate([x.reshape(-1, x.shape[-1]) for x in xs]) for name, xs in read.items()}

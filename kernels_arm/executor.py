@@ -15,9 +15,12 @@ from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
 from .jit import inlined, kernel
 from .ops import (
+    ADD_ROWS,
     ATTEND,
     ATTEND8,
     EMBED,
+    GATE_ROWS,
+    NORM_ROWS,
     P_LAST,
     PRODUCT,
     Q_LAST,
@@ -43,6 +46,7 @@ from .ops import (
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .product import product_bytes, product_items, run_product
+from .rows import run_add_rows, run_gate_rows, run_norm_rows
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -117,6 +121,12 @@ def run_chunk(op, step, first, last, scratch):
         run_rotate(op, step, first, last)
     elif code == ATTEND8:
         run_attend8(op, step, first, last, scratch)
+    elif code == NORM_ROWS:
+        run_norm_rows(op, first, last)
+    elif code == GATE_ROWS:
+        run_gate_rows(op, first, last)
+    elif code == ADD_ROWS:
+        run_add_rows(op, first, last)
     elif code == ROTATE8:
         run_rotate8(op, step, first, last, scratch)
     elif code == EMBED:

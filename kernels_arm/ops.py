@@ -13,10 +13,10 @@ import numpy as np
 FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
-EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8 = range(1, 8)
+EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
-    ROTATE8: "rotate", ATTEND8: "attend",
+    ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
@@ -57,6 +57,12 @@ I_QKV, I_STRIDE, I_HEADS, I_GROUPS, I_SIZE, I_COS, I_SIN, I_FLOATS, I_CONTEXT, I
 I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS = range(11, 19)
 # I_PARTS: float32 [g, FEW_TOKENS · h/g, context/256, d + 16], what rows of a few tokens get from each block;
 # I_COUNTERS: int64 [g, 8], blocks of a group that are done, 0 between steps
+
+# float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its gate
+# times its other half (2 · COLUMNS wide), or its sum with OTHER
+ROWS_IN, ROWS_IN_STRIDE, ROWS_OUT, ROWS_OUT_STRIDE, ROWS_COLUMNS, ROWS_FLOATS, ROWS_WEIGHT = range(1, 8)
+ROWS_OTHER, ROWS_OTHER_STRIDE = 8, 9
+# ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
 
 # how sparse excess is gathered (excess.py): addresses and counts
 J_DELTA, J_VALUE, J_ENTRIES, J_COLUMNS, J_PANELS, J_HIGH, J_STARTS, J_BASES, J_LOOKUPS, J_SCRATCH = range(10)

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from flatlm.kernels_arm import cgroup
-from flatlm.runtime.cache import FloatCache, Int8Cache
+from flatlm.runtime import ops
 from flatlm.runtime.errors import ResourceError
-from flatlm.runtime.format.functions import ATTENTIONS, INT8_ATTENTION
 from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.widths import values_of
 
 
 def available_bytes(root: Path = cgroup.ROOT) -> int | None:
@@ -59,9 +59,8 @@ def require_memory(graph: Graph, context: int, slots: int = 1) -> None:
 
 def cache_bytes(graph: Graph, context: int) -> int:
     """Of one sequence."""
-    layers = [node for node in graph.nodes if node.op in ATTENTIONS]
-    first, cache = layers[0].attrs, Int8Cache if layers[0].op == INT8_ATTENTION else FloatCache
-    return cache.bytes_needed(len(layers), int(first["kv_num_heads"]), int(first["head_size"]), context)
+    states = ops.states_of(graph, values_of(graph))
+    return sum(state.bytes(context) for state in states.values())
 
 
 def give_back() -> None:

@@ -23,11 +23,12 @@ import numpy as np
 from flatlm.kernels_arm import layout
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.artifact import open_artifact
-from flatlm.runtime.format.functions import LINEAR, LINEARS, TOKEN_LINEAR, named
+from flatlm.runtime.format.functions import LINEAR, LINEARS, TOKEN_LINEAR
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.nested import is_low, layer_of
 from flatlm.runtime.measuring import per_op
 from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.ops import named
 
 KINDS = ("qkv", "out", "gate_up", "down", "head")
 

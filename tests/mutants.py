@@ -49,6 +49,8 @@ def _attribute(rng: np.random.Generator, graph: Graph) -> str:
     at, node = _pick(rng, [(i, node) for i, node in enumerate(graph.nodes) if node.attrs])
     key, value = _pick(rng, node.attrs.items())
     new = _number(rng, graph, value) if isinstance(value, int) else _pick(rng, FLOATS)
+    if isinstance(value, str):
+        new = _pick(rng, ["float32", "int8", "silu", "", value])
     graph.nodes[at] = replace(node, attrs={**node.attrs, key: new})
     return f"{node.name}.{key} = {new}"
 
@@ -104,10 +106,11 @@ def _insert(rng: np.random.Generator, graph: Graph) -> str:
     earlier = [name for other in graph.nodes[:at] for name in other.outputs]
     source, second = _pick(rng, earlier), _pick(rng, earlier)
     copied = _pick(rng, graph.nodes)
-    op = _pick(rng, ["Add", "SwiGLU", copied.op])
-    inputs = {"Add": (source, second), "SwiGLU": (source,)}.get(op, (source, *copied.inputs[1:]))
+    op = _pick(rng, ["Add", "Gated", copied.op])
+    inputs = {"Add": (source, second), "Gated": (source,)}.get(op, (source, *copied.inputs[1:]))
     outputs = ("new", *(f"new.{i}" for i in range(1, len(copied.outputs) if op == copied.op else 1)))
-    node = Node(op, inputs, outputs, copied.attrs if op == copied.op else {}, "new")
+    attrs = {"Gated": {"act": "silu"}}.get(op, {})
+    node = Node(op, inputs, outputs, copied.attrs if op == copied.op else attrs, "new")
     graph.nodes.insert(at, node)
     later = [i for i in range(at + 1, len(graph.nodes)) if source in graph.nodes[i].inputs]
     for i in later[: int(rng.integers(0, 3))]:

@@ -11,7 +11,7 @@ from flatlm.kernels_arm import ops, reference
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.records import record
 from flatlm.kernels_arm.team import aligned
-from flatlm.runtime.cache import Int8Cache
+from flatlm.runtime.states.kv_int8 import Int8Cache
 from tests.single_ops import run
 
 SHAPES = st.tuples(
@@ -24,7 +24,7 @@ def native(qkv: np.ndarray, shape, cuts, threads: int) -> np.ndarray:
     """qkv [m, (h + 2g), d] through ROTATE8 and ATTEND8 in steps of `cuts` tokens → [m, h, d]."""
     groups, share, size = shape
     heads, m, context = groups * share, len(qkv), len(qkv)
-    cache = Int8Cache(1, groups, size, context)
+    cache = Int8Cache(groups, size, context)
     width, blocks = padded(size, 16), cache.context // ops.KV_BLOCK
     cos, sin = (np.append(t, np.zeros(16, np.float32)) for t in tables(m, size))
     stride, out_stride = (padded(n * size, 16) + 16 for n in (heads + 2 * groups, heads))

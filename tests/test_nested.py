@@ -15,10 +15,10 @@ from flatlm.export.sources import open_source
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.format.artifact import open_artifact
-from flatlm.runtime.format.functions import named
 from flatlm.runtime.format.graph import Tensor
 from flatlm.runtime.format.nested import high_plane, is_low, layer_of
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.ops import named
 from tests.tiny_models import tiny_model
 
 

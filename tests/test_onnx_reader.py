@@ -229,7 +229,7 @@ def attribute(m, name, key):
     return next(a for a in node(m, name).attribute if a.name == key)
 
 
-QKV, ATTEND = "layers.0.attention.qkv", "layers.0.attention.attend"
+QKV, HEADS, APPEND = (f"layers.0.attention.{name}" for name in ("qkv", "heads", "append"))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,10 @@ QKV, ATTEND = "layers.0.attention.qkv", "layers.0.attention.attend"
         (lambda m: setattr(node(m, QKV), "domain", "com.other"), "qkv.*com.other"),
         (lambda m: setattr(node(m, "layers.0.mlp.add"), "op_type", "Loop"), "mlp.add.*no such function"),
         (lambda m: setattr(m.opset_import[1], "version", 1), "'flatlm' version 1"),
+        (lambda m: setattr(m.opset_import[1], "version", 2), "older format.*`flatlm export SRC OUT --force`"),
+        (lambda m: setattr(m.opset_import[1], "version", 4), "'flatlm' version 4.* newer flatlm"),
+        (lambda m: setattr(node(m, APPEND), "op_type", "Appends_int8"), "did you mean Append"),
+        (lambda m: setattr(attribute(m, APPEND, "state"), "s", b"int4"), "append.*'state' is 'int4'"),
         (lambda m: setattr(m.opset_import[0], "version", 99), "opset version 99"),
         (lambda m: setattr(m.opset_import[0], "domain", "ai.other"), "ai.other"),
         (lambda m: setattr(m, "ir_version", 99), "IR version 99"),
@@ -247,7 +251,7 @@ QKV, ATTEND = "layers.0.attention.qkv", "layers.0.attention.attend"
         (lambda m: setattr(attribute(m, QKV, "rows"), "i", 41), "qkv' .*not"),
         (lambda m: setattr(attribute(m, QKV, "rows"), "i", 1 << 40), "not a size"),
         (lambda m: setattr(attribute(m, QKV, "levels"), "i", 9), "levels"),
-        (lambda m: setattr(attribute(m, ATTEND, "num_heads"), "i", 3000), "attend.*qkv.*the node reads"),
+        (lambda m: setattr(attribute(m, HEADS, "num_heads"), "i", 3000), "heads.*qkv.*the node reads"),
         (lambda m: setattr(node(m, QKV), "name", "head"), "every node needs a name of its own"),
         (lambda m: setattr(m.metadata_props[0], "value", "10000"), "vocab_size is 10000"),
         (lambda m: setattr(attribute(m, QKV, "offset"), "i", 0), "offset 0"),
@@ -296,6 +300,18 @@ def test_indices_that_would_leave_their_arrays_never_reach_a_kernel(tmp_path, na
     edit(tmp_path / "model.onnx", change)
     with pytest.raises(FormatError, match=match):
         read_onnx(tmp_path / "model.onnx")
+
+
+def test_a_function_is_named_up_to_its_options(model):
+    """One name for each body: Append_int8, Attend_int8. What the options are stands in the attributes."""
+
+    def change(m):
+        for name, function in ((APPEND, "Append_float32"), ("layers.1.mlp.act", "Gated_silu_too")):
+            node(m, name).op_type = function
+
+    before = read_onnx(model).nodes
+    edit(model, change)
+    assert read_onnx(model).nodes == before
 
 
 def test_the_switch_for_onnxruntime_is_not_part_of_the_graph(model):

@@ -15,10 +15,10 @@ from flatlm.runtime.drafting.model import CLASSES, ModelDrafter
 from flatlm.runtime.drafting.short_head import KnownRows, ShortHead, with_short_head
 from flatlm.runtime.drafting.verify import invariant
 from flatlm.runtime.errors import BackendError
-from flatlm.runtime.format.functions import named
 from flatlm.runtime.format.graph import Graph, Tensor
 from flatlm.runtime.generation.sampler import make_sampler
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.ops import named
 from flatlm.runtime.options import SamplingOptions
 from tests.interrupts import interrupted_after
 from tests.test_nested import exported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatlm.export.passes.cache import to_int8
 from flatlm.kernels_arm import layout
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
@@ -17,10 +16,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
 
     activations: "static", or "token": a step per token but in the second layer.
     """
-    graph = _Maker(np.random.default_rng(seed), activations == "token").decoder()
-    if kv == "int8":
-        to_int8(graph)
-    return graph
+    return _Maker(np.random.default_rng(seed), kv, activations == "token").decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -49,8 +45,8 @@ def flattening(
 
 
 class _Maker:
-    def __init__(self, rng: np.random.Generator, by_token: bool) -> None:
-        self.rng, self.by_token, self.graph = rng, by_token, Graph()
+    def __init__(self, rng: np.random.Generator, kv: str, by_token: bool) -> None:
+        self.rng, self.kv, self.by_token, self.graph = rng, kv, by_token, Graph()
 
     def decoder(self) -> Graph:
         graph = self.graph
@@ -68,9 +64,9 @@ class _Maker:
         normed = self.norm("norm", x)
         self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output="logits")
         graph.inputs = ["input_ids", "position_ids"]
-        graph.inputs += [f"past_key_values.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+        graph.inputs += [name for i in range(LAYERS) for name in self.cached("past_key_values", i)]
         graph.outputs = ["logits"]
-        graph.outputs += [f"present.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+        graph.outputs += [name for i in range(LAYERS) for name in self.cached("present", i)]
         graph.metadata = {"vocab_size": str(VOCABULARY), "context_length": str(CONTEXT)}
         return graph
 
@@ -79,27 +75,31 @@ class _Maker:
         bits = (4, 8)[i % 2]
         rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
         qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
-        past, present = (
-            [f"{name}.{i}.{part}" for part in ("key", "value")] for name in ("past_key_values", "present")
-        )
-        attrs = {
-            "num_heads": HEADS,
-            "kv_num_heads": KV_HEADS,
-            "head_size": HEAD_SIZE,
-            "scale": HEAD_SIZE**-0.5,
-        }
-        attend = Node(
-            "RotaryAttention", (qkv, "cos", "sin", *past), (f"{at}.attend", *present), attrs, f"{at}.attend"
-        )
-        self.graph.nodes.append(attend)
+        self.attention(i, at, qkv)
         out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
         x = self.node("Add", f"{at}.add", x, out)
         at = f"layers.{i}.mlp"
         gate_up = self.linear(
             f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
         )
-        down = self.linear(f"{at}.down", self.node("SwiGLU", f"{at}.act", gate_up), HIDDEN, INTERMEDIATE, 4)
+        act = self.node("Gated", f"{at}.act", gate_up, act="silu")
+        down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, down)
+
+    def cached(self, prefix: str, i: int) -> list[str]:
+        """The parts of a layer's cache, before or after the step."""
+        parts = ("key", "key_scale", "value", "value_scale") if self.kv == "int8" else ("key", "value")
+        return [f"{prefix}.{i}.{part}" for part in parts]
+
+    def attention(self, i: int, at: str, qkv: str) -> None:
+        past, present = self.cached("past_key_values", i), self.cached("present", i)
+        sizes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "head_size": HEAD_SIZE}
+        q, k, v = (f"{at}.heads.{part}" for part in "qkv")
+        self.graph.nodes.append(Node("Heads", (qkv,), (q, k, v), sizes, f"{at}.heads"))
+        q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
+        state = {"state": self.kv}
+        self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
+        self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state)
 
     def node(self, op: str, name: str, *inputs: str, **attrs) -> str:
         self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))

@@ -1,11 +1,15 @@
-"""Architectures: one file each, named after the `model_type` of config.json, with `build(source) → Graph`."""
+"""Architectures: one file each, named after the `model_type` of config.json.
+
+It says in `layers(config, settings)` which layers the model has; `settings` are all that config.json holds.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 
+from flatlm.export.blocks import decoder
+from flatlm.export.config import read_config
 from flatlm.export.sources.source import Source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Graph
@@ -29,5 +33,6 @@ def build_graph(source: Source) -> Graph:
         raise UnsupportedError(
             f"{source.name}: architecture {model_type!r} is not supported; flatlm knows {known}"
         )
-    build: Callable[[Source], Graph] = importlib.import_module(f"{__name__}.{model_type}").build
-    return build(source)
+    architecture = importlib.import_module(f"{__name__}.{model_type}")
+    config = read_config(source)
+    return decoder(source, config, architecture.layers(config, source.config))

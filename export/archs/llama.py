@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from flatlm.export.blocks import Biases, decoder
-from flatlm.export.config import read_config
-from flatlm.export.sources.source import Source
-from flatlm.runtime.format.graph import Graph
+from flatlm.export.config import DecoderConfig
+from flatlm.export.layers import Attention, Gated, Layer
+from flatlm.runtime.settings import Settings
 
 
-def build(source: Source) -> Graph:
-    """The float graph. Errors as `decoder` and `read_config`."""
-    attention = source.config.get("attention_bias", bool, False)
-    biases = Biases(qkv=attention, out=attention, mlp=source.config.get("mlp_bias", bool, False))
-    return decoder(source, read_config(source), biases)
+def layers(c: DecoderConfig, settings: Settings) -> list[Layer]:
+    bias = settings.get("attention_bias", bool, False)
+    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qkv_bias=bias, out_bias=bias)
+    mlp = Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+    return [Layer(attention, mlp)] * c.layers

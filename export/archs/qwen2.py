@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from flatlm.export.blocks import Biases, decoder
-from flatlm.export.config import read_config
-from flatlm.export.sources.source import Source
-from flatlm.runtime.format.graph import Graph
+from flatlm.export.config import DecoderConfig
+from flatlm.export.layers import Attention, Gated, Layer
+from flatlm.runtime.settings import Settings
 
 
-def build(source: Source) -> Graph:
-    """The float graph. Errors as `decoder` and `read_config`."""
-    return decoder(source, read_config(source), Biases(qkv=True))
+def layers(c: DecoderConfig, settings: Settings) -> list[Layer]:
+    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qkv_bias=True)
+    return [Layer(attention, Gated(c.act, c.intermediate_size))] * c.layers

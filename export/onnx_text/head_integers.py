@@ -20,7 +20,7 @@ def quantized(x: str) -> str:
 """
 
 
-_CONSTANTS = {
+CONSTANTS = {
     "floor": reference.FLOOR,
     "lowest": reference.LOWEST,
     "head_levels": reference.HEAD_LEVELS,
@@ -28,6 +28,10 @@ _CONSTANTS = {
     "sum_steps": reference.SUM_STEPS,
     "part_of_sum": reference.PART_OF_SUM,
 }
-FLOATS = "\n".join(
-    f"    {name} = Constant <value_float = {literal(float(value))}> ()" for name, value in _CONSTANTS.items()
-)
+
+
+def floats(*names: str) -> str:
+    """The lines that make some of CONSTANTS."""
+    return "\n".join(
+        f"    {name} = Constant <value_float = {literal(float(CONSTANTS[name]))}> ()" for name in names
+    )

@@ -9,15 +9,17 @@ from flatlm.runtime.format.graph import Node
 
 from . import (
     add,
+    append,
+    attend,
     embedding,
     flat_embedding,
     flat_linear,
+    gated,
+    heads,
     linear,
     norm,
-    rotary_attention,
-    rotary_attention_int8,
     rotary_table,
-    swiglu,
+    rotate,
 )
 from .function import Function
 
@@ -31,9 +33,11 @@ _FUNCTIONS = {
         linear.LINEAR,
         flat_linear.FLAT_LINEAR,
         flat_linear.FLAT_LINEAR_TOKEN,
-        rotary_attention.ROTARY_ATTENTION,
-        rotary_attention_int8.ROTARY_ATTENTION_INT8,
-        swiglu.SWIGLU,
+        heads.HEADS,
+        rotate.ROTATE,
+        append.APPEND,
+        attend.ATTEND,
+        gated.GATED,
         add.ADD,
     )
 }

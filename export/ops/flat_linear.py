@@ -8,8 +8,9 @@ from flatlm.export.onnx_text.exp import literal
 from flatlm.export.onnx_text.product import PRODUCT
 from flatlm.export.onnx_text.unpack import UNPACK
 from flatlm.kernels_arm.reference import FLOOR
-from flatlm.runtime.format.functions import LINEAR, SIGNED, TOKEN_LINEAR, named
+from flatlm.runtime.format.functions import LINEAR, SIGNED, TOKEN_LINEAR
 from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.ops import named
 
 from .function import Function, Operation
 

@@ -2,7 +2,7 @@
 
 A part is given the node and not only its name: attributes and inputs it may have are the function's matter.
 
-Legend: B windows, T tokens of a window, k inputs of a layer, g key/value heads, d head size, S draws.
+Legend: B windows, T tokens of a window, k inputs of a layer, S draws.
 """
 
 from __future__ import annotations
@@ -29,15 +29,6 @@ class Channels:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Cache:
-    """How a function over a float32 K/V cache gets one of int8. Its keys are rotated in pairs of channels."""
-
-    convert: Callable[[Node], Node]  # the same call over an int8 cache: scales follow keys and values
-    reach: Callable[..., np.ndarray]  # node, its inputs before the cache → largest |q|, |k|, [2, g, d/2]
-    factors: Callable[[Node, np.ndarray], np.ndarray]  # node, s [g, d/2] → of each row that makes q, k, v
-
-
-@dataclass(frozen=True, slots=True)
 class Function:
     """One function, for whoever runs, differentiates, writes or quantizes a graph."""
 
@@ -46,8 +37,8 @@ class Function:
     # Its constants are read once: graph, node → the call in float32, for calibration; off by rounding only
     operation: Callable[[Graph, Node], Operation]
 
-    # graph, node, values, gradients [S, B, T, ·] of its first output → those of its first inputs
-    backward: Callable[[Graph, Node, Env, np.ndarray], tuple[np.ndarray, ...]] | None = None
+    # graph, node, values, gradients [S, …] of its outputs → those of its first inputs
+    backward: Callable[..., tuple[np.ndarray, ...]] | None = None
 
     # What the call means in standard operators: an ONNX function's text after its name. Equal texts are one
     # function in the file. None: a standard operator itself.
@@ -60,7 +51,7 @@ class Function:
     # How a scale folds through it. Multiplies each output channel by its factor [width], in the constants:
     scale: Callable[[Graph, Node, np.ndarray], None] | None = None
     # Where some of its output channels may be scaled instead: elements of an input that they are linear in
-    origin: Callable[[Node, Channels], Channels] | None = None
+    origin: Callable[[Graph, Node, Channels], Channels] | None = None
     # Output channels, of so many → the input channels they are made of, each of its own: so they may be
     # repeated and put in another order
     rows: Callable[[Node, np.ndarray, int], np.ndarray] | None = None
@@ -71,4 +62,4 @@ class Function:
     # quarter of the weights. Weighted by work, the factors average about 1.
     wide: float = 1.0
 
-    int8_cache: Int8Cache | None = None
+    over_int8: Callable[[Node], Node] | None = None  # the same call over an int8 K/V cache

@@ -1,4 +1,4 @@
-"""The K/V cache becomes int8: attention nodes change their function, inputs and outputs gain scales."""
+"""The K/V cache becomes int8: nodes that write or read it change their state, and it gains scales."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def to_int8(graph: Graph) -> None:
     """In place; the constants stay."""
     nodes, cached = [], set()
     for node in graph.nodes:
-        cache = ops.of(node.op).int8_cache
-        made = cache.convert(node) if cache else node
-        if cache:
+        over_int8 = ops.of(node.op).over_int8
+        made = over_int8(node) if over_int8 else node
+        if over_int8:
             cached |= {*made.inputs, *made.outputs}
         nodes.append(made)
     graph.nodes = nodes

@@ -3,9 +3,9 @@
 Per channel, x / s and W · s with s = max|x|^α / max|W|^(1 − α) (SmoothQuant, arXiv 2211.10438). x / s costs
 nothing where x is made by something linear in a vector of weights:
 
-    norm ─► linear                     the norm's weight takes 1 / s
-    qkv ─► attention ─► out            the rows of v do; the query heads of one key/value head share them
-    gate, up ─► silu(gate) · up ─► down    the rows of up do
+    norm ─► linear                             the norm's weight takes 1 / s
+    qkv ─► heads ─► append ─► attend ─► out    the rows of v do, shared by the queries of one key/value head
+    gate, up ─► act(gate) · up ─► down         the rows of up do
 
 Which function lets a scale through, and which takes it, each says itself (`ops`: origin, scale).
 
@@ -74,7 +74,7 @@ def _fold(
             return Fold(linear, maker, channels.index, channels.width, tuple(between))
         if function.origin is None:
             return None
-        channels = function.origin(maker, channels)
+        channels = function.origin(graph, maker, channels)
         between.append(maker)
     return None
 

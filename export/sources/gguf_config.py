@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from flatlm.export import names
 from flatlm.export.config_keys import words
 from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.settings import Settings
@@ -55,8 +56,8 @@ def config_of(metadata: Settings, architecture: str, tensors: Collection[str], v
         "rms_norm_eps": _decimal(facts.need("attention.layer_norm_rms_epsilon", float, above=0)),
         "rope_theta": _decimal(facts.get("rope.freq_base", float, 10000.0, above=0)),
         "hidden_act": "silu",
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
-        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in tensors,
+        "attention_bias": f"{names.within(0, 'attention.q')}.bias" in tensors,
+        "mlp_bias": f"{names.within(0, 'mlp.gate')}.bias" in tensors,
         "num_experts": facts.get("expert_count", int, 0),
     }
     if window := facts.get("attention.sliding_window", int, 0):

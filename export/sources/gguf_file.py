@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flatlm.export import names
 from flatlm.export.sources.gguf_config import config_of, token_id
 from flatlm.export.sources.gguf_reader import Opened, Stored, open_parts, stem
 from flatlm.export.sources.gguf_tensors import dequantize, release, require_byte_order, same_matrix, unpermute
@@ -26,19 +27,7 @@ from flatlm.runtime.settings import Settings
 MAGIC = b"GGUF"
 ARCHITECTURES = ("llama", "qwen2")
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING, _HEAD = (f"{names.outer(place)}.weight" for place in ("embedding", "head"))
 _FACTORS = "rope_freqs.weight"  # [d/2]: the frequencies' divisors, llama3 scaling already worked out
 
 
@@ -107,8 +96,9 @@ def open_gguf(path: Path) -> GgufFile:
         config[f"{name}_token_id"] = token_id(metadata, key, rows)
     heads_of: dict[str, int] = {}
     if architecture == "llama":
-        for part, count in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            heads_of |= {f".{part}.{kind}": config[count] for kind in ("weight", "bias")}
+        for part, count in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
+            name = names.in_layer(f"attention.{part}")
+            heads_of |= {f".{name}.{kind}": config[count] for kind in ("weight", "bias")}
     files = tokenizer_files(metadata, config["max_position_embeddings"])
     named = metadata.each("tokenizer.chat_templates", str)
     notes = [] if "chat_template.jinja" in files or not named else [no_default(path.name, named)]
@@ -131,14 +121,8 @@ def _tie(path: Path, tensors: dict[str, Stored]) -> bool:
 
 
 def _hf_name(path: Path, name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    block, _, rest = stem.partition(".")
-    if block == "blk":
-        index, _, part = rest.partition(".")
-        if part in _LAYER:
-            return f"model.layers.{index}.{_LAYER[part]}.{kind}"
-    elif stem in _OUTER:
-        return f"{_OUTER[stem]}.{kind}"
+    if found := names.of_gguf(name):
+        return found
     raise UnsupportedError(f"{path.name}: tensor {name} has no place in the architectures flatlm knows")
 
 

@@ -22,7 +22,7 @@ class Segment(NamedTuple):
 
 
 class Backend(Protocol):
-    """`slots` sequences, each with a K/V cache. Built as Class(artifact, threads=, context=, device=,
+    """`slots` sequences, each with its states. Built as Class(artifact, threads=, context=, device=,
     slots=).
 
     What is asked without a slot concerns sequence 0: who has one sequence need not know of others. A row of
@@ -58,8 +58,12 @@ class Backend(Protocol):
         """
         ...
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        """Forgets everything after the first `length` tokens."""
+    def truncate(self, length: int, slot: int = 0) -> int:
+        """Forgets what a sequence holds after its first `length` tokens; returns how many it then holds.
+
+        That is `length`, or all that there were if they are fewer. A model whose state cannot be cut back to
+        just there holds fewer afterwards, 0 at worst: what is missing must be read again.
+        """
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:

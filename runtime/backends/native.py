@@ -14,6 +14,7 @@ from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import Plan, lower
+from flatlm.runtime.states import cut_back
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096
@@ -108,11 +109,14 @@ class NativeBackend:
             self.positions[segment.slot] += len(segment.ids)
         return [plan.logits[place, : self._head_rows].copy() for place in places]
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        self.positions[slot] = min(self.positions[slot], length)
+    def truncate(self, length: int, slot: int = 0) -> int:
+        if length < self.positions[slot]:
+            self.positions[slot] = cut_back(self.plan.states, slot, length)
+        return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self.plan.cache.copy(source, target, length)
+        for state in self.plan.states:
+            state.copy(source, target, length)
         self.positions[target] = length
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from flatlm.runtime.backends import Segment, check_fit, still_open
 from flatlm.runtime.errors import BackendError, FormatError
 from flatlm.runtime.format.artifact import MODEL, Artifact
-from flatlm.runtime.format.functions import ATTENTIONS, SIGNED, cache_types
-from flatlm.runtime.format.graph import Node
+from flatlm.runtime.format.functions import SIGNED
+from flatlm.runtime.format.widths import caches_of
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 
@@ -51,9 +51,9 @@ class OrtBackend:
         self._ort = _import()
         self._device = device
         self._session: Any = _session(self._ort, str(artifact.path / MODEL), threads, device)  # None: closed
-        attention = [node for node in graph.nodes if node.op in ATTENTIONS]
-        self._empty = {name: empty for node in attention for name, empty in _empty_cache(node)}
-        self._presents = [name for node in attention for name in node.outputs[1:]]
+        caches = caches_of(graph)
+        self._empty = {c.past: np.zeros((1, c.heads, 0, c.columns), c.dtype) for c in caches}
+        self._presents = [c.present for c in caches]
         self._caches: list[dict[str, Any]] = [self._first_of({}, 0) for _ in range(slots)]
 
     @property
@@ -77,9 +77,10 @@ class OrtBackend:
                 rows.append(part[max(unwanted, 0) :])
         return np.concatenate(rows)
 
-    def truncate(self, length: int, slot: int = 0) -> None:
+    def truncate(self, length: int, slot: int = 0) -> int:
         if length < self.positions[slot]:
             self.copy(slot, slot, length)
+        return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._caches[target] = self._first_of(still_open(self._caches)[source], length)
@@ -114,12 +115,6 @@ class OrtBackend:
         self.positions[slot] += ids.size
         rows: np.ndarray = logits.numpy()[0]
         return rows
-
-
-def _empty_cache(node: Node) -> list[tuple[str, np.ndarray]]:
-    """A layer's cache inputs, without any position."""
-    heads = int(node.attrs["kv_num_heads"])
-    return [(name, np.zeros((1, heads, 0, size), dtype)) for name, dtype, size in cache_types(node)]
 
 
 def _import() -> Any:

@@ -22,8 +22,8 @@ import numpy as np
 
 from flatlm.kernels_arm import layout
 from flatlm.kernels_arm.team import aligned
+from flatlm.runtime import ops
 from flatlm.runtime.backends import Segment
-from flatlm.runtime.format.functions import LINEARS, named
 from flatlm.runtime.format.graph import Graph, Tensor
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def with_short_head(
     backend that reads a head's constants where they are, in each pass: the native one.
     """
     node = artifact.graph.head
-    if node.op not in LINEARS or int(node.attrs["rows"]) <= first + met:
+    if not ops.is_product(node) or int(node.attrs["rows"]) <= first + met:
         return open_model(artifact)
-    if artifact.graph.constants[named(node)["excess_delta"]].data.size:
+    if artifact.graph.constants[ops.named(node)["excess_delta"]].data.size:
         return open_model(artifact)
     known = KnownRows(artifact.graph, first, met)
     return ShortHead(open_model(replace(artifact, graph=known.graph)), known)
@@ -60,7 +60,7 @@ class KnownRows:
     def __init__(self, graph: Graph, first: int, met: int) -> None:
         assert first % layout.ROWS == met % layout.ROWS == 0, "a panel belongs to one kind of rows"
         node, total = graph.head, first + met
-        roles, columns = named(node), int(node.attrs["columns"])
+        roles, columns = ops.named(node), int(node.attrs["columns"])
         bits, weight = graph.bits(roles["weight"]), graph.constants[roles["weight"]]
         self.vocab, self.first = int(node.attrs["rows"]), first
         self._id_of = np.append(np.arange(first), np.full(met, -1))  # of each row; -1: none yet
@@ -151,8 +151,8 @@ class ShortHead:
             self._known.meet(ids[(ids >= 0) & (ids < self.vocab)])  # of others the backend complains
         return [self._known.sort(logits) for logits in self._backend.forward_many(segments)]
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        self._backend.truncate(length, slot)
+    def truncate(self, length: int, slot: int = 0) -> int:
+        return self._backend.truncate(length, slot)
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._backend.copy(source, target, length)

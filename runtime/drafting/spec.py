@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flatlm.runtime import ops
 from flatlm.runtime.drafting import Drafter
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.bigrams import load_bigrams
@@ -34,7 +35,6 @@ from flatlm.runtime.drafting.schedule import Schedule
 from flatlm.runtime.drafting.short_head import ShortHead, with_short_head
 from flatlm.runtime.drafting.speculator import Speculator
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.format.functions import LINEARS
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import high_plane
 from flatlm.runtime.options import BackendOptions, did_you_mean
@@ -158,7 +158,7 @@ def _own_name(name: str, taken: Collection[str]) -> str:
 
 def _bytes_read(graph: Graph) -> int:
     """By a token: its weights."""
-    names = {name for node in graph.nodes if node.op in LINEARS for name in node.inputs}
+    names = {name for node in graph.nodes if ops.is_product(node) for name in node.inputs}
     return sum(tensor.data.nbytes for name, tensor in graph.constants.items() if name in names)
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flatlm.runtime.format.functions import LINEARS, check_graph
+from flatlm.runtime import ops
+from flatlm.runtime.format.functions import check_graph
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.widths import check_values
+from flatlm.runtime.ops import add
 
 _LOW = ".low"
 
@@ -31,7 +33,7 @@ def layer_of(name: str) -> str:
 
 
 def is_low(node: Node) -> bool:
-    return node.op in LINEARS and node.name.endswith(_LOW)
+    return ops.is_product(node) and node.name.endswith(_LOW)
 
 
 def join(graph: Graph) -> None:
@@ -43,12 +45,12 @@ def join(graph: Graph) -> None:
         if is_low(node):
             high = found.pop()
             (y,) = high.outputs
-            if [user.op for user in users[y]] == ["Add"]:
+            if [user.op for user in users[y]] == [add.NAME]:
                 found.append(high)
                 waiting[y] = node
             else:
                 found += [replace(high, outputs=(f"{y}.high",)), node, _sum(node, f"{y}.high", y)]
-        elif node.op == "Add" and (ready := [name for name in node.inputs if name in waiting]):
+        elif node.op == add.NAME and (ready := [name for name in node.inputs if name in waiting]):
             plane, (z,) = waiting.pop(ready[0]), node.outputs
             found += [replace(node, outputs=(f"{z}.high",)), plane, _sum(plane, f"{z}.high", z)]
         else:
@@ -72,7 +74,7 @@ def high_plane(graph: Graph) -> Graph:
         if is_low(node):
             continue
         kept = [name for name in inputs if name not in dropped]
-        if node.op == "Add" and len(kept) == 1:
+        if node.op == add.NAME and len(kept) == 1:
             renamed[node.outputs[0]] = kept[0]
         else:
             nodes.append(replace(node, inputs=inputs))
@@ -83,4 +85,4 @@ def high_plane(graph: Graph) -> Graph:
 
 
 def _sum(plane: Node, high: str, total: str) -> Node:
-    return Node("Add", (high, plane.outputs[0]), (total,), name=f"{plane.name}.sum")
+    return Node(add.NAME, (high, plane.outputs[0]), (total,), name=f"{plane.name}.sum")

@@ -20,6 +20,7 @@ from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format import functions, widths
 from flatlm.runtime.format import protobuf as wire
 from flatlm.runtime.format.graph import Attribute, Graph, Node, Tensor
+from flatlm.runtime.format.signature import label
 
 IR_VERSION = 11
 OPSET = 23
@@ -84,6 +85,11 @@ def _check_versions(ir_version: int, versions: dict[str, int]) -> None:
     for domain, version in [*versions.items(), *((name, 0) for name in expected if name not in versions)]:
         if domain not in expected:
             raise FormatError(f"the domain {domain!r} is unknown; flatlm runs only what flatlm has exported")
+        if domain == functions.DOMAIN and version < functions.VERSION:
+            raise FormatError(
+                f"an artifact of an older format: functions {domain!r} version {version}, this flatlm reads "
+                f"{functions.VERSION}; `flatlm export SRC OUT --force` makes it again from its source"
+            )
         if version != expected[domain]:
             name = f"functions {domain!r}" if domain else "opset"
             raise FormatError(f"{name} version {version}, this flatlm reads {expected[domain]}; {advice}")
@@ -116,12 +122,13 @@ def _read_node(message: memoryview) -> Node:
             strings[number].append(wire.text(value))
         elif number == 5:
             attrs.update([_read_attribute(wire.message(value))])
-    name, op, domain = ("".join(strings[number]) for number in (3, 4, 7))
+    name, function, domain = ("".join(strings[number]) for number in (3, 4, 7))
+    op = function.partition("_")[0]  # what follows are options, which stand in the attributes, too
     if op in functions.LINEARS and strings[1][-1:] == [functions.SIGNED]:
         del strings[1][-1]
     node = Node(op, tuple(strings[1]), tuple(strings[2]), attrs, name)
     if (op in functions.STANDARD) != (domain == "") or domain not in ("", functions.DOMAIN):
-        raise FormatError(f"{functions.label(node)}: the domain {domain!r} has no such function")
+        raise FormatError(f"{label(node)}: the domain {domain!r} has no such function")
     return node
 
 

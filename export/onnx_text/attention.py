@@ -1,6 +1,8 @@
-"""RotaryAttentionInt8: as RotaryAttention, over a K/V cache of int8 with a scale for each token and head.
+"""Causal attention over a K/V cache in ONNX nodes, float32 and int8.
 
-Sums of integers are exact in any order: of query times key below 2^24, in float32; of weights times values in
+It is spelled out because onnxruntime's CPU and CUDA providers disagree on `Attention(is_causal)` when there
+is a past (onnxruntime issue 29020), and to follow kernels_arm.reference to the single rounding. In int8, sums
+of integers are exact in any order: of query times key below 2^24, in float32; of weights times values in
 float64.
 
 Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head size, b blocks of 256 keys.
@@ -8,31 +10,64 @@ Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head 
 
 from __future__ import annotations
 
-import numpy as np
-
-from flatlm.export.onnx_text.exp import exp
-from flatlm.export.onnx_text.head_integers import FLOATS, quantized
-from flatlm.export.onnx_text.heads import ROTATED
-from flatlm.export.onnx_text.mask import MASK
 from flatlm.kernels_arm import reference
-from flatlm.runtime.format.functions import INT8_ATTENTION
-from flatlm.runtime.format.graph import Graph, Node
 
-from .function import Function, Operation
-from .rotary_attention import attend
+from .exp import exp
+from .head_integers import CONSTANTS, floats, quantized
+from .mask import MASK
 
-_BODY = f"""<num_heads, kv_num_heads, head_size, scale>
-    (qkv, cos, sin, past_key, past_key_scale, past_value, past_value_scale)
-    => (y, present_key, present_key_scale, present_value, present_value_scale) {{
-{ROTATED}
-{FLOATS}
-{"".join(map(quantized, "qkv"))}
-    k_int8 = Cast <to = 3> (k_integers)
-    v_int8 = Cast <to = 3> (v_integers)
-    present_key = Concat <axis = 2> (past_key, k_int8)
-    present_value = Concat <axis = 2> (past_value, v_int8)
-    present_key_scale = Concat <axis = 2> (past_key_scale, k_scale)
-    present_value_scale = Concat <axis = 2> (past_value_scale, v_scale)
+_SIZES = """
+    first_axis = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    keep_1 = Constant <value_ints = [0]> ()
+    keep_2 = Constant <value_ints = [0, 0]> ()
+    infer = Constant <value_ints = [-1]> ()
+    h_1 = Shape <start = 1, end = 2> (q)
+    g_1 = Shape <start = 1, end = 2> (present_key)
+    d_1 = Shape <start = 3, end = 4> (q)
+"""
+
+FLOAT = f"""<scale, state> (q, present_key, present_value) => (y) {{
+{_SIZES}
+{MASK}
+    group_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
+    grouped_q = Reshape (q, group_shape)
+    keys = Transpose <perm = [0, 1, 3, 2]> (present_key)
+    q_double = Cast <to = 11> (grouped_q)
+    keys_double = Cast <to = 11> (keys)
+    products_double = MatMul (q_double, keys_double)
+    products = Cast <to = 1> (products_double)
+    factor = Constant <value_float: float = @scale> ()
+    grouped_scores = Mul (products, factor)
+    grouped_shape = Shape (grouped_scores)
+    scores_shape = Concat <axis = 0> (keep_1, h_1, T_1, t_1)
+    scores = Reshape (grouped_scores, scores_shape)
+    masked = Add (scores, mask)
+    largest = ReduceMax <keepdims = 1> (masked, infer)
+    below = Sub (masked, largest)
+{exp("below", "weights")}
+    weights_double = Cast <to = 11> (weights)
+    total = ReduceSum <keepdims = 1> (weights_double, infer)
+    one_double = Cast <to = 11> (exp_one)
+    inverse_double = Div (one_double, total)
+    inverse = Cast <to = 1> (inverse_double)
+    grouped_weights = Reshape (weights_double, grouped_shape)
+    values_double = Cast <to = 11> (present_value)
+    grouped_double = MatMul (grouped_weights, values_double)
+    grouped_out = Cast <to = 1> (grouped_double)
+    out_shape = Concat <axis = 0> (keep_1, h_1, T_1, d_1)
+    unscaled = Reshape (grouped_out, out_shape)
+    out_heads = Mul (unscaled, inverse)
+    out_tokens = Transpose <perm = [0, 2, 1, 3]> (out_heads)
+    flat_shape = Concat <axis = 0> (keep_2, infer)
+    y = Reshape (out_tokens, flat_shape)
+}}"""
+
+INT8 = f"""<scale, state>
+    (q, present_key, present_key_scale, present_value, present_value_scale) => (y) {{
+{_SIZES}
+{floats(*CONSTANTS)}
+{quantized("q")}
 {MASK}
     row_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
     one_column = Concat <axis = 0> (keep_1, g_1, infer, one)
@@ -116,19 +151,3 @@ _BODY = f"""<num_heads, kv_num_heads, head_size, scale>
     flat_shape = Concat <axis = 0> (keep_2, infer)
     y = Reshape (out_tokens, flat_shape)
 }}"""
-
-
-def operation(graph: Graph, node: Node) -> Operation:
-    return attend(node, _as_int8)
-
-
-def _as_int8(x: np.ndarray) -> np.ndarray:
-    integers, scale = reference.quantize_heads(x)
-    return integers * scale[..., None]
-
-
-def body(node: Node) -> str:
-    return _BODY
-
-
-ROTARY_ATTENTION_INT8 = Function(INT8_ATTENTION, operation, body=body)

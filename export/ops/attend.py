@@ -1,0 +1,103 @@
+"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a K/V cache.
+
+Legend: B windows, T tokens, h heads, g key/value heads, d head size, S draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from flatlm.export.onnx_text import attention
+from flatlm.export.probabilities import log_softmax
+from flatlm.runtime import ops
+from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.ops.append import INT8
+
+from .append import as_int8, is_int8, with_scales
+from .function import Channels, Env, Function, Operation
+from .heads import sizes_of
+
+NAME = "Attend"
+
+_QUERIES = 128  # queries of one block: keys after its end are skipped
+
+
+def operation(graph: Graph, node: Node) -> Operation:
+    scale = np.float32(node.attrs["scale"])
+
+    def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        batch, h, length, d = q.shape
+        g = keys.shape[1]
+        q = q.reshape(batch, g, h // g, length, d) * scale
+        out = _causal_attention(q, np.ascontiguousarray(keys), np.ascontiguousarray(values))
+        return (out.transpose(0, 3, 1, 2, 4).reshape(batch, length, h * d),)
+
+    def attend_int8(
+        q: np.ndarray, keys: np.ndarray, key_scale: np.ndarray, values: np.ndarray, value_scale: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        integers, q_scale = as_int8(q)
+        return attend(integers * q_scale, keys * key_scale, values * value_scale)
+
+    return attend_int8 if is_int8(node) else attend
+
+
+def _causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """q [B, g, h/g, T, d], k and v [B, g, T, d] → like q."""
+    batch, groups, shared, length, size = q.shape
+    out = np.empty(q.shape, np.float32)
+    for start in range(0, length, _QUERIES):
+        stop = min(start + _QUERIES, length)
+        part = q[:, :, :, start:stop].reshape(batch, groups, -1, size)
+        scores = part @ k[:, :, :stop].swapaxes(2, 3)
+        view = scores.reshape(batch, groups, shared, stop - start, stop)
+        hidden = np.triu(np.full((stop - start, stop - start), -np.inf, np.float32), 1)
+        view[..., start:] += hidden
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        total = scores.sum(-1, keepdims=True)
+        result = (scores @ v[:, :, :stop]) / total
+        out[:, :, :, start:stop] = result.reshape(batch, groups, shared, stop - start, size)
+    return out
+
+
+def backward(graph: Graph, node: Node, env: Env, y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of a float32 cache; all scores at once: windows are short here."""
+    q, k, v = (env[name] for name in node.inputs)
+    batch, h, length, d = q.shape
+    g, draws = k.shape[1], len(y)
+    scale = np.float32(node.attrs["scale"])
+    q = q.reshape(batch, g, h // g, length, d)
+    k, v = k[:, :, None], v[:, :, None]
+    p = q @ k.swapaxes(-1, -2) * scale
+    p += np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    p = np.exp(log_softmax(p))
+    y = y.reshape(-1, batch, length, g, h // g, d).transpose(0, 1, 3, 4, 2, 5)  # [S, B, g, h/g, T, d]
+    scores = y @ v.swapaxes(-1, -2)
+    scores -= (scores * p).sum(-1, keepdims=True)
+    scores *= p * scale
+    of_v = (p.swapaxes(-1, -2) @ y).sum(3)  # [S, B, g, T, d]
+    of_q, of_k = scores @ k, (scores.swapaxes(-1, -2) @ q).sum(3)
+    return of_q.reshape(draws, batch, h, length, d), of_k, of_v
+
+
+def body(node: Node) -> str:
+    return attention.INT8 if is_int8(node) else attention.FLOAT
+
+
+def origin(graph: Graph, node: Node, channels: Channels) -> Channels:
+    """It is linear in the values, which the query heads of one key/value head share."""
+    values = ops.named(node)["present_value"]
+    h, d = sizes_of(graph, node.inputs[0])
+    g, _ = sizes_of(graph, values)
+    head, element = np.divmod(channels.index, d)
+    return Channels(values, head // (h // g) * d + element, g * d)
+
+
+def over_int8(node: Node) -> Node:
+    inputs = (node.inputs[0], *with_scales(node.inputs[1:]))
+    return replace(node, inputs=inputs, attrs={**node.attrs, "state": INT8})
+
+
+ATTEND = Function(NAME, operation, backward, body, origin=origin, over_int8=over_int8)

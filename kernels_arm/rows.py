@@ -1,0 +1,80 @@
+"""Norms, gates and sums by themselves: float32 rows to float32 rows, where no product takes them in.
+
+What is read beyond a row's columns may be anything; what is written there, up to a multiple of 16, is zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
+from .jit import inlined, kernel
+from .ops import (
+    ROWS_COLUMNS,
+    ROWS_FLOATS,
+    ROWS_IN,
+    ROWS_IN_STRIDE,
+    ROWS_OTHER,
+    ROWS_OTHER_STRIDE,
+    ROWS_OUT,
+    ROWS_OUT_STRIDE,
+    ROWS_WEIGHT,
+)  # fmt: skip
+from .pointwise import ONE, ZERO, exp16
+from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats
+
+
+@inlined
+def store_lanes(y, k, columns, lanes):
+    """Columns k … k + 16 of the row at y, zeros where there are none."""
+    store_floats(y + 4 * k, keep_first(lanes, columns - k, splat_float(ZERO)))
+
+
+@inlined
+def input_row(op, token):
+    return get_i64(op + 8 * ROWS_IN) + get_i64(op + 8 * ROWS_IN_STRIDE) * token
+
+
+@inlined
+def output_row(op, token):
+    return get_i64(op + 8 * ROWS_OUT) + get_i64(op + 8 * ROWS_OUT_STRIDE) * token
+
+
+@kernel
+def run_norm_rows(op, first, last):
+    """Tokens first … last: y = x · (1 / sqrt(mean(x²) + ε)) · weight, as `reference.norm`."""
+    columns, floats = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_FLOATS)
+    weight = get_i64(op + 8 * ROWS_WEIGHT)
+    for token in range(first, last):
+        x, y, squares = input_row(op, token), output_row(op, token), no_doubles()
+        for k in range(0, columns, 16):
+            store_lanes(y, k, columns, load_floats(x + 4 * k))
+            squares = add_squares(squares, load_doubles(y + 4 * k))
+            squares = add_squares(squares, load_doubles(y + 4 * k + 32))
+        mean = sum_doubles(squares) / np.float64(get_f32(floats + 4))
+        inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats)))))
+        for k in range(0, columns, 16):
+            store_floats(y + 4 * k, (load_floats(y + 4 * k) * inverse) * load_floats(weight + 4 * k))
+
+
+@kernel
+def run_gate_rows(op, first, last):
+    """Tokens first … last: y = silu(gate) · up, gate and up being the halves of x."""
+    columns, one, zero = get_i64(op + 8 * ROWS_COLUMNS), splat_float(ONE), splat_float(ZERO)
+    for token in range(first, last):
+        gates, y = input_row(op, token), output_row(op, token)
+        for k in range(0, columns, 16):
+            gate = load_floats(gates + 4 * k)
+            up = load_floats(gates + 4 * (columns + k))
+            store_lanes(y, k, columns, (gate / (one + exp16(zero - gate))) * up)
+
+
+@kernel
+def run_add_rows(op, first, last):
+    """Tokens first … last: y = a + b."""
+    columns = get_i64(op + 8 * ROWS_COLUMNS)
+    other, stride = get_i64(op + 8 * ROWS_OTHER), get_i64(op + 8 * ROWS_OTHER_STRIDE)
+    for token in range(first, last):
+        a, b, y = input_row(op, token), other + stride * token, output_row(op, token)
+        for k in range(0, columns, 16):
+            store_lanes(y, k, columns, load_floats(a + 4 * k) + load_floats(b + 4 * k))

@@ -1,0 +1,52 @@
+"""What a value of a graph is: a kind and a width. Every function says which it reads and which it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """`size`: columns of a stream or a table; number and columns of heads and of a cache, whose kind says its
+    type.
+    """
+
+    kind: str
+    size: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {' × '.join(map(str, self.size))}" if self.size else self.kind
+
+
+Values = tuple[Value, ...]
+
+IDS, POSITIONS = Value("token ids"), Value("positions")
+UNKNOWN_CACHE = Value("a cache that no node has")  # an input of the graph, until a node takes it
+CACHE, NEW_CACHE = "a cache in ", "a new cache in "  # and the type
+
+
+def streams(*columns: int) -> Values:
+    return tuple(Value("a stream", (size,)) for size in columns)
+
+
+def table(half: int) -> Value:
+    """cos or sin for half a head."""
+    return Value("a rotary table", (half,))
+
+
+def heads(number: int, size: int) -> Value:
+    """Rows of `number` heads of `size` columns each."""
+    return Value("heads", (number, size))
+
+
+def columns_of(value: Value) -> int:
+    """The width of a stream; of what is none, some width: the value then is not what the reader wants."""
+    return sum(value.size[:1])
+
+
+def heads_of(value: Value) -> tuple[int, int]:
+    """Number and size of heads; of what is none, some: the value then is not what the reader wants."""
+    if value.kind != "heads":
+        return 1, 2
+    number, size = value.size
+    return number, size

@@ -1,0 +1,99 @@
+"""Which nodes of a graph become records together: four patterns. What matches none runs by itself.
+
+    norm + product                a Norm that only products read runs as they quantize their input
+    gate + product                a Gated likewise
+    product + residual            a product whose output only an Add reads adds to the other summand in place
+    rotate + rotate + append + attend       of queries and keys that nothing else reads: one record writes
+                                  them into state and buffers, one attends
+
+The groups are lowered in order, each at the place of its main node. That is allowed where nothing between
+reads or overwrites what a node of the group does, which the conditions here make sure of. No group changes
+a bit of any result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flatlm.runtime import ops
+from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.lowering import Group
+from flatlm.runtime.ops import add, append, attend, gated, norm, rotate
+
+
+def fuse(graph: Graph) -> list[Group]:
+    """Every node in one group, but for norms and gates of several products: in the group of each."""
+    neighbours = _Neighbours(graph)
+    groups = [Group(node, _before(neighbours, node)) for node in graph.nodes]
+    inside = {node.name for group in groups for node in group.before}
+    groups = [group for group in groups if group.node.name not in inside]
+    return _with_sums(graph, neighbours, groups)
+
+
+class _Neighbours:
+    """Who makes and who reads the values of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._users = graph.users()
+        self._makers = {name: node for node in graph.nodes for name in node.outputs}
+
+    def users(self, name: str) -> list[Node]:
+        return self._users.get(name, [])
+
+    def maker(self, name: str) -> Node | None:
+        return self._makers.get(name)
+
+    def is_ragged(self, name: str) -> bool:
+        """Whether something else than zeros may stand beyond the value's columns."""
+        maker = self.maker(name)
+        return maker is not None and ops.of(maker).TRAITS.ragged
+
+
+def _before(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
+    """The nodes that run inside the group of `node`, in order."""
+    if node.op == attend.NAME:
+        return _attention(neighbours, node)
+    maker = neighbours.maker(node.inputs[0])
+    if maker is None or not ops.is_product(node) or maker.op not in (norm.NAME, gated.NAME):
+        return ()
+    summed = maker.op == norm.NAME  # to the end of the buffer's row
+    if summed and neighbours.is_ragged(maker.inputs[0]):
+        return ()
+    alone = all(ops.is_product(user) for user in neighbours.users(node.inputs[0]))
+    return (maker,) if alone else ()
+
+
+def _attention(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
+    """Rotate of the queries, Rotate of the keys, and the Append whose whole state `node` alone reads."""
+    turned, kept = (neighbours.maker(name) for name in node.inputs[:2])
+    if turned is None or kept is None or (turned.op, kept.op) != (rotate.NAME, append.NAME):
+        return ()
+    if kept.outputs != node.inputs[1:] or any(neighbours.users(name) != [node] for name in kept.outputs):
+        return ()
+    key = neighbours.maker(kept.inputs[0])
+    if key is None or key.op != rotate.NAME or key.inputs[1:] != turned.inputs[1:]:
+        return ()
+    return turned, key, kept
+
+
+def _with_sums(graph: Graph, neighbours: _Neighbours, groups: list[Group]) -> list[Group]:
+    """The third pattern: the other summand is there before the product, and nothing else reads it after."""
+    made = {name: i for i, group in enumerate(groups) for name in group.node.outputs}
+    readers: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        for name in group.inputs:
+            readers.setdefault(name, []).append(i)
+    gone: set[int] = set()
+    for i, group in enumerate(groups):
+        users = neighbours.users(group.node.outputs[0])
+        if not ops.is_product(group.node) or [user.op for user in users] != [add.NAME]:
+            continue
+        (total,) = users
+        (stream,) = (name for name in total.inputs if name not in group.node.outputs)
+        at = made[total.outputs[0]]
+        later = [reader for reader in readers[stream] if reader > i and reader != at]
+        if made[stream] < i and not later and not neighbours.is_ragged(stream):
+            groups[i] = replace(group, add=total)
+            made[total.outputs[0]] = i
+            gone.add(at)
+    return [group for i, group in enumerate(groups) if i not in gone]

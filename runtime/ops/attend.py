@@ -1,0 +1,137 @@
+"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a state.
+
+Natively with the rotation of its queries and keys and with the Append whose state it reads (runtime/fuse.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from flatlm.kernels_arm import layout, ops, reference
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.records import record, zeros
+from flatlm.runtime.format.graph import Attribute, Graph, Node
+from flatlm.runtime.format.signature import Attr, Signature, Traits, disagreement, no_kernel
+from flatlm.runtime.format.values import NEW_CACHE, Values, columns_of, heads, heads_of, streams
+from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.ops.append import INT8, STATE, caches, parts
+from flatlm.runtime.ops.function import Operation, Step
+from flatlm.runtime.states import State
+
+NAME, TRAITS = "Attend", Traits(ragged=True)
+
+
+def signature(attrs: Mapping[str, Attribute]) -> Signature:
+    presents = (f"present_{name}" for name in parts(attrs.get("state")))
+    return Signature(
+        dict.fromkeys(("q", *presents)), ("y",), {"scale": Attr(float), **STATE}, overwritten=("q",)
+    )
+
+
+def check(graph: Graph, node: Node) -> None:
+    """The signature says it all."""
+
+
+def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
+    number, size = heads_of(given[0])
+    groups = columns_of(given[1])
+    if given[1].kind.startswith(NEW_CACHE) and number % groups:
+        raise disagreement(node, f"{number} heads and {groups} key/value heads do not divide")
+    state = node.attrs["state"]
+    return (heads(number, size), *caches(NEW_CACHE, state, groups, size)), streams(number * size)
+
+
+def numpy(graph: Graph, node: Node) -> Operation:
+    scale = float(node.attrs["scale"])
+    quantized = node.attrs["state"] == INT8
+    attention: Callable[..., np.ndarray] = reference.attention_int8 if quantized else reference.attention
+
+    def run(step: Step, q: np.ndarray, *present: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (attention(q, *present, scale).reshape(len(q), -1),)
+
+    return run
+
+
+def lower(lowering: Lowering, group: Group) -> None:
+    """ROTATE and ATTEND of a float32 state, ROTATE8 and ATTEND8 of an int8 one."""
+    node = group.node
+    if not group.before:
+        raise no_kernel(node, "attention that is not of rotated queries and keys of its own")
+    turned, key, append = group.before
+    q, k, v = turned.inputs[0], key.inputs[0], append.inputs[1]
+    number, size = lowering.values[q].size
+    groups = lowering.values[k].size[0]
+    row = lowering.array(q)
+    apart = [lowering.array(name).ctypes.data - row.ctypes.data for name in (k, v)]
+    if apart != [4 * number * size, 4 * (number + groups) * size]:
+        raise no_kernel(node, "attention of queries, keys and values that are not of one product")
+    cos, sin = (lowering.tables[name] for name in turned.inputs[1:])
+    state = lowering.states[append.name]
+    if node.attrs["state"] == INT8:
+        _lower_int8(lowering, node, row, (number, groups, size), (cos, sin), state)
+    else:
+        _lower_float(lowering, node, row, (number, groups, size), (cos, sin), state)
+
+
+Sizes = tuple[int, int, int]  # heads, key/value heads, columns of a head
+
+
+def _lower_float(
+    lowering: Lowering, node: Node, qkv: np.ndarray, sizes: Sizes, tables: tuple[int, int], state: State
+) -> None:
+    number, groups, size = sizes
+    cos, sin = tables
+    lowering.add(node, record(
+        ops.ROTATE, R_QKV=qkv.ctypes.data, R_STRIDE=qkv.strides[0], R_HEADS=number, R_GROUPS=groups,
+        R_SIZE=size, R_COS=cos, R_SIN=sin, **state.fields("R"),
+    ))  # fmt: skip
+    out = lowering.rows(node.outputs[0], number * size)
+    lowering.add(node, record(
+        ops.ATTEND, A_QKV=qkv.ctypes.data, A_STRIDE=qkv.strides[0], A_HEADS=number, A_GROUPS=groups,
+        A_SIZE=size, A_FLOATS=_scale(lowering, node), A_OUT=out.ctypes.data, A_OUT_STRIDE=out.strides[0],
+        **state.fields("A"),
+    ))  # fmt: skip
+    lowering.need(ops.attention_scratch(size, state.context))
+
+
+def _lower_int8(
+    lowering: Lowering, node: Node, qkv: np.ndarray, sizes: Sizes, tables: tuple[int, int], state: State
+) -> None:
+    number, groups, size = sizes
+    cos, sin = tables
+    out = lowering.rows(node.outputs[0], number * size)
+    fields = {
+        "I_QKV": qkv.ctypes.data, "I_STRIDE": qkv.strides[0], "I_HEADS": number, "I_GROUPS": groups,
+        "I_SIZE": size, "I_COS": cos, "I_SIN": sin, "I_FLOATS": _scale(lowering, node),
+        "I_OUT": out.ctypes.data, "I_OUT_STRIDE": out.strides[0],
+        **state.fields("I"), **_shared(lowering),
+    }  # fmt: skip
+    lowering.add(node, record(ops.ROTATE8, **fields))
+    lowering.add(node, record(ops.ATTEND8, **fields))
+    lowering.need(ops.attention8_scratch(size, state.context))
+
+
+def _scale(lowering: Lowering, node: Node) -> int:
+    return lowering.held(np.array([node.attrs["scale"]]), np.float32)
+
+
+def _shared(lowering: Lowering) -> dict[str, int]:
+    """Buffers of int8 attention that all layers use in turn, as large as the largest needs: queries, parts of
+    blocks, counters.
+    """
+    if not lowering.shared:
+        number = groups = width = 0
+        for node in (node for node in lowering.graph.nodes if node.op == NAME):
+            heads_, size = heads_of(lowering.values[node.inputs[0]])
+            number, width = max(number, heads_), max(width, padded(size, layout.ROWS))
+            groups = max(groups, columns_of(lowering.values[node.inputs[1]]))
+        blocks = lowering.context // ops.KV_BLOCK
+        sizes = {
+            "I_QUERIES": lowering.batch * number * (width // 4 + 4),
+            "I_PARTS": ops.FEW_TOKENS * number * blocks * (width + 16),
+            "I_COUNTERS": 16 * groups,
+        }
+        lowering.shared = {name: zeros(lowering.keep, (n,)).ctypes.data for name, n in sizes.items()}
+    return lowering.shared

@@ -1,0 +1,52 @@
+"""The K/V cache of a layer in float32, in the order in which the kernels read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flatlm.kernels_arm.layout import padded
+from flatlm.runtime.states.pages import zeroed
+
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FloatKV:
+    """Of `groups` key/value heads of `size` columns."""
+
+    groups: int
+    size: int
+
+    def bytes(self, context: int) -> int:
+        return 4 * self.groups * padded(context, BLOCK) * (self.size + padded(self.size, BLOCK))
+
+    def allocate(self, context: int, slots: int) -> FloatCache:
+        return FloatCache(self.groups, self.size, context, slots)
+
+
+class FloatCache:
+    """Keys float32 [slots, g, context/16, d, 16], values float32 [slots, g, context, d padded to 16]."""
+
+    def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
+        self.context = padded(context, BLOCK)
+        self.keys = zeroed((slots, groups, self.context // BLOCK, size, BLOCK), np.float32)
+        self.values = zeroed((slots, groups, self.context, padded(size, BLOCK)), np.float32)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot `target` gets the first `length` positions of slot `source`."""
+        blocks = -(-length // BLOCK)
+        self.keys[target, :, :blocks] = self.keys[source, :, :blocks]
+        self.values[target, :, :length] = self.values[source, :, :length]
+
+    def cut_back(self, slot: int, length: int) -> int:
+        """What lies beyond is overwritten before it is seen."""
+        return length
+
+    def fields(self, prefix: str) -> dict[str, int]:
+        return {
+            f"{prefix}_KEYS": self.keys.ctypes.data,
+            f"{prefix}_VALUES": self.values.ctypes.data,
+            f"{prefix}_CONTEXT": self.context,
+        }

@@ -1,0 +1,62 @@
+"""The K/V cache of a layer in int8, a scale per token and head, in the order in which the kernels read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flatlm.kernels_arm.layout import padded
+from flatlm.kernels_arm.ops import KV_BLOCK
+from flatlm.runtime.states.pages import zeroed
+
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Int8KV:
+    """Of `groups` key/value heads of `size` columns."""
+
+    groups: int
+    size: int
+
+    def bytes(self, context: int) -> int:
+        return 2 * self.groups * padded(context, KV_BLOCK) * (padded(self.size, BLOCK) + 4)
+
+    def allocate(self, context: int, slots: int) -> Int8Cache:
+        return Int8Cache(self.groups, self.size, context, slots)
+
+
+class Int8Cache:
+    """Keys int8 [slots, g, context/16, d/4, 16, 4], values int8 [slots, g, context/256, d/16, 64, 16, 4] (d
+    padded to 16), and a float32 scale per token and head of each, [slots, g, context].
+    """
+
+    def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
+        self.context, width = padded(context, KV_BLOCK), padded(size, BLOCK)
+        panels, steps, blocks = width // BLOCK, KV_BLOCK // 4, self.context // KV_BLOCK
+        self.keys = zeroed((slots, groups, self.context // BLOCK, width // 4, BLOCK, 4), np.int8)
+        self.values = zeroed((slots, groups, blocks, panels, steps, BLOCK, 4), np.int8)
+        self.key_scales = zeroed((slots, groups, self.context), np.float32)
+        self.value_scales = zeroed((slots, groups, self.context), np.float32)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot `target` gets the first `length` positions of slot `source`."""
+        # of four positions; the rest of the last one is overwritten before it is seen
+        steps = -(-length // 4)
+        for block, start in enumerate(range(0, steps, KV_BLOCK // 4)):
+            part = slice(0, min(steps - start, KV_BLOCK // 4))
+            self.values[target, :, block, :, part] = self.values[source, :, block, :, part]
+        blocks = -(-length // BLOCK)
+        self.keys[target, :, :blocks] = self.keys[source, :, :blocks]
+        for scales in (self.key_scales, self.value_scales):
+            scales[target, :, :length] = scales[source, :, :length]
+
+    def cut_back(self, slot: int, length: int) -> int:
+        """What lies beyond is overwritten before it is seen."""
+        return length
+
+    def fields(self, prefix: str) -> dict[str, int]:
+        parts = ("keys", "key_scales", "values", "value_scales")
+        addresses = {f"{prefix}_{name.upper()}": getattr(self, name).ctypes.data for name in parts}
+        return {**addresses, f"{prefix}_CONTEXT": self.context}
