@@ -1,4 +1,4 @@
-"""Causal attention over an int8 K/V cache, in integers (docs/format.md, RotaryAttentionInt8).
+"""Causal attention over an int8 K/V cache, in integers (docs/format.md, Attend with an int8 state).
 
 Both products are panels of 16 outputs as in product.py: 16 keys times the d elements of a query, and 16
 elements of the values times the weights of 256 positions, which are two int8 digits (128 · high + low).

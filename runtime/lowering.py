@@ -92,6 +92,11 @@ class Lowering:
         self._places[name] = Place(place.buffer, place.first + first)
         return self._places[name].array
 
+    def apart(self, name: str, other: str) -> int | None:
+        """Columns from value `name` to value `other`; None where they stand in different buffers."""
+        first, second = self._places[name], self._places[other]
+        return second.first - first.first if first.buffer is second.buffer else None
+
     def release(self, name: str) -> None:
         """No group reads value `name` any more: its buffer is free once no other value stands in it."""
         if name in self._places:

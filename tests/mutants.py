@@ -10,13 +10,16 @@ import numpy as np
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from tests.tiny_graphs import quantized_graph
 
-MODELS = [("float32", "static"), ("int8", "static"), ("float32", "token"), ("int8", "token")]
+MODELS = [
+    *((kv, activations) for activations in ("static", "token") for kv in ("float32", "int8")),
+    ("float32", "token", "norms"),
+]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 
 
 @cache
-def model(kind: tuple[str, str]) -> Graph:
-    return quantized_graph(0, *kind)
+def model(kind: tuple[str, ...]) -> Graph:
+    return quantized_graph(0, *kind[:2], norms="norms" in kind)
 
 
 def mutant(rng: np.random.Generator) -> tuple[Graph, str]:

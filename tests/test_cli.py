@@ -446,7 +446,8 @@ def test_doctor_reports_machine_packages_and_processor(capsys):
     assert (status, report["ok"]) == (0, True)
     assert set(report) == {"machine", "packages", "processor", "operations", "ok"}
     assert {"memory", "caches", "clock", "temperature"} <= set(report["machine"])
-    assert set(report["operations"]) == {"embed", "quantize", "product", "rotate", "attend"}
+    known = {"embed", "quantize", "product", "rotate", "attend", "norm", "gate", "add"}
+    assert set(report["operations"]) == known
 
 
 @pytest.mark.parametrize(

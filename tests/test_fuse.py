@@ -176,7 +176,18 @@ def plain_keys(graph: Graph) -> None:
     graph.nodes.pop(at(graph, f"{ATTENTION}.rotate_k"))
 
 
-@pytest.mark.parametrize("edit", [other_queries, swapped_halves, plain_keys])
+def exchanged_values(graph: Graph) -> None:
+    """Two layers' products stand side by side, and each attends with the other's values."""
+    graph.nodes.pop(at(graph, "layers.1.attention.norm"))
+    reads(graph, "layers.1.attention.qkv", 0, f"{ATTENTION}.norm")
+    later = [graph.nodes.pop(at(graph, f"layers.1.attention.{name}")) for name in ("qkv", "heads")]
+    here = at(graph, f"{ATTENTION}.heads") + 1
+    graph.nodes[here:here] = later
+    for layer in (0, 1):
+        reads(graph, f"layers.{layer}.attention.append", 1, f"layers.{1 - layer}.attention.heads.v")
+
+
+@pytest.mark.parametrize("edit", [other_queries, swapped_halves, plain_keys, exchanged_values])
 def test_attention_that_no_kernel_knows_is_refused_by_name(edit):
     artifact = SimpleNamespace(graph=edited(edit))
     assert np.isfinite(NumpyBackend(artifact).forward(np.arange(5), 5)).all()

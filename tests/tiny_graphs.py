@@ -11,12 +11,15 @@ VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
 
 
-def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "static") -> Graph:
+def quantized_graph(
+    seed: int = 0, kv: str = "float32", activations: str = "static", *, norms: bool = False
+) -> Graph:
     """A decoder of two layers; embedding and head share one weight. kv: the cache, float32 or int8.
 
-    activations: "static", or "token": a step per token but in the second layer.
+    activations: "static", or "token": a step per token but in the second layer. norms: more of them, of the
+    embedding, of activations and of what each block adds, which no product can take in.
     """
-    return _Maker(np.random.default_rng(seed), kv, activations == "token").decoder()
+    return _Maker(np.random.default_rng(seed), kv, activations == "token", norms).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -45,8 +48,8 @@ def flattening(
 
 
 class _Maker:
-    def __init__(self, rng: np.random.Generator, kv: str, by_token: bool) -> None:
-        self.rng, self.kv, self.by_token, self.graph = rng, kv, by_token, Graph()
+    def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, norms: bool) -> None:
+        self.rng, self.kv, self.by_token, self.norms, self.graph = rng, kv, by_token, norms, Graph()
 
     def decoder(self) -> Graph:
         graph = self.graph
@@ -58,7 +61,7 @@ class _Maker:
         )
         names = [f"embedding.{part}" for part in ("weight", "scale", "excess_delta", "excess_value")]
         attrs = {"rows": VOCABULARY, "columns": HIDDEN, "offset": 8}
-        x = self.node("FlatEmbedding", "embedding", "input_ids", *names, **attrs)
+        x = self.normed(self.node("FlatEmbedding", "embedding", "input_ids", *names, **attrs))
         for i in range(LAYERS):
             x = self.layer(i, x)
         normed = self.norm("norm", x)
@@ -77,14 +80,14 @@ class _Maker:
         qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
         self.attention(i, at, qkv)
         out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
-        x = self.node("Add", f"{at}.add", x, out)
+        x = self.node("Add", f"{at}.add", x, self.normed(out))
         at = f"layers.{i}.mlp"
         gate_up = self.linear(
             f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
         )
-        act = self.node("Gated", f"{at}.act", gate_up, act="silu")
+        act = self.normed(self.node("Gated", f"{at}.act", gate_up, act="silu"), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
-        return self.node("Add", f"{at}.add", x, down)
+        return self.node("Add", f"{at}.add", x, self.normed(down))
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""
@@ -105,9 +108,13 @@ class _Maker:
         self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))
         return name
 
-    def norm(self, name: str, x: str) -> str:
-        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(HIDDEN, np.float32) + 0.5)
+    def norm(self, name: str, x: str, columns: int = HIDDEN) -> str:
+        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(columns, np.float32) + 0.5)
         return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5)
+
+    def normed(self, x: str, columns: int = HIDDEN) -> str:
+        """One of the additional norms."""
+        return self.norm(f"{x}.norm", x, columns) if self.norms else x
 
     def weight(self, name: str, rows: int, columns: int, bits: int) -> None:
         integers = matrix(self.rng, rows, columns, bits, excess=rows // 8 if bits == 4 else 0)

@@ -110,8 +110,9 @@ class FakeBackend:
     def row(self) -> np.ndarray:
         return np.random.default_rng(self.ids).standard_normal(self.vocab)
 
-    def truncate(self, length: int, slot: int = 0) -> None:
+    def truncate(self, length: int, slot: int = 0) -> int:
         del self.sequences[slot][length:]
+        return len(self.sequences[slot])
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert length <= len(self.sequences[source])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from flatlm.kernels_arm.files import open_regular
+from flatlm.runtime import ops
 from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format import functions, widths
 from flatlm.runtime.format import protobuf as wire
@@ -124,7 +125,7 @@ def _read_node(message: memoryview) -> Node:
             attrs.update([_read_attribute(wire.message(value))])
     name, function, domain = ("".join(strings[number]) for number in (3, 4, 7))
     op = function.partition("_")[0]  # what follows are options, which stand in the attributes, too
-    if op in functions.LINEARS and strings[1][-1:] == [functions.SIGNED]:
+    if op in ops.PRODUCTS and strings[1][-1:] == [functions.SIGNED]:
         del strings[1][-1]
     node = Node(op, tuple(strings[1]), tuple(strings[2]), attrs, name)
     if (op in functions.STANDARD) != (domain == "") or domain not in ("", functions.DOMAIN):

@@ -54,11 +54,11 @@ def check(graph: Graph, node: Node) -> None:
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     groups, size = heads_of(given[0])
-    state = node.attrs["state"]
-    if state == INT8 and size > MOST_HEAD_SIZE:
+    kept = node.attrs["state"]
+    if kept == INT8 and size > MOST_HEAD_SIZE:
         raise misfit(node, f"head size {size}, an int8 cache has room for {MOST_HEAD_SIZE}")
     both = heads(groups, size)
-    return (both, both, *caches(CACHE, state, groups, size)), caches(NEW_CACHE, state, groups, size)
+    return (both, both, *caches(CACHE, kept, groups, size)), caches(NEW_CACHE, kept, groups, size)
 
 
 def state(node: Node, values: Mapping[str, Value]) -> Description:

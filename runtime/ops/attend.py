@@ -63,12 +63,10 @@ def lower(lowering: Lowering, group: Group) -> None:
     q, k, v = turned.inputs[0], key.inputs[0], append.inputs[1]
     number, size = lowering.values[q].size
     groups = lowering.values[k].size[0]
-    row = lowering.array(q)
-    apart = [lowering.array(name).ctypes.data - row.ctypes.data for name in (k, v)]
-    if apart != [4 * number * size, 4 * (number + groups) * size]:
+    if [lowering.apart(q, name) for name in (k, v)] != [number * size, (number + groups) * size]:
         raise no_kernel(node, "attention of queries, keys and values that are not of one product")
     cos, sin = (lowering.tables[name] for name in turned.inputs[1:])
-    state = lowering.states[append.name]
+    row, state = lowering.array(q), lowering.states[append.name]
     if node.attrs["state"] == INT8:
         _lower_int8(lowering, node, row, (number, groups, size), (cos, sin), state)
     else:
@@ -124,8 +122,8 @@ def _shared(lowering: Lowering) -> dict[str, int]:
     if not lowering.shared:
         number = groups = width = 0
         for node in (node for node in lowering.graph.nodes if node.op == NAME):
-            heads_, size = heads_of(lowering.values[node.inputs[0]])
-            number, width = max(number, heads_), max(width, padded(size, layout.ROWS))
+            queries, size = heads_of(lowering.values[node.inputs[0]])
+            number, width = max(number, queries), max(width, padded(size, layout.ROWS))
             groups = max(groups, columns_of(lowering.values[node.inputs[1]]))
         blocks = lowering.context // ops.KV_BLOCK
         sizes = {

@@ -80,7 +80,7 @@ def lower_product(lowering: Lowering, group: Group, integers: records.Integers) 
     sparse = weights.excess is not None
     # what the digits are made of: by the other plane of a nested layer, they may be there
     inverse = node.inputs[BIAS + 1] if integers.inverse_scale is not None else None
-    made = (node.inputs[X], node.op, node.attrs["levels"], node.inputs[LIMIT], inverse)
+    made = (node.inputs[X], node.op, node.attrs["levels"], node.inputs[LIMIT], inverse, last)
     if lowering.quantized not in ((*made, True), (*made, sparse)):
         inside = group.before[0] if group.before else None
         if inside:

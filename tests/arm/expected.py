@@ -18,6 +18,7 @@ from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 MODELS = (
     *((seed, kv, "static") for kv in ("float32", "int8") for seed in (0, 1)),
     *((seed, kv, "token") for seed, kv in ((2, "float32"), (3, "int8"))),
+    (4, "int8", "static", "norms"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
@@ -25,6 +26,11 @@ PROMPT = 8  # tokens before the greedy ones
 def tokens(seed: int) -> np.ndarray:
     """A prompt that fills the context, int64 [CONTEXT]."""
     return np.random.default_rng(seed).integers(0, VOCABULARY, CONTEXT)
+
+
+def graph_of(model: tuple) -> Graph:
+    """Of a seed, a cache, activations and, it may be, "norms"."""
+    return quantized_graph(*model[:3], norms="norms" in model[3:])
 
 
 def native_logits(graph: Graph, ids: np.ndarray, cuts: tuple[int, ...], threads: int) -> np.ndarray:
@@ -55,7 +61,7 @@ def greedy_tokens(graph: Graph, prompt: np.ndarray, threads: int) -> list[int]:
 def main() -> None:
     found: dict[str, object] = {}
     for model in MODELS:
-        graph, ids = quantized_graph(*model), tokens(model[0])
+        graph, ids = graph_of(model), tokens(model[0])
         found[f"{model}"] = native_logits(graph, ids, (CONTEXT,), 1)
         found[f"{model} greedy"] = greedy_tokens(graph, ids[:PROMPT], 1)
     np.savez(Path(sys.argv[1]), **found)

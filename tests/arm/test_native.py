@@ -12,8 +12,8 @@ import pytest
 from flatlm.runtime.backends import Segment
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
-from tests.arm.expected import MODELS, PROMPT, greedy_tokens, native_logits, tokens
-from tests.tiny_graphs import CONTEXT, quantized_graph
+from tests.arm.expected import MODELS, PROMPT, graph_of, greedy_tokens, native_logits, tokens
+from tests.tiny_graphs import CONTEXT
 
 CUTS = ((24,), (1,) * 24, (5, 19), (3, 7, 2, 12), (16, 8), (2, 4, 8, 10))
 
@@ -25,21 +25,21 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def reference(model):
-    backend = NumpyBackend(SimpleNamespace(graph=quantized_graph(*model)))
+    backend = NumpyBackend(SimpleNamespace(graph=graph_of(model)))
     return backend.forward(tokens(model[0]), CONTEXT)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 def test_native_logits_are_the_references_bit_for_bit(model, reference, cuts, threads):
-    logits = native_logits(quantized_graph(*model), tokens(model[0]), cuts, threads)
+    logits = native_logits(graph_of(model), tokens(model[0]), cuts, threads)
     np.testing.assert_array_equal(logits.view(np.int32), reference.view(np.int32))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sequences_side_by_side_give_the_references_bits(model, reference, threads):
     ids, parts = tokens(model[0]), ((5, 1, 1, 17), (1, 1, 13, 9), (9, 8, 1, 1), (0, 2, 1, 1))
-    backend = NativeBackend(SimpleNamespace(graph=quantized_graph(*model)), threads=threads, slots=len(parts))
+    backend = NativeBackend(SimpleNamespace(graph=graph_of(model)), threads=threads, slots=len(parts))
     for step in zip(*parts, strict=True):
         read = list(backend.positions)
         joined = [(slot, read[slot], size) for slot, size in enumerate(step) if size]
@@ -57,7 +57,7 @@ def test_sequences_side_by_side_give_the_references_bits(model, reference, threa
 def test_logits_are_those_of_x86_bit_for_bit(model):
     with np.load(os.environ["FLATLM_EXPECTED"]) as file:
         expected = file[f"{model}"]
-    logits = native_logits(quantized_graph(*model), tokens(model[0]), (CONTEXT,), 2)
+    logits = native_logits(graph_of(model), tokens(model[0]), (CONTEXT,), 2)
     np.testing.assert_array_equal(logits.view(np.int32), expected.view(np.int32))
 
 
@@ -66,7 +66,7 @@ def test_logits_are_those_of_x86_bit_for_bit(model):
 def test_greedy_tokens_are_those_of_x86(model, threads):
     with np.load(os.environ["FLATLM_EXPECTED"]) as file:
         expected = file[f"{model} greedy"].tolist()
-    assert greedy_tokens(quantized_graph(*model), tokens(model[0])[:PROMPT], threads) == expected
+    assert greedy_tokens(graph_of(model), tokens(model[0])[:PROMPT], threads) == expected
 
 
 def test_nothing_here_could_have_compiled_a_kernel():
