@@ -50,9 +50,15 @@ def norm(x, weight, epsilon):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def swiglu(gate_up):
+def gated(gate_up, act):
+    assert act == "silu"
     gate, up = np.split(gate_up, 2, axis=-1)
     return gate / (1 + np.exp(-gate)) * up
+
+
+def heads(qkv, num_heads, kv_num_heads, head_size):
+    apart = qkv.reshape(*qkv.shape[:2], -1, head_size).swapaxes(1, 2)
+    return tuple(np.split(apart, [num_heads, num_heads + kv_num_heads], axis=1))
 
 
 def rotate(x, cos, sin):
@@ -60,11 +66,10 @@ def rotate(x, cos, sin):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(qkv, cos, sin, _past_key, _past_value, num_heads, kv_num_heads, head_size, scale):
-    h, g, d, (batch, tokens) = num_heads, kv_num_heads, head_size, qkv.shape[:2]
-    heads = qkv.reshape(batch, tokens, h + 2 * g, d).swapaxes(1, 2)
-    q, k, v = rotate(heads[:, :h], cos, sin), rotate(heads[:, h : h + g], cos, sin), heads[:, h + g :]
-    k, v = np.repeat(k, h // g, axis=1), np.repeat(v, h // g, axis=1)
+def attend(q, k, v, scale, state):
+    assert state == "float32"
+    batch, h, tokens, d = q.shape
+    k, v = np.repeat(k, h // k.shape[1], axis=1), np.repeat(v, h // v.shape[1], axis=1)
     scores = q @ k.swapaxes(2, 3) * scale + np.triu(np.full((tokens, tokens), -np.inf), 1)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     out = scores / scores.sum(-1, keepdims=True) @ v
@@ -76,8 +81,11 @@ OPS = {
     "Embedding": lambda ids, weight: weight[ids],
     "Norm": norm,
     "Linear": lambda x, weight, bias: x @ weight.T + bias,
-    "RotaryAttention": attend,
-    "SwiGLU": swiglu,
+    "Heads": heads,
+    "Rotate": rotate,
+    "Append": lambda k, v, _past_key, _past_value, state: (k, v),
+    "Attend": attend,
+    "Gated": gated,
     "Add": np.add,
 }
 
@@ -99,7 +107,10 @@ def test_float_graph_gives_the_logits_of_transformers(tmp_path, shape):
 def test_nodes_have_the_names_and_the_order_of_the_contract(tmp_path):
     graph = build_graph(open_source(str(tiny_model(tmp_path, layers=1))))
     expected = ["rotary", "embedding"]
-    expected += [f"layers.0.attention.{part}" for part in ("norm", "qkv", "attend", "out", "add")]
+    expected += [
+        f"layers.0.attention.{part}"
+        for part in ["norm", "qkv", "heads", "rotate_q", "rotate_k", "append", "attend", "out", "add"]
+    ]
     expected += [f"layers.0.mlp.{part}" for part in ("norm", "gate_up", "act", "down", "add")]
     assert [node.name for node in graph.nodes] == [*expected, "norm", "head"]
     assert graph.inputs == ["input_ids", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
