@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from flatlm.export import execute
 from flatlm.export.archs import architectures, build_graph
-from flatlm.export.config import inverse_frequency
+from flatlm.export.blocks import decoder
+from flatlm.export.config import inverse_frequency, read_config
 from flatlm.export.constants import LazyConstants
+from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.export.sources import open_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Graph, Tensor
@@ -115,6 +118,21 @@ def test_nodes_have_the_names_and_the_order_of_the_contract(tmp_path):
     assert [node.name for node in graph.nodes] == [*expected, "norm", "head"]
     assert graph.inputs == ["input_ids", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
     assert graph.outputs == ["logits", "present.0.key", "present.0.value"]
+
+
+def test_layers_may_differ_from_one_another(tmp_path):
+    narrow = TinyShape(layers=1, intermediate_size=40, mlp_bias=True)
+    second = {name.replace("layers.0", "layers.1"): w for name, w in tiny_weights(narrow).items()}
+    folder = tiny_model(tmp_path)
+    write_safetensors(folder / "model.safetensors", second | tiny_weights(TinyShape(layers=1)))
+    source = open_source(str(folder))
+    attention = Attention(num_heads=3, kv_num_heads=1, head_size=20)
+    layers = [Layer(attention, Gated("silu", 84)), Layer(attention, Gated("silu", 40, bias=True))]
+    graph = decoder(source, read_config(source), layers)
+    assert graph.constants["layers.1.mlp.gate_up.weight"].shape == (80, 60)
+    assert np.array_equal(graph.array("layers.1.mlp.down.bias"), second["model.layers.1.mlp.down_proj.bias"])
+    ids = np.random.default_rng(1).integers(0, 301, (2, 40))
+    np.testing.assert_allclose(execute.logits(graph, ids), evaluate(graph, ids), rtol=1e-3, atol=1e-3)
 
 
 def test_every_input_is_made_before_it_is_used(tmp_path):

@@ -398,6 +398,17 @@ def test_a_key_channel_far_larger_than_the_others_shares_its_range_with_the_quer
     np.testing.assert_allclose(s, [[10**-0.5, 10**0.5], [1, 1]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rotate_k", "rotate_q"])
+def test_keys_that_do_not_meet_the_queries_in_rotated_pairs_are_left_alone(name):
+    nodes = float_graph().nodes
+    assert [one.name for one in keys.meetings(nodes)] == [
+        f"layers.{i}.attention.attend" for i in range(LAYERS)
+    ]
+    at = next(i for i, node in enumerate(nodes) if node.name == f"layers.0.attention.{name}")
+    nodes[at] = Node("Add", (nodes[at].inputs[0], "more"), nodes[at].outputs, {}, nodes[at].name)
+    assert [one.name for one in keys.meetings(nodes)] == names[1:]
+
+
 def test_an_int8_cache_has_scales_among_the_inputs_and_outputs():
     graph, _ = quantize(
         float_graph(), dataclasses.replace(RECIPES["naive8"], kv="int8"), np.arange(40) % VOCABULARY
