@@ -19,6 +19,7 @@ from .constants import load, shape_of
 from .decisions import Decisions, transform
 from .gradients import Gradients, backward
 from .journal import Journal
+from .ops.function import Env
 from .passes import smooth
 from .passes.bits import Variant, point_of, within_bytes, within_kl
 from .sensitivity import Moved
@@ -65,7 +66,7 @@ def _measure_head(last: Graph, decided: Decisions) -> Gradients:
 
 
 def _measure_layer(
-    node: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
+    node: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions
 ) -> None:
     recipe = decided.recipe
     x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
@@ -96,7 +97,7 @@ def _note(
 
 
 def _add_embedding(
-    node: Node, head: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
+    node: Node, head: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions
 ) -> None:
     """A tied table is read twice: its rows also start the model."""
     y = gradients[node.outputs[0]]

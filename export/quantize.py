@@ -30,6 +30,7 @@ from .emit import Rounded, copy, emit_embedding, emit_linear, table_of
 from .frontier import sizes
 from .journal import Journal
 from .measure import choose, fixed_bytes, measure
+from .ops.function import Env, Operation
 from .parallel import each
 from .passes import keys
 from .passes.bits import Variant, frontier, point_of
@@ -51,8 +52,8 @@ PAIRED = 2  # chunks of windows that also go through the float model
 class Streams:
     """The windows on their way through the quantized model, and some of them through the float model."""
 
-    quantized: list[execute.Env]
-    floats: list[execute.Env]
+    quantized: list[Env]
+    floats: list[Env]
 
     @classmethod
     def of(cls, windows: np.ndarray) -> Streams:
@@ -60,14 +61,15 @@ class Streams:
         return cls(chunks, [dict(env) for env in cls._some(chunks)])
 
     @staticmethod
-    def _some(chunks: list[execute.Env]) -> list[execute.Env]:
+    def _some(chunks: list[Env]) -> list[Env]:
         return chunks[:: max(1, len(chunks) // PAIRED)]
 
     def mean(self, name: str) -> np.ndarray:
         """Of a layer's inputs as the float model has them, [k]: the drift is that of some windows."""
         drift = calibrate.mean(env[name] for env in self.floats)
         drift -= calibrate.mean(env[name] for env in self._some(self.quantized))
-        return calibrate.mean(env[name] for env in self.quantized) + drift
+        mean: np.ndarray = calibrate.mean(env[name] for env in self.quantized) + drift
+        return mean
 
 
 def quantize(
@@ -176,7 +178,7 @@ def _quantize_block(
     return reports
 
 
-def _error(local: Graph, node: Node, operation: execute.Operation, envs: list[execute.Env]) -> float:
+def _error(local: Graph, node: Node, operation: Operation, envs: list[Env]) -> float:
     """‖ŷ − y‖² / ‖y‖² of the layer's outputs on what it reads, on a sample of the tokens; y: in float."""
     rows = [env[node.inputs[0]].reshape(-1, local.constants[node.inputs[1]].shape[1]) for env in envs]
     every = -(-sum(map(len, rows)) // SAMPLE) | 1  # odd: a window's length does not divide by it

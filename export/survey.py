@@ -17,6 +17,7 @@ from .calibrate import Inputs
 from .constants import load
 from .decisions import Decision, Decisions, flatten_inputs, wide_share
 from .journal import Journal
+from .ops.function import Env
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.flatten import rounded
@@ -61,7 +62,7 @@ def survey(
     return decided
 
 
-def _look(local: Graph, envs: list[execute.Env], later: list[Node], decided: Decisions) -> None:
+def _look(local: Graph, envs: list[Env], later: list[Node], decided: Decisions) -> None:
     """Runs the block on every chunk and decides what its inputs suggest."""
     recipe = decided.recipe
     seen, reached, values = _run_and_look(local, envs, later)
@@ -90,7 +91,7 @@ def _unexplained(x: np.ndarray, s: np.ndarray | None, recipe: Recipe) -> float:
 
 
 def _run_and_look(
-    local: Graph, envs: list[execute.Env], later: list[Node]
+    local: Graph, envs: list[Env], later: list[Node]
 ) -> tuple[dict[str, Inputs], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]), and
     `keys.reach` of its attention."""

@@ -10,7 +10,7 @@ its own by K; what several ask of one drafter at a time it does in one pass.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Place, carry_out
 
@@ -36,7 +36,7 @@ class Cascade:
         assert [len(row) for row in K] == row_lengths(len(drafters)) and lenience >= 1
         self._drafters, self._K, self._lenience = list(drafters), K, lenience
 
-    def begin(self, rule: Rule) -> list:
+    def begin(self, rule: Rule) -> list[Any]:
         """The states of its drafters."""
         return [drafter.begin(rule) for drafter in self._drafters]
 
@@ -70,7 +70,7 @@ class Cascade:
             asked.pop(number, None)
             drafts[number].guesses = drafts[number].considered = done.value
 
-    def _draft(self, first: int, states: list, ids: list[int], n: int) -> Thought:
+    def _draft(self, first: int, states: list[Any], ids: list[int], n: int) -> Thought:
         """What the reviewer before drafter `first` reads after `ids`: parts of all drafters from there on."""
         guesses: list[Guess] = []
         wanted = 0
@@ -84,7 +84,7 @@ class Cascade:
                 guesses += step
         return guesses
 
-    def _step(self, number: int, states: list, ids: list[int], n: int) -> Thought:
+    def _step(self, number: int, states: list[Any], ids: list[int], n: int) -> Thought:
         """One proposal of a drafter: what it confirms of the draft of those after it, and a token of its
         own.
         """
@@ -105,7 +105,7 @@ class Cascade:
     ) -> None:
         """K stays what it is."""
 
-    def end(self, state: list) -> None:
+    def end(self, state: list[Any]) -> None:
         for drafter, own in zip(self._drafters, state, strict=True):
             drafter.end(own)
 

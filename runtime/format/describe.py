@@ -77,7 +77,7 @@ def _cell(key: str, value: Any) -> str:
     return _plain(value)
 
 
-def _number(value: Any) -> float:
+def _number(value: float) -> float:
     """The number itself, if the formats can show it: JSON has integers that no float holds."""
     if isinstance(value, float) or abs(value) <= sys.float_info.max:
         return value
