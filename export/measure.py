@@ -65,9 +65,7 @@ def _measure_head(last: Graph, decided: Decisions) -> Gradients:
     return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
-def _measure_layer(
-    node: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions
-) -> None:
+def _measure_layer(node: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions) -> None:
     recipe = decided.recipe
     x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
     parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"

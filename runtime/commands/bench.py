@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_model, model_path, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
@@ -66,14 +65,14 @@ class BenchOptions:
         check_fields(self)
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "Measure tokens per second: pp reads a prompt, tg writes. Several sizes: -p 128,512. "
         "With --draft, text is written greedily too: plainly (text), and drafted. The native backend's "
         "speeds stand beside what the machine can read and multiply at most, as probed around every run."
     )
-    parser = add_verb(subparsers, "bench", run, description)
     add_model(parser)
     add_flags(parser, BenchOptions)
     add_flags(parser, BackendOptions)

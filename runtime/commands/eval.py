@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import (
     add_json,
     add_model,
@@ -91,13 +90,13 @@ class TaskOptions:
         check_fields(self)
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "Tasks (gsm8k, svamp, aqua, humaneval): the share of right answers. ppl: perplexity over fixed "
         "windows without a begin token. kl: how far predictions are from those of a reference."
     )
-    parser = add_verb(subparsers, "eval", run, description)
     add_model(parser)
     parser.add_argument("measure", metavar="MEASURE", help=", ".join(MEASURES))
     add_json(parser)
@@ -145,7 +144,7 @@ def _divergence(args: argparse.Namespace) -> int:
     text = _text(options)
     with (
         open_llm(args) as llm,
-        LLM(options.reference, **asdict(from_args(args, BackendOptions))) as reference,
+        LLM(options.reference, from_args(args, BackendOptions)) as reference,
         ProgressLine("divergence", "windows") as progress,
     ):
         ids = _ids(llm, text, options)
