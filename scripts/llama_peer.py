@@ -85,10 +85,11 @@ class LlamaPeer:
         (segment,) = segments
         return [self.forward(np.asarray(segment.ids), segment.logits)[: segment.logits]]
 
-    def truncate(self, length: int, slot: int = 0) -> None:
+    def truncate(self, length: int, slot: int = 0) -> int:
         if length < self.position:
             llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
             self.position = length
+        return self.position
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text` without a begin token, text that spells special tokens left as text."""

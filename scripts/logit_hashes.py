@@ -28,7 +28,7 @@ def pieces(ids: np.ndarray, cuts: tuple[float, ...] | None) -> list[np.ndarray]:
     """`ids` in parts that end at these shares of them; None: one by one."""
     if cuts is None:
         return np.split(ids, len(ids))
-    return np.split(ids, [round(share * len(ids)) for share in cuts[:-1]])
+    return [part for part in np.split(ids, [round(share * len(ids)) for share in cuts[:-1]]) if len(part)]
 
 
 def fingerprint(backend, ids: np.ndarray, cuts: tuple[float, ...] | None) -> str:

@@ -77,13 +77,13 @@ class _Writer:
     constants: list[TensorProto] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     layers: int = 0
-    attention: Node | None = None
+    heads: Node | None = None  # the last one
 
     def run(self) -> tuple[onnx.ModelProto, dict[str, int]]:
         for node in self.graph.nodes:
             getattr(self, f"_{node.op.lower()}")(node)
-        assert self.attention is not None
-        groups, size = (int(self.attention.attrs[name]) for name in ("kv_num_heads", "head_size"))
+        assert self.heads is not None
+        groups, size = (int(self.heads.attrs[name]) for name in ("kv_num_heads", "head_size"))
         shape = [1, groups, CONTEXT, size]
         past, present = ([(f"{kind}.{i}.{part}", (TensorProto.FLOAT, shape)) for i in range(self.layers)
                           for part in ("key", "value")] for kind in ("past", "present"))  # fmt: skip
@@ -153,18 +153,29 @@ class _Writer:
         if biases.any():
             self._emit("Add", [result, self._constant(bias, biases)], [out])
 
-    def _rotaryattention(self, node: Node) -> None:
-        i, self.attention = self.layers, node
+    def _heads(self, node: Node) -> None:
+        self.heads = node
+
+    def _rotate(self, node: Node) -> None:
+        """GroupQueryAttention does it."""
+
+    def _append(self, node: Node) -> None:
+        """And this."""
+
+    def _attend(self, node: Node) -> None:
+        assert self.heads is not None
+        i, heads = self.layers, self.heads
         past, present = ([f"{kind}.{i}.{part}" for part in ("key", "value")] for kind in ("past", "present"))
         self._emit(
             "GroupQueryAttention",
-            [node.inputs[0], "", "", *past, "seqlens_k", "total_sequence_length", "cos", "sin"],
-            [node.outputs[0], *present], "com.microsoft", num_heads=int(node.attrs["num_heads"]),
-            kv_num_heads=int(node.attrs["kv_num_heads"]), scale=float(node.attrs["scale"]), do_rotary=1,
+            [heads.inputs[0], "", "", *past, "seqlens_k", "total_sequence_length", "cos", "sin"],
+            [node.outputs[0], *present], "com.microsoft", num_heads=int(heads.attrs["num_heads"]),
+            kv_num_heads=int(heads.attrs["kv_num_heads"]), scale=float(node.attrs["scale"]), do_rotary=1,
         )  # fmt: skip
         self.layers += 1
 
-    def _swiglu(self, node: Node) -> None:
+    def _gated(self, node: Node) -> None:
+        assert node.attrs["act"] == "silu"
         gate, up, out = f"{node.name}.gate", f"{node.name}.up", node.outputs[0]
         self._emit("Split", [node.inputs[0]], [gate, up], axis=-1, num_outputs=2)
         self._emit("Sigmoid", [gate], [f"{gate}.sigmoid"])

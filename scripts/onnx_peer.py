@@ -52,8 +52,9 @@ class OnnxPeer:
         self.position = total
         return self._binding.get_outputs()[-1].numpy()[0]
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, slot: int = 0) -> int:
         self.position = min(self.position, length)
+        return self.position
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(load_tokenizer(self._folder).encode(text, special=False), np.int64)

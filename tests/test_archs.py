@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from flatlm.export import execute
 from flatlm.export.archs import architectures, build_graph
-from flatlm.export.config import inverse_frequency
+from flatlm.export.blocks import decoder
+from flatlm.export.config import inverse_frequency, read_config
 from flatlm.export.constants import LazyConstants
+from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.export.sources import open_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Graph, Tensor
@@ -50,9 +53,15 @@ def norm(x, weight, epsilon):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def swiglu(gate_up):
+def gated(gate_up, act):
+    assert act == "silu"
     gate, up = np.split(gate_up, 2, axis=-1)
     return gate / (1 + np.exp(-gate)) * up
+
+
+def heads(qkv, num_heads, kv_num_heads, head_size):
+    apart = qkv.reshape(*qkv.shape[:2], -1, head_size).swapaxes(1, 2)
+    return tuple(np.split(apart, [num_heads, num_heads + kv_num_heads], axis=1))
 
 
 def rotate(x, cos, sin):
@@ -60,11 +69,10 @@ def rotate(x, cos, sin):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(qkv, cos, sin, _past_key, _past_value, num_heads, kv_num_heads, head_size, scale):
-    h, g, d, (batch, tokens) = num_heads, kv_num_heads, head_size, qkv.shape[:2]
-    heads = qkv.reshape(batch, tokens, h + 2 * g, d).swapaxes(1, 2)
-    q, k, v = rotate(heads[:, :h], cos, sin), rotate(heads[:, h : h + g], cos, sin), heads[:, h + g :]
-    k, v = np.repeat(k, h // g, axis=1), np.repeat(v, h // g, axis=1)
+def attend(q, k, v, scale, state):
+    assert state == "float32"
+    batch, h, tokens, d = q.shape
+    k, v = np.repeat(k, h // k.shape[1], axis=1), np.repeat(v, h // v.shape[1], axis=1)
     scores = q @ k.swapaxes(2, 3) * scale + np.triu(np.full((tokens, tokens), -np.inf), 1)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     out = scores / scores.sum(-1, keepdims=True) @ v
@@ -76,8 +84,11 @@ OPS = {
     "Embedding": lambda ids, weight: weight[ids],
     "Norm": norm,
     "Linear": lambda x, weight, bias: x @ weight.T + bias,
-    "RotaryAttention": attend,
-    "SwiGLU": swiglu,
+    "Heads": heads,
+    "Rotate": rotate,
+    "Append": lambda k, v, _past_key, _past_value, state: (k, v),
+    "Attend": attend,
+    "Gated": gated,
     "Add": np.add,
 }
 
@@ -99,11 +110,29 @@ def test_float_graph_gives_the_logits_of_transformers(tmp_path, shape):
 def test_nodes_have_the_names_and_the_order_of_the_contract(tmp_path):
     graph = build_graph(open_source(str(tiny_model(tmp_path, layers=1))))
     expected = ["rotary", "embedding"]
-    expected += [f"layers.0.attention.{part}" for part in ("norm", "qkv", "attend", "out", "add")]
+    expected += [
+        f"layers.0.attention.{part}"
+        for part in ["norm", "qkv", "heads", "rotate_q", "rotate_k", "append", "attend", "out", "add"]
+    ]
     expected += [f"layers.0.mlp.{part}" for part in ("norm", "gate_up", "act", "down", "add")]
     assert [node.name for node in graph.nodes] == [*expected, "norm", "head"]
     assert graph.inputs == ["input_ids", "position_ids", "past_key_values.0.key", "past_key_values.0.value"]
     assert graph.outputs == ["logits", "present.0.key", "present.0.value"]
+
+
+def test_layers_may_differ_from_one_another(tmp_path):
+    narrow = TinyShape(layers=1, intermediate_size=40, mlp_bias=True)
+    second = {name.replace("layers.0", "layers.1"): w for name, w in tiny_weights(narrow).items()}
+    folder = tiny_model(tmp_path)
+    write_safetensors(folder / "model.safetensors", second | tiny_weights(TinyShape(layers=1)))
+    source = open_source(str(folder))
+    attention = Attention(num_heads=3, kv_num_heads=1, head_size=20)
+    layers = [Layer(attention, Gated("silu", 84)), Layer(attention, Gated("silu", 40, bias=True))]
+    graph = decoder(source, read_config(source), layers)
+    assert graph.constants["layers.1.mlp.gate_up.weight"].shape == (80, 60)
+    assert np.array_equal(graph.array("layers.1.mlp.down.bias"), second["model.layers.1.mlp.down_proj.bias"])
+    ids = np.random.default_rng(1).integers(0, 301, (2, 40))
+    np.testing.assert_allclose(execute.logits(graph, ids), evaluate(graph, ids), rtol=1e-3, atol=1e-3)
 
 
 def test_every_input_is_made_before_it_is_used(tmp_path):

@@ -181,7 +181,7 @@ def test_an_interrupt_in_a_verification_leaves_the_next_answer_right():
             if len(self.calls) == 3:
                 self.calls.append([])
                 raise KeyboardInterrupt
-            super().truncate(length, slot)
+            return super().truncate(length, slot)
 
     scheduler = Scheduler(Interrupted(), speculator=Speculator(Guesser([], [2, 0, 0], 300)))
     with pytest.raises(KeyboardInterrupt):
@@ -196,6 +196,46 @@ def test_a_consumer_that_leaves_within_a_draft_leaves_the_next_answer_right():
     assert list(itertools.islice(scheduler.write(one), 3)) == expected[:3]
     scheduler.remove(one)
     assert answer(scheduler, [1, 2, 9], n=5) == alone([1, 2, 9], n=5)
+
+
+# ---- states that cannot be cut back just anywhere
+
+
+class Coarse(FakeBackend):
+    """Keeps every `every`-th position only, as snapshots of a state would; 0: nothing at all."""
+
+    def __init__(self, every, slots=1):
+        super().__init__(slots=slots)
+        self.every = every
+
+    def truncate(self, length, slot=0):
+        if length < len(self.sequences[slot]):
+            length = length - length % self.every if self.every else 0
+        return super().truncate(length, slot)
+
+
+@pytest.mark.parametrize("every", [0, 3, 8])
+@pytest.mark.parametrize("script", [[3, 1, 1], [4, 0, 2], [9, 1, 2, 0, 3]])
+def test_what_a_state_could_not_keep_is_read_again_and_changes_no_token(every, script):
+    prompt = [*range(1, 12)]
+    expected = alone(prompt, n=20)
+    guesses = Guesser([*prompt, *expected, 0, 0], script, 300)
+    scheduler = Scheduler(Coarse(every), speculator=Speculator(guesses), chunk=4)
+    assert answer(scheduler, prompt, n=20) == expected
+    assert answer(scheduler, [*prompt[:7], 5], n=6) == alone([*prompt[:7], 5], n=6)
+    assert scheduler.slots.held() == [*prompt[:7], 5, *alone([*prompt[:7], 5], n=5)]
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_sequences_side_by_side_read_again_what_their_states_lost(every):
+    prompts = [[1, 2, 3, 4, 5, 6, 7 + i] for i in range(4)]
+    expected = [alone(prompt, n=12) for prompt in prompts]
+    guesses = Guesser([*prompts[0], *expected[0], 0, 0], [2, 1, 3, 0], 300)
+    scheduler = Scheduler(Coarse(every, slots=2), speculator=Speculator(guesses), chunk=3)
+    answers = [scheduler.add(asked(prompt, n=12)) for prompt in prompts]
+    while scheduler.count:
+        scheduler.step()
+    assert [one.sequence.ids[7:] for one in answers] == expected
 
 
 # ---- the LLM

@@ -18,23 +18,26 @@ from flatlm.export.onnx_writer import write_onnx  # noqa: E402
 from flatlm.kernels_arm import layout, reference  # noqa: E402
 from flatlm.runtime.backends.numpy import NumpyBackend  # noqa: E402
 from flatlm.runtime.backends.ort import OrtBackend  # noqa: E402
-from flatlm.runtime.format.functions import FUNCTIONS, LINEARS, TOKEN_LINEAR  # noqa: E402
+from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR  # noqa: E402
 from flatlm.runtime.format.graph import Node, Tensor  # noqa: E402
 from flatlm.runtime.format.onnx_reader import read_onnx  # noqa: E402
+from flatlm.runtime.ops import OPS, signature  # noqa: E402
+from tests.test_passes import float_graph  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
 
 
 def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **attrs) -> list[np.ndarray]:
     """Runs one call of `op` on `values` (computed inputs) and `constants` in onnxruntime."""
     constants = constants or {}
-    names = [*FUNCTIONS[op].inputs, *(["signed"] if op in LINEARS else [])]
-    outputs = list(FUNCTIONS[op].outputs)
+    called = OPS[op].signature(attrs)
+    names = [*called.inputs, *(["signed"] if op in LINEARS else [])]
+    outputs = list(called.outputs)
     node = helper.make_node(op, names, outputs, domain="flatlm", **attrs)
     inputs = [
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim)
         for k, v in values.items()
     ]
-    kinds = [TensorProto.INT8 if _is_int8(op, name) else TensorProto.FLOAT for name in outputs]
+    kinds = [TensorProto.INT8 if _is_int8(attrs, name) else TensorProto.FLOAT for name in outputs]
     results = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, kinds, strict=True)]
     initializers = [_initializer(name, tensor) for name, tensor in constants.items()]
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("flatlm", 1)]
@@ -50,13 +53,13 @@ def call(op: str, values: dict, constants: dict[str, Tensor] | None = None, **at
 
 
 def defined(op: str, **attrs) -> onnx.FunctionProto:
-    signature, body = FUNCTIONS[op], ops.of(op).body
+    called, body = OPS[op].signature(attrs), ops.of(op).body
     assert body is not None
-    return function(op, body(Node(op, tuple(signature.inputs), signature.outputs, attrs)))
+    return function(op, body(Node(op, tuple(called.inputs), called.outputs, attrs)))
 
 
-def _is_int8(op: str, output: str) -> bool:
-    return op == "RotaryAttentionInt8" and output in ("present_key", "present_value")
+def _is_int8(attrs: dict, output: str) -> bool:
+    return attrs.get("state") == "int8" and output in ("present_key", "present_value")
 
 
 def _initializer(name: str, tensor: Tensor) -> TensorProto:
@@ -163,25 +166,30 @@ def test_flat_embedding_gives_rows_of_the_weight_times_their_scale(bits, excess)
     np.testing.assert_array_equal(y, weights[ids].astype(np.float32) * scale[ids][..., None])
 
 
+def attention(qkv, cos, sin, past: dict, heads: int, kv_heads: int, state: str) -> list[np.ndarray]:
+    """qkv [B, T, (h + 2g)·d] through Heads, Rotate, Append and Attend → y, and what Append makes."""
+    size = qkv.shape[-1] // (heads + 2 * kv_heads)
+    q, k, v = call("Heads", {"qkv": qkv}, num_heads=heads, kv_num_heads=kv_heads, head_size=size)
+    q, k = (call("Rotate", {"x": x, "cos": cos, "sin": sin})[0] for x in (q, k))
+    presents = call("Append", {"k": k, "v": v, **past}, state=state)
+    names = OPS["Append"].signature({"state": state}).outputs
+    read = dict(zip(names, presents, strict=True))
+    return [*call("Attend", {"q": q, **read}, scale=size**-0.5, state=state), *presents]
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "tokens", "past"),
     [(9, 3, 8, 5, 7), (4, 4, 16, 1, 3), (6, 2, 10, 4, 0), (5, 1, 4, 3, 1)],
 )
-def test_rotary_attention_is_causal_over_past_and_present(heads, kv_heads, size, tokens, past):
+def test_float_attention_is_causal_over_past_and_present(heads, kv_heads, size, tokens, past):
     rng = np.random.default_rng(heads)
     qkv = rng.standard_normal((2, tokens, (heads + 2 * kv_heads) * size)).astype(np.float32)
     keys, values = rng.standard_normal((2, 2, kv_heads, past, size)).astype(np.float32)
     frequency = (1e4 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
     cos, sin = reference.rotary_table(np.arange(past, past + tokens), frequency)
-    inputs = {
-        "qkv": qkv,
-        "cos": np.stack([cos, cos]),
-        "sin": np.stack([sin, sin]),
-        "past_key": keys,
-        "past_value": values,
-    }
-    attrs = {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, "scale": size**-0.5}
-    y, present_key, present_value = call("RotaryAttention", inputs, **attrs)
+    past_cache = {"past_key": keys, "past_value": values}
+    both = (np.stack([cos, cos]), np.stack([sin, sin]))
+    y, present_key, present_value = attention(qkv, *both, past_cache, heads, kv_heads, "float32")
 
     for b in range(2):
         q, k, v = np.split(qkv[b].reshape(tokens, -1, size), [heads, heads + kv_heads], axis=1)
@@ -205,17 +213,14 @@ def test_int8_attention_equals_the_reference_bit_for_bit(heads, kv_heads, size, 
     values, value_scales = reference.quantize_heads(rng.standard_normal(shape).astype(np.float32))
     frequency = (1e4 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
     cos, sin = reference.rotary_table(np.arange(past, past + tokens), frequency)
-    inputs = {
-        "qkv": qkv,
-        "cos": np.stack([cos, cos]),
-        "sin": np.stack([sin, sin]),
+    past_cache = {
         "past_key": keys.swapaxes(1, 2),
         "past_key_scale": key_scales.swapaxes(1, 2)[..., None],
         "past_value": values.swapaxes(1, 2),
         "past_value_scale": value_scales.swapaxes(1, 2)[..., None],
     }
-    attrs = {"num_heads": heads, "kv_num_heads": kv_heads, "head_size": size, "scale": size**-0.5}
-    y, *presents = call("RotaryAttentionInt8", inputs, **attrs)
+    both = (np.stack([cos, cos]), np.stack([sin, sin]))
+    y, *presents = attention(qkv, *both, past_cache, heads, kv_heads, "int8")
 
     for b in range(2):
         q, k, v = np.split(qkv[b].reshape(tokens, -1, size), [heads, heads + kv_heads], axis=1)
@@ -236,7 +241,7 @@ def test_rotary_table_is_exact_far_into_the_context():
     np.testing.assert_allclose([cos[0], sin[0]], expected, atol=1e-7)
 
 
-def test_norm_swiglu_embedding_and_linear_follow_their_formulas():
+def test_norm_gated_embedding_and_linear_follow_their_formulas():
     rng = np.random.default_rng(3)
     x = rng.standard_normal((2, 3, 18)).astype(np.float32)
     weight, matrix_, bias = (
@@ -247,7 +252,7 @@ def test_norm_swiglu_embedding_and_linear_follow_their_formulas():
     ids = np.array([[6, 0, 3]])
     constants = {"weight": Tensor.of(matrix_), "bias": Tensor.of(bias)}
     (normed,) = call("Norm", {"x": x}, {"weight": Tensor.of(weight)}, epsilon=1e-3)
-    (gated,) = call("SwiGLU", {"gate_up": x * 4})
+    (gated,) = call("Gated", {"gate_up": x * 4}, act="silu")
     (y,) = call("Linear", {"x": x}, constants)
     (embedded,) = call("Embedding", {"ids": ids}, {"weight": Tensor.of(matrix_)})
     np.testing.assert_allclose(normed, reference.norm(x, weight, 1e-3), rtol=1e-6, atol=1e-6)
@@ -256,15 +261,17 @@ def test_norm_swiglu_embedding_and_linear_follow_their_formulas():
     np.testing.assert_array_equal(embedded, matrix_[ids])
 
 
-def test_every_function_has_a_body_with_the_inputs_of_its_signature():
-    for name, signature in FUNCTIONS.items():
-        if name == "Add":
-            continue
-        body = defined(name)
-        extra = ["signed"] if name in LINEARS else []
-        assert list(body.input) == [*signature.inputs, *extra]
-        assert list(body.output) == list(signature.outputs)
-        assert set(body.attribute) == set(signature.attrs)
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
+    nodes = [*quantized_graph(0, kv).nodes, *quantized_graph(0, kv, "token").nodes, *float_graph().nodes]
+    for node in (node for node in nodes if node.op != "Add"):
+        called, body = signature(node), ops.of(node.op).body(node)
+        made = function(node.op, body)
+        extra = ["signed"] if node.op in LINEARS else []
+        assert list(made.input) == [*called.inputs, *extra]
+        assert list(made.output) == list(called.outputs)
+        assert set(made.attribute) == set(called.attrs)
+    assert {node.op for node in nodes} == set(OPS)
 
 
 @pytest.mark.parametrize("model", [("int8", "static"), ("float32", "token")], ids="-".join)

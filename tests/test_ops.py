@@ -11,31 +11,33 @@ import pytest
 from flatlm.export import execute, ops
 from flatlm.export.passes import smooth
 from flatlm.runtime.errors import UnsupportedError
-from flatlm.runtime.format.functions import FUNCTIONS, STANDARD
+from flatlm.runtime.format.functions import STANDARD
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.onnx_reader import read_onnx
+from flatlm.runtime.ops import OPS
 from tests.test_passes import float_graph, random_tokens
 
 FLOAT = {node.op for node in float_graph().nodes}
 OF_IDS = {"Embedding", "RotaryTable"}  # read ids and positions: nothing is differentiated by those
 
 
-@pytest.mark.parametrize("op", FUNCTIONS)
+@pytest.mark.parametrize("op", OPS)
 def test_every_function_of_the_format_has_its_parts(op):
     function = ops.of(op)
     assert function.name == op
     assert callable(function.operation)
     assert (function.backward is not None) == (op in FLOAT - OF_IDS)
     assert (function.body is None) == (op in STANDARD)
-    has_parameters = "weight" in FUNCTIONS[op].inputs
+    has_parameters = "weight" in OPS[op].signature({}).inputs
     assert (function.parameters is not None) == has_parameters
     assert function.matrix in ("linear", "table", "") and (has_parameters or not function.matrix)
     assert function.rows is None or function.origin is not None
+    assert (function.over_int8 is not None) == ("state" in OPS[op].signature({}).attrs)
 
 
 def test_every_file_gives_a_function_of_its_name():
     files = {path.stem for path in Path(ops.__file__).parent.glob("*.py")} - {"__init__", "function"}
-    made = {ops.of(op).operation.__module__.rpartition(".")[2] for op in FUNCTIONS}
+    made = {ops.of(op).operation.__module__.rpartition(".")[2] for op in OPS}
     assert made == files
 
 
@@ -56,8 +58,8 @@ def test_a_scale_goes_through_as_many_functions_as_let_it():
     graph = Graph(
         nodes=[
             Node("Linear", ("x", "w", "b"), ("a",), name="first"),
-            Node("SwiGLU", ("a",), ("c",), name="inner"),
-            Node("SwiGLU", ("c",), ("d",), name="outer"),
+            Node("Gated", ("a",), ("c",), {"act": "silu"}, name="inner"),
+            Node("Gated", ("c",), ("d",), {"act": "silu"}, name="outer"),
             Node("Linear", ("d", "v", "e"), ("y",), name="last"),
         ],
         constants={

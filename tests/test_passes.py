@@ -11,7 +11,7 @@ import pytest
 from flatlm.export import calibrate, execute
 from flatlm.export.emit import packed
 from flatlm.export.ops.flat_linear import token_steps
-from flatlm.export.passes import bits, keys, smooth, split
+from flatlm.export.passes import bits, smooth, split
 from flatlm.export.passes.flatten import MAX_PIECES, flatten, flatten_by_token, rounded
 from flatlm.export.passes.grid import excess_share, round_weights, weight_grid
 from flatlm.export.quantize import quantize
@@ -19,17 +19,9 @@ from flatlm.export.recipe import INGREDIENTS, RECIPES
 from flatlm.kernels_arm import layout
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.format.functions import (
-    ATTENTION,
-    ATTENTIONS,
-    INT8_ATTENTION,
-    LINEAR,
-    LINEARS,
-    TOKEN_LINEAR,
-    check_graph,
-    named,
-)
+from flatlm.runtime.format.functions import LINEAR, LINEARS, TOKEN_LINEAR, check_graph
 from flatlm.runtime.format.graph import Graph, Node, Tensor
+from flatlm.runtime.ops import named
 
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
 
@@ -71,12 +63,18 @@ def float_graph(seed: int = 0, tied: bool = True) -> Graph:
         at, past = f"layers.{i}.attention", [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         graph.inputs += past
         qkv = linear(f"{at}.qkv", norm(f"{at}.norm", x), (HEADS + 2 * GROUPS) * SIZE, HIDDEN)
-        present = (f"{at}.attend", f"present.{i}.key", f"present.{i}.value")
-        shape = {"num_heads": HEADS, "kv_num_heads": GROUPS, "head_size": SIZE, "scale": SIZE**-0.5}
-        attended = node("RotaryAttention", f"{at}.attend", qkv, *rotary, *past, outputs=present, **shape)
+        q, k, v = (f"{at}.heads.{part}" for part in "qkv")
+        shape = {"num_heads": HEADS, "kv_num_heads": GROUPS, "head_size": SIZE}
+        node("Heads", f"{at}.heads", qkv, outputs=(q, k, v), **shape)
+        q, k = (node("Rotate", f"{at}.rotate_{x[-1]}", x, *rotary) for x in (q, k))
+        present, state = (f"present.{i}.key", f"present.{i}.value"), {"state": "float32"}
+        node("Append", f"{at}.append", k, v, *past, outputs=present, **state)
+        graph.outputs += present
+        attended = node("Attend", f"{at}.attend", q, *present, scale=SIZE**-0.5, **state)
         x = node("Add", f"{at}.add", x, linear(f"{at}.out", attended, HIDDEN, HEADS * SIZE))
         at = f"layers.{i}.mlp"
-        act = node("SwiGLU", f"{at}.act", linear(f"{at}.gate_up", norm(f"{at}.norm", x), 2 * WIDE, HIDDEN))
+        gate_up = linear(f"{at}.gate_up", norm(f"{at}.norm", x), 2 * WIDE, HIDDEN)
+        act = node("Gated", f"{at}.act", gate_up, act="silu")
         x = node("Add", f"{at}.add", x, linear(f"{at}.down", act, HIDDEN, WIDE))
     normed = norm("norm", x)
     head = "embedding.weight" if tied else constant("head.weight", rng.normal(size=(VOCABULARY, HIDDEN)))
@@ -370,54 +368,6 @@ def test_a_calibration_text_too_short_is_an_error_that_says_so():
 
 def test_the_calibration_text_that_ships_is_long_enough():
     assert 60_000 < len(calibrate.text()) < 110_000
-
-
-def test_ranges_moved_from_keys_to_queries_change_no_integer_and_no_score():
-    recipe = dataclasses.replace(RECIPES["naive8"], kv="float32")
-    graph, _ = quantize(float_graph(), recipe, random_tokens(256))
-    ids = random_tokens(20, seed=1)
-    before = execute.logits(graph, ids[None])
-    old = dict(graph.constants)
-    for node in keys.readers(graph.nodes):
-        keys.apply(graph, node, 2.0 ** np.random.default_rng(2).integers(-3, 4, (GROUPS, SIZE // 2)))
-    changed = {name for name in old if old[name] is not graph.constants[name]}
-    assert changed == {
-        f"layers.{i}.attention.qkv.{part}" for i in range(LAYERS) for part in ("scale", "bias")
-    }
-    np.testing.assert_array_equal(execute.logits(graph, ids[None]), before)  # powers of two round nowhere
-
-
-def test_a_key_channel_far_larger_than_the_others_shares_its_range_with_the_queries():
-    attend = keys.readers(float_graph().nodes)[0]
-    qkv = np.ones((1, 3, HEADS + 2 * GROUPS, SIZE), np.float32)
-    qkv[:, :, HEADS, 1] = 100  # of the first key head, in pair 1
-    angle = np.zeros((1, 3, SIZE // 2), np.float32)
-    s = keys.scales(keys.reach(attend, qkv.reshape(1, 3, -1), np.cos(angle), np.sin(angle)))
-    np.testing.assert_allclose(s, [[10**-0.5, 10**0.5], [1, 1]], rtol=1e-6)
-
-
-def test_an_int8_cache_has_scales_among_the_inputs_and_outputs():
-    graph, _ = quantize(
-        float_graph(), dataclasses.replace(RECIPES["naive8"], kv="int8"), np.arange(40) % VOCABULARY
-    )
-    check_graph(graph)
-    cached = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "key_scale", "value", "value_scale")]
-    assert graph.inputs[2:] == [f"past_key_values.{name}" for name in cached]
-    assert {node.op for node in graph.nodes} & set(ATTENTIONS) == {INT8_ATTENTION}
-
-
-def test_float_execution_of_an_int8_cache_is_near_the_reference():
-    graph, _ = quantize(float_graph(), dataclasses.replace(RECIPES["edge"], windows=4), random_tokens(2048))
-    ids = random_tokens(20, seed=1)
-    exact, near = NumpyBackend(_Artifact(graph)).forward(ids, 20), execute.logits(graph, ids[None])[0]
-    assert np.linalg.norm(near - exact) < 0.1 * np.linalg.norm(exact)
-
-
-def test_a_float_cache_stays_as_it_was():
-    graph, _ = quantize(
-        float_graph(), dataclasses.replace(RECIPES["naive8"], kv="float32"), np.arange(40) % VOCABULARY
-    )
-    assert {node.op for node in graph.nodes} & set(ATTENTIONS) == {ATTENTION}
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -45,12 +45,12 @@ def meetings(nodes: Sequence[Node]) -> list[Meeting]:
 
 def _meeting(node: Node, makers: dict[str, Node]) -> Meeting | None:
     q, present = node.inputs[:2]
-    kept = makers[present]
-    if kept.op != append.NAME:
+    kept = makers.get(present)
+    if kept is None or kept.op != append.NAME:
         return None
-    turned = [makers[name] for name in (q, kept.inputs[0])]
-    apart = [makers[one.inputs[0]] for one in turned if one.op == rotate.NAME]
-    if len(apart) != 2 or apart[0] is not apart[1] or apart[0].op != heads.NAME:
+    turned = [makers.get(name) for name in (q, kept.inputs[0])]
+    apart = [makers.get(one.inputs[0]) for one in turned if one is not None and one.op == rotate.NAME]
+    if len(apart) != 2 or apart[0] is None or apart[0] is not apart[1] or apart[0].op != heads.NAME:
         return None
     return Meeting(node, apart[0], q, present)
 

@@ -204,7 +204,7 @@ class ModelDrafter:
             if len(place.ids) - sequence.read > FEW:  # apart: so it is known what a pass over few rows costs
                 self._prefill(place.state, len(place.ids) - 1)
                 started = self._clock()
-            segments.append(self._slots.segment(sequence, sequence.ids[sequence.read :], 1 + len(tokens)))
+            segments.append(self._slots.unread(sequence, 1 + len(tokens)))
         rows = self._forward(segments, started)
         for (place, _), segment in zip(asked, segments, strict=True):
             place.state.sequence.read += len(segment.ids)
@@ -224,8 +224,9 @@ class ModelDrafter:
         sequence, started = state.sequence, self._clock()
         count = end - sequence.read
         while sequence.read < end:
+            self._slots.cut_back(sequence)
             ids = sequence.ids[sequence.read : min(end, sequence.read + PREFILL_CHUNK)]
-            self._backend.forward_many([self._slots.segment(sequence, ids, 0)])
+            self._backend.forward_many([Segment(sequence.slot, ids, 0)])
             sequence.read += len(ids)
         self._count(count, started)
 

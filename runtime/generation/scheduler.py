@@ -166,11 +166,10 @@ class Scheduler:
                 answer.drafted.count_plain()
 
     def _segment(self, answer: Answer, guesses: Sequence[Guess]) -> Segment:
-        """An answer's last id and guesses."""
+        """What is not read of an answer, as a rule its last id, and guesses."""
         if not guesses:
-            return self.slots.rest(answer.sequence, 1)
-        ids = [answer.sequence.ids[-1], *(guess.token for guess in guesses)]
-        return self.slots.segment(answer.sequence, ids, len(ids))
+            return self.slots.rest(answer.sequence, self._chunk)
+        return self.slots.unread(answer.sequence, 1 + len(guesses), [guess.token for guess in guesses])
 
     def _verified(
         self, answer: Answer, segment: Segment, rows: np.ndarray, guesses: Sequence[Guess]
@@ -181,8 +180,8 @@ class Scheduler:
         sequence = answer.sequence
         written = verify(rows, guesses, answer.law.judge, sequence.ids, answer.end_ids)
         sequence.ids += written
-        sequence.read += len(written)
-        self._backend.truncate(sequence.read, sequence.slot)
+        sequence.read = len(sequence.ids) - 1
+        self.slots.cut_back(sequence)
         return written
 
     def _take(

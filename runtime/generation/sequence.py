@@ -2,7 +2,8 @@
 
 A slot keeps what it holds when its sequence has ended: a new one begins with as much of its ids as any slot
 holds, whoever computed that. A backend may know more of a sequence than is noted here, where an interrupt
-fell between the two, and never less; before it computes, it is cut back.
+fell between the two, and never less; before it computes, it is cut back. A state that cannot be cut back to
+just there keeps less, and what is missing is read again.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ class Slots:
         self._last[slot] = sequence  # nothing of it is there yet
         if known[slot] < most:
             self._backend.copy(known.index(most), slot, most)
-        else:
-            self._backend.truncate(most, slot)
-        sequence.read, sequence.slot = most, slot
+        sequence.read, sequence.slot = self._backend.truncate(most, slot), slot
 
     def leave(self, sequence: TokenSequence) -> None:
         """Its slot is free for others."""
@@ -80,15 +79,20 @@ class Slots:
 
     def rest(self, sequence: TokenSequence, most: int) -> Segment:
         """The next `most` of the ids that are not read, with logits if that is all of them."""
+        self.cut_back(sequence)
         ids, read = sequence.ids, sequence.read
         fed = ids[read : read + most]
-        return self.segment(sequence, fed, 1 if read + len(fed) == len(ids) else 0)
+        return Segment(sequence.slot, fed, 1 if read + len(fed) == len(ids) else 0)
 
-    def segment(self, sequence: TokenSequence, ids: list[int], logits: int) -> Segment:
-        """`ids` to be computed after what is read of `sequence`."""
+    def unread(self, sequence: TokenSequence, logits: int, more: Sequence[int] = ()) -> Segment:
+        """All ids that are not read and `more` after them, with the last `logits` rows of logits."""
+        self.cut_back(sequence)
+        return Segment(sequence.slot, [*sequence.ids[sequence.read :], *more], logits)
+
+    def cut_back(self, sequence: TokenSequence) -> None:
+        """Let the state hold what is noted as read, or less where it can only keep less."""
         if self._backend.positions[sequence.slot] != sequence.read:
-            self._backend.truncate(sequence.read, sequence.slot)
-        return Segment(sequence.slot, ids, logits)
+            sequence.read = self._backend.truncate(sequence.read, sequence.slot)
 
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:
