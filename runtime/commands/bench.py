@@ -199,13 +199,14 @@ class Bench:
         """What steps of several rows cost, of one sequence and of several."""
         from flatlm.runtime.measuring import rows
 
-        for what, sizes, measure in (
-            ("rows", self._chosen.rows, rows.measure),
-            ("sequences", self._chosen.together, rows.measure_together),
-        ):
-            for depth in self._chosen.d if sizes else ():
+        chosen = self._chosen
+        for what, sizes in (("rows", chosen.rows), ("sequences", chosen.together)):
+            for depth in chosen.d if sizes else ():
                 with ProgressLine(what, "rounds") as progress:
-                    costs = measure(self._backend, sizes, 4 * self._chosen.r, depth, progress)
+                    together = sizes is chosen.together
+                    costs = rows.measure(
+                        self._backend, sizes, 4 * chosen.r, depth=depth, together=together, progress=progress
+                    )
                 name = what + (f" @ d{depth}" if depth else "")
                 self.report.texts[name] = rows.table(costs, what)
                 self.report.extra[name] = [asdict(cost) for cost in costs]
