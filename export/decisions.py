@@ -85,10 +85,10 @@ class Decisions:
 
 def transform(local: Graph, decided: Decisions) -> None:
     """Applies to the block's constants what was decided; the function stays the same."""
-    for fold in smooth.folds(local.nodes, local):
+    for fold in smooth.folds(local):
         if (one := decided.of(fold.linear.name)).split is not None:
             splitting.apply(local, fold, one.split)
-    for fold in smooth.folds(local.nodes, local):  # again: splitting adds channels
+    for fold in smooth.folds(local):  # again: splitting adds channels
         one = decided.of(fold.linear.name)
         if one.smoothing is not None:
             smooth.apply(local, fold, one.smoothing)
@@ -96,28 +96,42 @@ def transform(local: Graph, decided: Decisions) -> None:
             splitting.apply(local, fold, one.order)
 
 
-def flatten_inputs(inputs: Inputs, node: Node, local: Graph, bits: int, recipe: Recipe) -> Flattening:
-    """How a layer with weights of `bits` quantizes such inputs."""
-    levels = 127 if bits == 8 else recipe.low_levels
-    wide = wide_share(node, local, recipe)
-    if recipe.activations == "token":
-        return flatten_by_token(inputs, levels, wide)
-    return flatten(inputs.maxima * recipe.margin, levels, wide)
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """That of a linear layer or of the embedding, in its block, and the recipe that it is quantized by."""
 
+    node: Node
+    local: Graph
+    recipe: Recipe
 
-def wide_share(node: Node, local: Graph, recipe: Recipe) -> float:
-    """The share of the layer's input channels that flattening may widen."""
-    if not recipe.does("flatten"):
-        return 0.0
-    if recipe.activations == "token" and node.name.rpartition(".")[2] in recipe.two_digits:
-        return 1.0
-    makers = (ops.of(other.op) for other in local.nodes if node.inputs[0] in other.outputs)
-    return min(1.0, recipe.wide_channels * next((maker.wide for maker in makers), 1.0))
+    @property
+    def weight(self) -> np.ndarray:
+        return self.local.array(self.node.inputs[1])
 
+    @property
+    def parts(self) -> list[slice]:
+        return smooth.parts(self.node, self.local)
 
-def layer_grid(weight: np.ndarray, node: Node, local: Graph, way: Way, recipe: Recipe) -> Grid:
-    """The grid of a layer's weights; outside the body every row has a step of its own."""
-    body = in_body(node.name)
-    per_row = recipe.weight_scale == "channel" or not body
-    parts = smooth.parts(node, local.nodes, local)
-    return weight_grid(weight, parts, way[0], per_row, way[1], recipe.nested and body)
+    @property
+    def wide_share(self) -> float:
+        """The share of the layer's input channels that flattening may widen."""
+        node, recipe = self.node, self.recipe
+        if not recipe.does("flatten"):
+            return 0.0
+        if recipe.activations == "token" and node.name.rpartition(".")[2] in recipe.two_digits:
+            return 1.0
+        makers = (ops.of(other.op) for other in self.local.nodes if node.inputs[0] in other.outputs)
+        return min(1.0, recipe.wide_channels * next((maker.wide for maker in makers), 1.0))
+
+    def flatten(self, inputs: Inputs, bits: int) -> Flattening:
+        """How the layer with weights of `bits` quantizes such inputs."""
+        levels = 127 if bits == 8 else self.recipe.low_levels
+        if self.recipe.activations == "token":
+            return flatten_by_token(inputs, levels, self.wide_share)
+        return flatten(inputs.maxima * self.recipe.margin, levels, self.wide_share)
+
+    def grid(self, way: Way) -> Grid:
+        """That of its weights; outside the body every row has a step of its own."""
+        body, (bits, sigma) = in_body(self.node.name), way
+        per_row = self.recipe.weight_scale == "channel" or not body
+        return weight_grid(self.weight, self.parts, bits, per_row, sigma, self.recipe.nested and body)

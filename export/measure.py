@@ -16,10 +16,10 @@ from flatlm.runtime.progress import Progress
 
 from . import execute, ops, sensitivity
 from .constants import load, shape_of
-from .decisions import Decisions, transform
+from .decisions import Decisions, Matrix, transform
 from .gradients import Gradients, backward
 from .journal import Journal
-from .passes import smooth
+from .ops.function import Env
 from .passes.bits import Variant, point_of, within_bytes, within_kl
 from .sensitivity import Moved
 
@@ -59,18 +59,17 @@ def _measure_head(last: Graph, decided: Decisions) -> Gradients:
     gradients = sensitivity.start(last, probe)
     if recipe.head == "auto":
         x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
-        moved = sensitivity.by_weights(weight, y, x, [], True, sensitivity.ways(recipe))
+        grids = [Matrix(head, last, recipe).grid(way) for way in sensitivity.ways(recipe)]
+        moved = sensitivity.by_weights(weight, y, x, grids)
         _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, decided)
     return {name: gradient for name, gradient in gradients.items() if name in read}
 
 
-def _measure_layer(
-    node: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
-) -> None:
-    recipe = decided.recipe
-    x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], local.array(node.inputs[1])
-    parts, per_row = smooth.parts(node, local.nodes, local), recipe.weight_scale == "channel"
-    moved = sensitivity.by_weights(weight, y, x, parts, per_row, sensitivity.ways(recipe))
+def _measure_layer(node: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions) -> None:
+    matrix = Matrix(node, local, decided.recipe)
+    x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], matrix.weight
+    grids = [matrix.grid(way) for way in sensitivity.ways(decided.recipe)]
+    moved = sensitivity.by_weights(weight, y, x, grids)
     inputs = {
         bits: sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
         for bits, flattening in decided.of(node.name).flattenings.items()
@@ -96,7 +95,7 @@ def _note(
 
 
 def _add_embedding(
-    node: Node, head: Node, local: Graph, env: execute.Env, gradients: Gradients, decided: Decisions
+    node: Node, head: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions
 ) -> None:
     """A tied table is read twice: its rows also start the model."""
     y = gradients[node.outputs[0]]

@@ -23,21 +23,20 @@ from flatlm.runtime.format.graph import Graph, Node, in_body
 from flatlm.runtime.progress import Progress
 
 from . import calibrate, execute, ops
-from .calibrate import Moments
 from .constants import load
-from .decisions import Decision, Decisions, flatten_inputs, layer_grid, transform
+from .decisions import Decision, Decisions, Matrix, transform
 from .emit import Rounded, copy, emit_embedding, emit_linear, table_of
 from .frontier import sizes
 from .journal import Journal
 from .measure import choose, fixed_bytes, measure
+from .ops.function import Env, Operation
 from .parallel import each
 from .passes import keys
 from .passes.bits import Variant, frontier, point_of
 from .passes.cache import to_int8
-from .passes.flatten import Flattening
 from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
-from .passes.grid import Grid, excess_share, round_weights
+from .passes.grid import excess_share, round_weights
 from .recipe import Recipe
 from .report import LayerReport, Report
 from .survey import survey
@@ -51,8 +50,8 @@ PAIRED = 2  # chunks of windows that also go through the float model
 class Streams:
     """The windows on their way through the quantized model, and some of them through the float model."""
 
-    quantized: list[execute.Env]
-    floats: list[execute.Env]
+    quantized: list[Env]
+    floats: list[Env]
 
     @classmethod
     def of(cls, windows: np.ndarray) -> Streams:
@@ -60,14 +59,15 @@ class Streams:
         return cls(chunks, [dict(env) for env in cls._some(chunks)])
 
     @staticmethod
-    def _some(chunks: list[execute.Env]) -> list[execute.Env]:
+    def _some(chunks: list[Env]) -> list[Env]:
         return chunks[:: max(1, len(chunks) // PAIRED)]
 
     def mean(self, name: str) -> np.ndarray:
         """Of a layer's inputs as the float model has them, [k]: the drift is that of some windows."""
         drift = calibrate.mean(env[name] for env in self.floats)
         drift -= calibrate.mean(env[name] for env in self._some(self.quantized))
-        return calibrate.mean(env[name] for env in self.quantized) + drift
+        mean: np.ndarray = calibrate.mean(env[name] for env in self.quantized) + drift
+        return mean
 
 
 def quantize(
@@ -121,67 +121,111 @@ def _round_all(
 ) -> tuple[Graph, list[LayerReport]]:
     """Block by block: the integer graph, and a line for each linear layer."""
     groups = graph.blocks
-    result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
-    streams = Streams.of(windows)
-    layers: list[LayerReport] = []
-    done = 0
-    if (state := journal.load("quantize")) is not None:
-        blocks = [journal.load(f"block-{i}") for i in range(state[0])]
-        if None not in blocks:
-            done, result.nodes, layers, streams = state
-            result.constants.update(itertools.chain.from_iterable(block.items() for block in blocks))
+    sweep = _Sweep(graph, windows, decided)
+    done = sweep.go_on(journal)
     progress(done, len(groups))
     for i in range(done, len(groups)):
-        local, before = load(graph, groups[i]), set(result.constants)
+        local, before = load(graph, groups[i]), set(sweep.result.constants)
         transform(local, decided)
-        later = [node for group in groups[i + 1 :] for node in group]
-        layers += _quantize_block(local, later, decided, streams, result)
-        added = {name: tensor for name, tensor in result.constants.items() if name not in before}
+        sweep.block(local, [node for group in groups[i + 1 :] for node in group])
+        added = {name: tensor for name, tensor in sweep.result.constants.items() if name not in before}
         journal.save(f"block-{i}", added)
-        journal.save("quantize", (i + 1, result.nodes, layers, streams))
+        journal.save("quantize", (i + 1, sweep.result.nodes, sweep.layers, sweep.streams))
         progress(i + 1, len(groups))
-    return result, layers
+    return sweep.result, sweep.layers
 
 
-def _quantize_block(
-    local: Graph, later: list[Node], decided: Decisions, streams: Streams, result: Graph
-) -> list[LayerReport]:
-    """Quantizes the linears of a block in order, each on the output of those before; appends to `result`."""
-    reports = []
-    nodes = local.nodes
-    starts = [i for i, node in enumerate(nodes) if ops.of(node.op).matrix] + [len(nodes)]
-    if starts[0]:
-        starts.insert(0, 0)
-    for start, stop in itertools.pairwise(starts):
-        first, rest, made = nodes[start], nodes[start + 1 : stop], []
-        matrix = ops.of(first.op).matrix
-        needed = [*nodes[stop:], *later]
-        if matrix == "table":
-            made = [_round_embedding(local, first, decided, result)]
-        elif matrix == "linear":
-            rounded = _quantize_linear(local, first, decided, streams, result)
-            emit_linear(first, rounded, result)
-            operation, alone = rounded.operation()
-            error = _error(local, first, operation, streams.quantized)
-            reports.append(_report(first, rounded, error, decided.of(first.name)))
+class _Sweep:
+    """The integer graph as it grows, and the windows on their way through it."""
+
+    def __init__(self, graph: Graph, windows: np.ndarray, decided: Decisions) -> None:
+        self.result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
+        self.layers: list[LayerReport] = []
+        self.streams = Streams.of(windows)
+        self._decided, self._recipe = decided, decided.recipe
+
+    def go_on(self, journal: Journal) -> int:
+        """Takes in the blocks that were done before; how many."""
+        if (state := journal.load("quantize")) is None:
+            return 0
+        blocks = [journal.load(f"block-{i}") for i in range(state[0])]
+        if None in blocks:
+            return 0
+        done, self.result.nodes, self.layers, self.streams = state
+        self.result.constants.update(itertools.chain.from_iterable(block.items() for block in blocks))
+        return int(done)
+
+    def block(self, local: Graph, later: list[Node]) -> None:
+        """Quantizes the linears of a block in order, each on the output of those before."""
+        nodes, result, streams = local.nodes, self.result, self.streams
+        starts = [i for i, node in enumerate(nodes) if ops.of(node.op).matrix] + [len(nodes)]
+        if starts[0]:
+            starts.insert(0, 0)
+        for start, stop in itertools.pairwise(starts):
+            first, rest, made = nodes[start], nodes[start + 1 : stop], []
+            matrix = ops.of(first.op).matrix
+            needed = [*nodes[stop:], *later]
+            if matrix == "table":
+                made = [self._embedding(Matrix(first, local, self._recipe))]
+            elif matrix == "linear":
+                operation, alone = self._linear(Matrix(first, local, self._recipe))
+                if needed:
+                    run = functools.partial(execute.run, [execute.Step(first, operation)])
+                    list(map(run, streams.quantized)) if alone else each(run, streams.quantized)
+            else:
+                rest = nodes[start:stop]
+            copy(local, rest, result)
             if needed:
-                run = functools.partial(execute.run, [execute.Step(first, operation)])
-                list(map(run, streams.quantized)) if alone else each(run, streams.quantized)
+                execute.advance(execute.prepare(result, [*made, *rest]), streams.quantized, needed)
+                execute.advance(execute.prepare(local, nodes[start:stop]), streams.floats, needed)
+
+    def _linear(self, matrix: Matrix) -> tuple[Operation, bool]:
+        """Appends a layer; returns what it computes, and whether a call of it keeps all cores busy."""
+        rounded = self._rounded(matrix)
+        emit_linear(matrix.node, rounded, self.result)
+        operation, alone = rounded.operation()
+        error = _error(matrix, operation, self.streams.quantized)
+        self.layers.append(_report(matrix.node.name, rounded, error, self._decided.of(matrix.node.name)))
+        return operation, alone
+
+    def _rounded(self, matrix: Matrix) -> Rounded:
+        node, weight, recipe = matrix.node, matrix.weight, self._recipe
+        way, bias = self._decided.way(node.name), matrix.local.array(node.inputs[2])
+        inputs = [env[node.inputs[0]] for env in self.streams.quantized]
+        flattening, grid = matrix.flatten(calibrate.inputs(inputs), way[0]), matrix.grid(way)
+        if table := table_of(self.result, node):  # tied: rounded already
+            return Rounded(self.result.totals(table).astype(np.float32), grid, flattening, bias)
+        if not in_body(node.name) and way[0] == 8:
+            return Rounded(round_weights(weight, grid), grid, flattening, bias)
+        if not recipe.does("gptq") and not recipe.does("bias"):
+            return Rounded(round_weights(weight, grid), grid, flattening, bias)
+        # What the quantized layer reads, of all windows: values [B, T, k] → [m, k]
+        read = np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
+        seen = calibrate.moments(read, centred=recipe.does("bias"))
+        if recipe.does("gptq"):
+            damping = recipe.damping_of(weight.shape[1], seen.rows)
+            integers = gptq(weight, seen.hessian, grid, damping, recipe.does("order"))
         else:
-            rest = nodes[start:stop]
-        copy(local, rest, result)
-        if needed:
-            execute.advance(execute.prepare(result, [*made, *rest]), streams.quantized, needed)
-            execute.advance(execute.prepare(local, nodes[start:stop]), streams.floats, needed)
-    return reports
+            integers = round_weights(weight, grid)
+        if recipe.does("bias"):
+            kept = (integers * grid.steps[:, None]) @ seen.mean
+            bias = (bias + weight @ self.streams.mean(node.inputs[0]) - kept).astype(np.float32)
+        return Rounded(integers, grid, flattening, bias)
+
+    def _embedding(self, matrix: Matrix) -> Node:
+        """The FlatEmbedding that is appended."""
+        grid = matrix.grid(self._decided.way(matrix.node.name))
+        seen = self._decided.head_inputs if grid.bits == 4 else None
+        integers = round_tied(matrix.weight, grid, seen, self._recipe)
+        return emit_embedding(matrix.node, integers, grid, self.result)
 
 
-def _error(local: Graph, node: Node, operation: execute.Operation, envs: list[execute.Env]) -> float:
+def _error(matrix: Matrix, operation: Operation, envs: list[Env]) -> float:
     """‖ŷ − y‖² / ‖y‖² of the layer's outputs on what it reads, on a sample of the tokens; y: in float."""
-    rows = [env[node.inputs[0]].reshape(-1, local.constants[node.inputs[1]].shape[1]) for env in envs]
+    rows = [env[matrix.node.inputs[0]].reshape(-1, matrix.weight.shape[1]) for env in envs]
     every = -(-sum(map(len, rows)) // SAMPLE) | 1  # odd: a window's length does not divide by it
     x = np.concatenate([x[::every] for x in rows])
-    (wanted,) = execute.operation(local, node)(x)
+    (wanted,) = execute.operation(matrix.local, matrix.node)(x)
     (got,) = operation(x)
     size = _square(wanted)
     return _square(got - wanted) / size if size else 0.0
@@ -191,54 +235,11 @@ def _square(x: np.ndarray) -> float:
     return float(np.vdot(x, x))
 
 
-def _quantize_linear(
-    local: Graph, node: Node, decided: Decisions, streams: Streams, result: Graph
-) -> Rounded:
-    recipe, way = decided.recipe, decided.way(node.name)
-    weight, bias = local.array(node.inputs[1]), local.array(node.inputs[2])
-    inputs = [env[node.inputs[0]] for env in streams.quantized]
-    flattening = flatten_inputs(calibrate.inputs(inputs), node, local, way[0], recipe)
-    grid = layer_grid(weight, node, local, way, recipe)
-    if table := table_of(result, node):  # tied: rounded already
-        return Rounded(result.totals(table).astype(np.float32), grid, flattening, bias)
-    if not in_body(node.name) and way[0] == 8:
-        return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    if not recipe.does("gptq") and not recipe.does("bias"):
-        return Rounded(round_weights(weight, grid), grid, flattening, bias)
-    seen = calibrate.moments(_quantized(inputs, flattening), centred=recipe.does("bias"))
-    integers = _round(weight, grid, seen, recipe)
-    if recipe.does("bias"):
-        kept = (integers * grid.steps[:, None]) @ seen.mean
-        bias = (bias + weight @ streams.mean(node.inputs[0]) - kept).astype(np.float32)
-    return Rounded(integers, grid, flattening, bias)
-
-
-def _round_embedding(local: Graph, node: Node, decided: Decisions, result: Graph) -> Node:
-    """The FlatEmbedding that is appended to `result`."""
-    recipe, table = decided.recipe, local.array(node.inputs[1])
-    grid = layer_grid(table, node, local, decided.way(node.name), recipe)
-    seen = decided.head_inputs if grid.bits == 4 else None
-    return emit_embedding(node, round_tied(table, grid, seen, recipe), grid, result)
-
-
-def _round(weight: np.ndarray, grid: Grid, seen: Moments, recipe: Recipe) -> np.ndarray:
-    if not recipe.does("gptq"):
-        return round_weights(weight, grid)
-    damping = recipe.damping_of(weight.shape[1], seen.rows)
-    return gptq(weight, seen.hessian, grid, damping, recipe.does("order"))
-
-
-def _quantized(inputs: list[np.ndarray], flattening: Flattening) -> np.ndarray:
-    """What the quantized layer reads, of all windows: values [B, T, k] → [m, k]."""
-
-    return np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
-
-
-def _report(node: Node, rounded: Rounded, error: float, decision: Decision) -> LayerReport:
+def _report(name: str, rounded: Rounded, error: float, decision: Decision) -> LayerReport:
     rows, columns = rounded.integers.shape
     flattening, bits = rounded.flattening, rounded.grid.bits
     return LayerReport(
-        name=node.name,
+        name=name,
         bits=bits,
         activation_bits=4 if flattening.levels < 127 else 8,
         rows=rows,

@@ -59,11 +59,8 @@ def start(last: Graph, probe: Env) -> Gradients:
     return gradients
 
 
-def by_weights(
-    weight: np.ndarray, y: np.ndarray, x: np.ndarray, parts: list[slice], per_row: bool, tried: Sequence[Way]
-) -> list[Moved]:
-    """Of a linear layer that reads x [B, T, k], with gradients y [S, B, T, n] of its outputs."""
-    grids = [weight_grid(weight, parts, bits, per_row, sigma) for bits, sigma in tried]
+def by_weights(weight: np.ndarray, y: np.ndarray, x: np.ndarray, grids: Sequence[Grid]) -> list[Moved]:
+    """Of a linear layer that reads x [B, T, k], with gradients y [S, B, T, n] of its outputs, by grid."""
     x = x.reshape(-1, x.shape[-1])
     y = y.reshape(len(y), len(x), -1)
     step = max(1, _CHUNK // weight.shape[1])

@@ -15,13 +15,15 @@ from flatlm.runtime.progress import Progress
 from . import calibrate, execute, ops, sensitivity
 from .calibrate import Inputs
 from .constants import load
-from .decisions import Decision, Decisions, flatten_inputs, wide_share
+from .decisions import Decision, Decisions, Matrix
 from .journal import Journal
+from .ops.function import Env
 from .passes import keys, smooth
 from .passes import split as splitting
 from .passes.flatten import rounded
 from .passes.grid import Grid, Sizes, grid, refined, round_weights, weight_grid
 from .passes.pieces import importance
+from .passes.smooth import Smoothing
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .vocabulary import head_inputs, is_tied
@@ -29,8 +31,6 @@ from .vocabulary import head_inputs, is_tied
 WINDOWS = 8  # on which smoothing is chosen
 TRIED = 1 << 21  # weights of a layer on which a smoothing is tried, in rows spread evenly
 PROBE = (4, 128)  # windows × tokens whose likelihood the gradients are of
-
-Smoothing = tuple[float | None, np.ndarray]  # α, s [k]
 
 
 def survey(
@@ -61,7 +61,7 @@ def survey(
     return decided
 
 
-def _look(local: Graph, envs: list[execute.Env], later: list[Node], decided: Decisions) -> None:
+def _look(local: Graph, envs: list[Env], later: list[Node], decided: Decisions) -> None:
     """Runs the block on every chunk and decides what its inputs suggest."""
     recipe = decided.recipe
     seen, reached, values = _run_and_look(local, envs, later)
@@ -76,7 +76,8 @@ def _look(local: Graph, envs: list[execute.Env], later: list[Node], decided: Dec
         decided.layers[name] = Decision(splits.get(name), s, alpha, orders.get(name))
         if recipe.weight_bits != "auto":
             continue
-        flattenings = {bits: flatten_inputs(seen[name], node, local, bits, recipe) for bits in (4, 8)}
+        matrix = Matrix(node, local, recipe)
+        flattenings = {bits: matrix.flatten(seen[name], bits) for bits in (4, 8)}
         decided.note(name, flattenings=flattenings)
         if recipe.does("gptq"):
             decided.note(name, unexplained=_unexplained(values[name], s, recipe))
@@ -90,7 +91,7 @@ def _unexplained(x: np.ndarray, s: np.ndarray | None, recipe: Recipe) -> float:
 
 
 def _run_and_look(
-    local: Graph, envs: list[execute.Env], later: list[Node]
+    local: Graph, envs: list[Env], later: list[Node]
 ) -> tuple[dict[str, Inputs], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]), and
     `keys.reach` of its attention."""
@@ -114,13 +115,12 @@ def _run_and_look(
 def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Split]:
     """Splits the intermediate channels of the block's gated MLP."""
     splits = {}
-    for fold in smooth.folds(local.nodes, local):
-        if not smooth.gated(fold):
+    for fold in smooth.folds(local):
+        if not fold.gated:
             continue
         name = fold.linear.name
-        weight = local.array(fold.linear.inputs[1])
-        wide = wide_share(fold.linear, local, recipe)
-        finest = split(seen[name].maxima, weight, recipe.split_channels, wide)
+        matrix = Matrix(fold.linear, local, recipe)
+        finest = split(seen[name].maxima, matrix.weight, recipe.split_channels, matrix.wide_share)
         if finest is not None:
             splitting.apply(local, fold, finest)
             seen[name] = seen[name].picked(finest.channel)
@@ -131,30 +131,27 @@ def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, S
 def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Smoothing]:
     """Chooses and applies the smoothing of every layer of the block that allows it."""
     smoothings = {}
-    for fold in smooth.folds(local.nodes, local):
-        inputs = seen[fold.linear.name]
-        weight = local.array(fold.linear.inputs[1])
-        error = _error(fold.linear, weight, inputs, local, recipe)
-        wide = wide_share(fold.linear, local, recipe)
-        alpha, s = smooth.search(inputs, weight, fold.index, recipe.alphas, wide, error)
+    for fold in smooth.folds(local):
+        inputs, matrix = seen[fold.linear.name], Matrix(fold.linear, local, recipe)
+        tied = smooth.Tied(fold.index)
+        candidates = tied.candidates(inputs, matrix.weight, recipe.alphas)
+        alpha, s = smooth.search(inputs, tied, candidates, matrix.wide_share, _error(matrix, inputs))
         smooth.apply(local, fold, s)
         seen[fold.linear.name] = inputs.divided(s)
         smoothings[fold.linear.name] = alpha, s
     return smoothings
 
 
-def _error(
-    node: Node, weight: np.ndarray, inputs: Inputs, local: Graph, recipe: Recipe
-) -> Callable[[np.ndarray], float]:
+def _error(matrix: Matrix, inputs: Inputs) -> Callable[[np.ndarray], float]:
     """s → the error of the quantized layer with that smoothing, on the sample and some rows of the weights:
     the mean over the sample of ‖y − ŷ‖² / (‖y‖² + its median), so that no single token decides."""
+    recipe, weight, parts = matrix.recipe, matrix.weight, matrix.parts
     bits, per_row = recipe.lowest_bits, recipe.weight_scale == "channel"
     some = slice(None, None, -(-weight.size // TRIED))
     rows = np.ascontiguousarray(weight[some])
     wanted = inputs.sample @ rows.T
     size = np.einsum("mn,mn->m", wanted, wanted)
     size += np.median(size) + np.float32(1e-30)
-    parts = smooth.parts(node, local.nodes, local)
     sizes = [] if per_row else [Sizes.of(weight[part]) for part in parts]
 
     def grid_of(rows: np.ndarray, s: np.ndarray) -> Grid:
@@ -168,7 +165,7 @@ def _error(
 
     def error(s: np.ndarray) -> float:
         scaled, divided = rows * s, inputs.divided(s)
-        flattening = flatten_inputs(divided, node, local, bits, recipe)
+        flattening = matrix.flatten(divided, bits)
         found = grid_of(scaled, s)
         kept = round_weights(scaled, found)
         kept *= found.steps[:, None].astype(np.float32)
@@ -182,8 +179,8 @@ def _error(
 def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Split]:
     """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
     orders = {}
-    for fold in smooth.folds(local.nodes, local):
-        if smooth.gated(fold):
+    for fold in smooth.folds(local):
+        if fold.gated:
             name = fold.linear.name
             by_token = recipe.activations == "token"
             orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)

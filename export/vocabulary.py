@@ -14,6 +14,7 @@ import numpy as np
 from flatlm.runtime.format.graph import Graph, Node
 
 from . import calibrate, execute, ops
+from .ops.function import Env
 from .parallel import each
 from .passes.gptq import gptq
 from .passes.grid import Grid, round_weights
@@ -29,7 +30,7 @@ def is_tied(graph: Graph) -> bool:
     return graph.head.inputs[1] in tables
 
 
-def head_inputs(graph: Graph, last: Sequence[Node], envs: Sequence[execute.Env]) -> calibrate.Moments:
+def head_inputs(graph: Graph, last: Sequence[Node], envs: Sequence[Env]) -> calibrate.Moments:
     """Of the float head's inputs; `last` is the block of norm and head."""
     *before, head = last
     execute.advance(execute.prepare(graph, before), envs, [head])

@@ -1,6 +1,6 @@
 """The command `flatlm`: one verb, one module. stdout carries the result, stderr the talk.
 
-A verb is a function `register(subparsers)`, which adds its parser and sets `run(args) -> exit status` on it.
+A verb is a function `register(parser)`, which adds its flags and sets `run(args) -> exit status` on it.
 Only the module of the verb that was given is imported, so `flatlm info` does not load what `flatlm export`
 needs.
 
@@ -21,7 +21,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from flatlm import __version__
 from flatlm.runtime.commands import streams
@@ -103,9 +103,6 @@ class Parser(argparse.ArgumentParser):
         return joined
 
 
-Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # what a verb adds its parser to
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit status."""
     with _noted_interrupts() as interrupts, streams.standard_streams(), _spoken_warnings():
@@ -181,9 +178,7 @@ def _dispatch(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}")
-    subparsers = Parser(prog="flatlm", allow_abbrev=False).add_subparsers(metavar="VERB")
-    _load(verb)(subparsers)
-    parser = subparsers.choices[verb]  # directly: flatlm's own would read the verb's words once more, its way
+    parser = parser_of(verb)
     args, unknown = parser.parse_known_args(argv[1:])
     if unknown:
         close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
@@ -192,30 +187,20 @@ def _dispatch(argv: list[str]) -> int:
     return int(args.run(args) or 0)
 
 
-def _load(verb: str) -> Callable[[Subparsers], object]:
-    place, _, extra = VERBS[verb]
+def parser_of(verb: str) -> Parser:
+    """What reads the words after a verb of VERBS; its `run` is what the verb does."""
+    place, summary, extra = VERBS[verb]
     module, _, function = place.partition(":")
     try:
-        register: Callable[[Subparsers], object] = getattr(importlib.import_module(module), function)
+        register: Callable[[Parser], object] = getattr(importlib.import_module(module), function)
     except ImportError as error:
         if not extra:
             raise
         raise BackendError(
             f"`flatlm {verb}` needs packages that are not installed ({error}): pip install flatlm[{extra}]"
         ) from None
-    return register
-
-
-def add_verb(
-    subparsers: Subparsers,
-    verb: str,
-    run: Callable[[argparse.Namespace], int],
-    description: str,
-) -> argparse.ArgumentParser:
-    """The parser of `verb`, running `run(args)`. For the modules in VERBS."""
-    summary = VERBS[verb][1]
-    parser = subparsers.add_parser(verb, help=summary, description=description or summary, allow_abbrev=False)
-    parser.set_defaults(run=run)
+    parser = Parser(prog=f"flatlm {verb}", description=summary, allow_abbrev=False)
+    register(parser)
     return parser
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from flatlm.runtime.generation.answer import Completion, Prompt
 from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.generation.stream import Check, Stream, answer_many, superseded
 from flatlm.runtime.memory import give_back
-from flatlm.runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, from_json
+from flatlm.runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, of_call
 from flatlm.runtime.progress import Progress
 from flatlm.runtime.text import prompt, prompt_styles
 from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from flatlm.runtime.format.artifact import Artifact
     from flatlm.runtime.generation.astream import AsyncStream
 
+Messages = Sequence[prompt.Message]
+
 
 class NoTemplateWarning(UserWarning):
     """A model without a chat template was asked to chat."""
@@ -47,20 +48,20 @@ class NoTemplateWarning(UserWarning):
 class LLM:
     """An exported model, opened. Use as a context manager, or call `close`."""
 
+    speculator: Speculator | None = None
     _kept: Kept | None = None
     artifact: Artifact | None = None  # what was opened; None for an LLM of parts, and once it is closed
 
-    def __init__(self, path: str | Path, **options: Any) -> None:
-        """`options` are BackendOptions (backend, device, threads, ctx, batch) and DraftOptions (draft,
-        draft_rule).
+    def __init__(self, path: str | Path, *given: BackendOptions | DraftOptions, **options: Any) -> None:
+        """The options are those of BackendOptions (backend, device, threads, ctx, batch) and DraftOptions
+        (draft, draft_rule): as such objects, as keywords, or both, where a keyword counts.
 
         Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
         """
         from flatlm.runtime.format.artifact import open_artifact
 
-        names = [{item.name for item in fields(cls)} for cls in (BackendOptions, DraftOptions)]
-        chosen = from_json(options, BackendOptions, ignore=names[1])
-        drafting = from_json(options, DraftOptions, ignore=names[0])
+        chosen = of_call(BackendOptions, given, options, DraftOptions)
+        drafting = of_call(DraftOptions, given, options, BackendOptions)
         spec = None
         if drafting.draft != "off":
             from flatlm.kernels_arm.team import default_threads
@@ -72,21 +73,21 @@ class LLM:
             lambda: load_tokenizer(path)
         )  # most of it is not Python: a core of its own
         artifact = open_artifact(path)
-        template = prompt.load_template(Path(artifact.path))
-        backend, speculator, kept = open_chosen(artifact, chosen), None, None
+        self.template = prompt.load_template(Path(artifact.path))
+        self.backend = backend = open_chosen(artifact, chosen)
         try:
-            tokenizer = read_tokenizer()
+            self.tokenizer = read_tokenizer()
             if spec is not None:
                 threads = chosen.threads or default_threads()
-                kept = Kept(f"{backend.name}, {chosen.device}, {threads} threads")
-                speculator = build_speculator(
-                    spec, artifact, tokenizer, lambda model: open_beside(backend, model, chosen), kept
+                self._kept = Kept(f"{backend.name}, {chosen.device}, {threads} threads")
+                self.speculator = build_speculator(
+                    spec, artifact, self.tokenizer, lambda one: open_beside(backend, one, chosen), self._kept
                 )
         except BaseException:
             backend.close()
             raise
-        self._set(backend, tokenizer, template, speculator, drafting.draft_rule)
-        self._kept, self.artifact = kept, artifact
+        self.artifact = artifact
+        self._begin_with(drafting.draft_rule)
         give_back()
 
     @classmethod
@@ -100,77 +101,80 @@ class LLM:
     ) -> LLM:
         """An LLM from its parts."""
         llm = cls.__new__(cls)
-        llm._set(backend, tokenizer, template, speculator, draft_rule)
+        llm.backend, llm.tokenizer, llm.template = backend, tokenizer, template
+        llm.speculator = speculator
+        llm._begin_with(draft_rule)
         return llm
 
-    def _set(
-        self,
-        backend: Backend,
-        tokenizer: Tokenizer,
-        template: str | None,
-        speculator: Speculator | None,
-        draft_rule: str,
-    ) -> None:
-        self.backend, self.tokenizer, self.template = backend, tokenizer, template
-        self.speculator = speculator
-        self._scheduler = Scheduler(backend, tokenizer, speculator, draft_rule)
+    def _begin_with(self, draft_rule: str) -> None:
+        self._scheduler = Scheduler(self.backend, self.tokenizer, self.speculator, draft_rule)
         self._newest = 0  # counts what was begun
         self._closed = False
         self._worker: ThreadPoolExecutor | None = None  # what astream runs on
 
-    def generate(self, text: str, **options: Any) -> Completion:
-        """Continue `text` as it is, without a template. `options` are SamplingOptions: n, temp, stop …"""
-        return self.stream(text, **options).run()
+    def generate(self, text: str, *given: SamplingOptions, **options: Any) -> Completion:
+        """Continue `text` as it is, without a template. The options are those of SamplingOptions (n, temp,
+        stop …), as an object or as keywords.
+        """
+        return self.stream(text, *given, **options).run()
 
-    def chat(self, messages: Sequence[prompt.Message], **options: Any) -> Completion:
-        """Answer `messages` ({"role", "content"} objects) through the model's chat template."""
-        return self.stream_chat(messages, **options).run()
+    def chat(self, messages: Messages, *given: SamplingOptions | PromptOptions, **options: Any) -> Completion:
+        """Answer `messages` ({"role", "content"} objects) through the model's chat template.
 
-    def stream(self, text: str, *, progress: Progress | None = None, **options: Any) -> Stream:
+        With `tools` where its template knows any; else options as of `generate`, and of PromptOptions.
+        """
+        return self.stream_chat(messages, *given, **options).run()
+
+    def stream(
+        self, text: str, *given: SamplingOptions, progress: Progress | None = None, **options: Any
+    ) -> Stream:
         """Like `generate`, as an iterator over pieces of text."""
-        return self.stream_prompt(self.text_prompt(text, **options), progress)
+        return self.stream_prompt(self.text_prompt(text, *given, **options), progress)
 
     def stream_chat(
-        self, messages: Sequence[prompt.Message], *, progress: Progress | None = None, **options: Any
+        self,
+        messages: Messages,
+        *given: SamplingOptions | PromptOptions,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> Stream:
         """Like `chat`, as an iterator over pieces of text."""
-        return self.stream_prompt(self.chat_prompt(messages, **options), progress)
+        return self.stream_prompt(self.chat_prompt(messages, *given, **options), progress)
 
-    def astream(self, text: str, *, progress: Progress | None = None, **options: Any) -> AsyncStream:
+    def astream(
+        self, text: str, *given: SamplingOptions, progress: Progress | None = None, **options: Any
+    ) -> AsyncStream:
         """Like `stream`, to be read with `async for`."""
-        return self._astream_prompt(self.text_prompt(text, **options), progress)
+        return self._astream_prompt(self.text_prompt(text, *given, **options), progress)
 
     def astream_chat(
-        self, messages: Sequence[prompt.Message], *, progress: Progress | None = None, **options: Any
+        self,
+        messages: Messages,
+        *given: SamplingOptions | PromptOptions,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> AsyncStream:
         """Like `stream_chat`, to be read with `async for`."""
-        return self._astream_prompt(self.chat_prompt(messages, **options), progress)
+        return self._astream_prompt(self.chat_prompt(messages, *given, **options), progress)
 
-    def text_prompt(self, text: str, **options: Any) -> Prompt:
-        """`text` to be continued as it is. `options` are SamplingOptions."""
-        return Prompt(
-            self.tokenizer.encode(text, most=self.backend.context),
-            from_json(options, SamplingOptions),
-            continues=True,
-        )
+    def text_prompt(self, text: str, *given: SamplingOptions, **options: Any) -> Prompt:
+        """`text` to be continued as it is."""
+        ids = self.tokenizer.encode(text, most=self.backend.context)
+        return Prompt(ids, of_call(SamplingOptions, given, options), continues=True)
 
     def chat_prompt(
         self,
-        messages: Sequence[prompt.Message],
-        *,
+        messages: Messages,
+        *given: SamplingOptions | PromptOptions,
         tools: Sequence[dict[str, Any]] | None = None,
-        prompt_style: str = "plain",
-        re2: bool = False,
-        reads: int = 2,
         **options: Any,
     ) -> Prompt:
-        """`messages` to be answered. How the last one is put: PromptOptions; `options`: SamplingOptions."""
-        put = prompt_styles.styled(messages, PromptOptions(prompt_style, re2, reads))
-        return Prompt(self.chat_ids(put, tools), from_json(options, SamplingOptions))
+        """`messages` to be answered. How the last one is put, PromptOptions say."""
+        sampling = of_call(SamplingOptions, given, options, PromptOptions)
+        put = prompt_styles.styled(messages, of_call(PromptOptions, given, options, SamplingOptions))
+        return Prompt(self.chat_ids(put, tools), sampling)
 
-    def chat_ids(
-        self, messages: Sequence[prompt.Message], tools: Sequence[dict[str, Any]] | None = None
-    ) -> list[int]:
+    def chat_ids(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
         """The prompt for `messages` as ids. Without a template: plain text, and a NoTemplateWarning."""
         if self.template is None:
             warnings.warn(

@@ -12,7 +12,7 @@ import difflib
 import itertools
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, TypeVar
 
@@ -160,32 +160,18 @@ class DraftOptions:
 def add_flags(parser: argparse.ArgumentParser, cls: type, without: Collection[str] = ()) -> None:
     """Add the flags of `cls`, but for the fields `without`. Values stay text until `from_args`."""
     group = parser.add_argument_group(cls.__name__.removesuffix("Options").lower() + " options")
-    kinds = typing.get_type_hints(cls)
-    for declared in dataclasses.fields(cls):
-        meta = declared.metadata
-        if not meta.get("flags") or declared.name in without:
-            continue
-        settings: dict[str, Any] = {"dest": declared.name, "help": _help(declared), "default": None}
-        kind = kinds[declared.name]
-        if kind is bool:
-            settings["action"] = "store_true"
-        else:
-            settings["metavar"] = meta["metavar"] or (
-                "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else _metavar(declared, kind)
-            )
-            if kind == tuple[str, ...]:
-                settings["action"] = "append"
-        group.add_argument(*meta["flags"], **settings)
+    for name, declared in _declared(cls).items():
+        if declared.meta.get("flags") and name not in without:
+            group.add_argument(*declared.meta["flags"], **declared.settings())
 
 
 def from_args(args: argparse.Namespace, cls: type[T]) -> T:
     """The options `cls` from parsed flags. UsageError names the flag, the value and what is allowed."""
-    kinds = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
-    for declared in dataclasses.fields(cls):  # type: ignore[arg-type]
-        given = getattr(args, declared.name, None)
+    for name, declared in _declared(cls).items():
+        given = getattr(args, name, None)
         if given is not None:
-            values[declared.name] = _from_text(declared, kinds[declared.name], given)
+            values[name] = declared.from_text(given)
     return cls(**values)
 
 
@@ -198,18 +184,37 @@ def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:
             )
 
 
-def from_json(values: Mapping[str, Any], cls: type[T], ignore: Collection[str] = ()) -> T:
+def from_json(
+    values: Mapping[str, Any], cls: type[T], ignore: Collection[str] = (), start: T | None = None
+) -> T:
     """The options `cls` from a JSON object or keyword arguments; names are field names, null is the default.
 
-    Raises UsageError for a name that is neither a field nor in `ignore`, and for a value that does not fit.
+    What is not there is as in `start`, or the default. Raises UsageError for a name that is neither a field
+    nor in `ignore`, and for a value that does not fit.
     """
-    kinds = typing.get_type_hints(cls)
-    declared = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    declared = _declared(cls)
     for name in values:
         if name not in declared and name not in ignore:
             raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}", param=name)
     chosen = {name: value for name, value in values.items() if name in declared and value is not None}
-    return cls(**{name: _from_value(declared[name], kinds[name], value) for name, value in chosen.items()})
+    changes = {name: declared[name].from_value(value) for name, value in chosen.items()}
+    return cls(**changes) if start is None else dataclasses.replace(start, **changes)  # type: ignore[type-var]
+
+
+def of_call(cls: type[T], given: Sequence[object], keywords: Mapping[str, Any], *others: type) -> T:
+    """The options `cls` of a call that takes objects and keywords: the object among those `given`, else the
+    defaults, with what the keywords change. What belongs to the classes `others` is theirs to take.
+
+    Raises UsageError as `from_json`, and for an object that is of none of the classes.
+    """
+    classes = (cls, *others)
+    for one in given:
+        if not isinstance(one, classes):
+            names = " or ".join(known.__name__ for known in classes)
+            raise UsageError(f"options are {names}, not {type(one).__name__}: {one!r:.80}")
+    start = next((one for one in given if isinstance(one, cls)), None)
+    theirs = {item.name for other in others for item in dataclasses.fields(other)}
+    return from_json(keywords, cls, theirs, start)
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -218,61 +223,88 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """An option as its class declares it. `kind`: of its values, int for `int | None`."""
+
+    field: Field[Any]
+    kind: Any
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.field.metadata
+
+    @property
+    def element(self) -> Any:
+        """What one value is: of a tuple, the kind of its elements."""
+        return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else self.kind
+
+    def settings(self) -> dict[str, Any]:
+        """What argparse is told."""
+        settings = {"dest": self.field.name, "help": self._help(), "default": None}
+        if self.kind is bool:
+            return {**settings, "action": "store_true"}
+        settings["metavar"] = self.meta["metavar"] or self._metavar()
+        return {**settings, "action": "append"} if self.kind == tuple[str, ...] else settings
+
+    def _metavar(self) -> str:
+        if self.meta["choices"]:
+            return "{" + ",".join(self.meta["choices"]) + "}"
+        short = self.field.name.rsplit("_", 1)[-1].upper()
+        return {int: "N", float: short if len(short) == 1 else "X"}.get(self.kind, "TEXT")
+
+    def _help(self) -> str:
+        default = self.field.default
+        shown = default is not MISSING and default not in (None, (), False)
+        if shown and isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        text: str = self.meta["help"] + (f" (default {default})" if shown else "")
+        return text.replace("%", "%%")
+
+    def from_text(self, given: Any) -> Any:
+        """The value of a flag; `given` is a list where the flag may be given often."""
+        if self.kind == tuple[str, ...]:
+            return tuple(given)
+        if self.kind in (tuple[int, ...], tuple[float, ...]):
+            return tuple(map(self._number, str(given).split(",")))
+        return self._number(given) if self.kind in (int, float) else given
+
+    def _number(self, text: str) -> Any:
+        try:
+            return self.element(text)
+        except ValueError:
+            raise _unfit(self.field, repr(text), _allowed(self.field, self.element)) from None
+
+    def from_value(self, value: Any) -> Any:
+        """The value of a keyword or a field of JSON."""
+        fits = {
+            int: lambda: isinstance(value, int) and not isinstance(value, bool),
+            float: lambda: isinstance(value, int | float) and not isinstance(value, bool),
+            str: lambda: isinstance(value, str),
+            bool: lambda: isinstance(value, bool),
+        }
+        allowed = _allowed(self.field, self.element)
+        if self.kind in fits:
+            if not fits[self.kind]():
+                raise _unfit(self.field, repr(value), allowed)
+            return self.kind(value)
+        items = [value] if isinstance(value, self.element) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, self.element) for item in items):
+            raise _unfit(self.field, repr(value), f"a list of {allowed}")
+        return tuple(items)
+
+
+def _declared(cls: type) -> dict[str, _Declared]:
+    """The options of a class by their names."""
+    kinds = typing.get_type_hints(cls)
+    return {item.name: _Declared(item, _base(kinds[item.name])) for item in dataclasses.fields(cls)}
+
+
 def _base(kind: Any) -> Any:
     """int for `int | None`."""
     if isinstance(kind, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))
     return kind
-
-
-def _metavar(declared: Field[Any], kind: Any) -> str:
-    short = declared.name.rsplit("_", 1)[-1].upper()
-    return {int: "N", float: short if len(short) == 1 else "X"}.get(_base(kind), "TEXT")
-
-
-def _help(declared: Field[Any]) -> str:
-    default = declared.default
-    shown = default is not MISSING and default not in (None, (), False)
-    if shown and isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    text: str = declared.metadata["help"] + (f" (default {default})" if shown else "")
-    return text.replace("%", "%%")
-
-
-def _from_text(declared: Field[Any], kind: Any, given: Any) -> Any:
-    kind = _base(kind)
-    if kind == tuple[str, ...]:
-        return tuple(given)
-    if kind in (tuple[int, ...], tuple[float, ...]):
-        element = typing.get_args(kind)[0]
-        return tuple(_number(declared, element, part) for part in str(given).split(","))
-    return _number(declared, kind, given) if kind in (int, float) else given
-
-
-def _number(declared: Field[Any], kind: type, text: Any) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise _unfit(declared, repr(text), _allowed(declared, kind)) from None
-
-
-def _from_value(declared: Field[Any], kind: Any, value: Any) -> Any:
-    kind = _base(kind)
-    fits = {
-        int: lambda: isinstance(value, int) and not isinstance(value, bool),
-        float: lambda: isinstance(value, int | float) and not isinstance(value, bool),
-        str: lambda: isinstance(value, str),
-        bool: lambda: isinstance(value, bool),
-    }
-    if kind in fits:
-        if not fits[kind]():
-            raise _unfit(declared, repr(value), _allowed(declared, kind))
-        return kind(value)
-    element = typing.get_args(kind)[0]
-    items = [value] if isinstance(value, element) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, element) for item in items):
-        raise _unfit(declared, repr(value), f"a list of {_allowed(declared, element)}")
-    return tuple(items)
 
 
 def _check(declared: Field[Any], value: Any) -> None:

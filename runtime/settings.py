@@ -67,7 +67,8 @@ class Settings:
 
         A float may be written as an integer and is finite; an integer is never a truth value.
         """
-        return self._checked(key, self.values.get(key), kind, **bounds)
+        value: T = self._checked(key, self.values.get(key), kind, **bounds)
+        return value
 
     def each(self, key: str, kind: type[T], **bounds: float) -> list[T]:
         """The elements of a list, [] where there is none."""

@@ -160,8 +160,8 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, verb):
 
 
 def test_verbs_of_export_come_from_its_commands(capsys, monkeypatch):
-    def add_export(subparsers):
-        subparsers.add_parser("export").set_defaults(run=lambda args: print("exported") or 0)
+    def add_export(parser):
+        parser.set_defaults(run=lambda args: print("exported") or 0)
 
     monkeypatch.setitem(sys.modules, "flatlm.export.commands", SimpleNamespace(add_export=add_export))
     assert run_main(capsys, "export") == (0, "exported\n", "")
@@ -483,8 +483,8 @@ def test_doctor_names_the_caches_that_linux_shows(tmp_path):
 
 def export_recipe(*arguments):
     parser = argparse.ArgumentParser()
-    commands.add_export(parser.add_subparsers())
-    return commands._recipe(parser.parse_args(["export", "src", "out", *arguments]))
+    commands.add_export(parser)
+    return commands._recipe(parser.parse_args(["src", "out", *arguments]))
 
 
 @pytest.mark.parametrize("flag", ["--size", "--bits-per-weight"])

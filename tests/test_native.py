@@ -115,7 +115,7 @@ def test_the_cost_of_rows_is_relative_to_one_row(artifact):
 
 def test_the_cost_of_sequences_is_relative_to_one(artifact):
     backend = NativeBackend(artifact, threads=2, slots=4)
-    costs = rows.measure_together(backend, (4, 2), 2, depth=5)
+    costs = rows.measure(backend, (4, 2), 2, depth=5, together=True)
     assert [cost.rows for cost in costs] == [1, 2, 4]
     assert (costs[0].ratio, backend.positions) == (1.0, [0] * 4)
     assert "sequences of a step" in rows.table(costs, "sequences")

@@ -67,10 +67,10 @@ def test_a_scale_goes_through_as_many_functions_as_let_it():
             for name, size in {"w": (20, 7), "b": 20, "v": (3, 5), "e": 3}.items()
         },
     )
-    (fold,) = smooth.folds(graph.nodes, graph)
+    (fold,) = smooth.folds(graph)
     assert (fold.linear.name, fold.source.name) == ("last", "first")
     assert [node.name for node in fold.between] == ["outer", "inner"]
-    assert not smooth.gated(fold)
+    assert not fold.gated
     x = rng.normal(size=(1, 4, 7)).astype(np.float32)
     found = []
     for _ in range(2):

@@ -175,19 +175,19 @@ def test_smoothing_leaves_the_float_function_unchanged():
     graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
     rng = np.random.default_rng(3)
-    folds = smooth.folds(graph.nodes, graph)
+    folds = smooth.folds(graph)
     assert len(folds) == 4 * LAYERS
     for fold in folds:
         k = len(fold.index)
-        s = smooth.scales(rng.uniform(0.1, 9, k), rng.uniform(0.1, 9, k), fold.index, 0.5)
+        s = smooth.Tied(fold.index).scales(rng.uniform(0.1, 9, k), rng.uniform(0.1, 9, k), 0.5)
         smooth.apply(graph, fold, s)
     assert execute.logits(graph, tokens) == pytest.approx(before, rel=1e-3, abs=1e-3)
 
 
 def test_heads_that_share_a_value_row_share_its_smoothing():
     graph = float_graph()
-    fold = next(f for f in smooth.folds(graph.nodes, graph) if f.linear.name.endswith("out"))
-    s = smooth.scales(np.arange(1.0, 25), np.ones(24), fold.index, 0.5)
+    fold = next(f for f in smooth.folds(graph) if f.linear.name.endswith("out"))
+    s = smooth.Tied(fold.index).scales(np.arange(1.0, 25), np.ones(24), 0.5)
     heads = s.reshape(GROUPS, HEADS // GROUPS, SIZE)
     assert (heads == heads[:, :1]).all()
     assert len(np.unique(heads[:, 0])) > 1
@@ -195,8 +195,7 @@ def test_heads_that_share_a_value_row_share_its_smoothing():
 
 def test_only_an_untied_head_may_be_smoothed():
     linears = [
-        {fold.linear.name for fold in smooth.folds(g.nodes, g)}
-        for g in (float_graph(), float_graph(tied=False))
+        {fold.linear.name for fold in smooth.folds(g)} for g in (float_graph(), float_graph(tied=False))
     ]
     assert ["head" in names for names in linears] == [False, True]
 
@@ -204,7 +203,7 @@ def test_only_an_untied_head_may_be_smoothed():
 def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_weight():
     graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
-    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f))
+    fold = next(f for f in smooth.folds(graph) if f.gated)
     name = fold.linear.inputs[1]
     largest = np.abs(graph.array(name)).max()
     found = split.split(np.ones(WIDE), graph.array(name), budget=0.2, wide=0.05)
@@ -218,7 +217,7 @@ def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_w
 def test_reordering_leaves_the_float_function_unchanged_and_sorts_the_inputs():
     graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
-    fold = next(f for f in smooth.folds(graph.nodes, graph) if smooth.gated(f))
+    fold = next(f for f in smooth.folds(graph) if f.gated)
     maxima = np.random.default_rng(5).uniform(0, 1, WIDE)
     order = split.by_size(maxima)
     assert (np.diff(maxima[order.channel]) <= 0).all()
@@ -244,7 +243,7 @@ def test_wide_channels_of_a_gated_mlp_lie_side_by_side(activations: str):
 def test_relief_grows_the_scale_of_a_channel_too_large_to_flatten():
     maxima, index = np.ones(100), np.arange(100)
     maxima[7] = 1e4
-    s = smooth.relieve(maxima, np.ones(100, np.float32), index, 0.05)
+    s = smooth.Tied(index).relieve(maxima, np.ones(100, np.float32), 0.05)
     assert s[7] == pytest.approx(1e4 / MAX_PIECES)
     assert (np.delete(s, 7) == 1).all()
 

@@ -26,7 +26,8 @@ class _Act:
 
 def _silu(gate: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # e^-gate may be inf, and the gate is then 0, as it should be
-        return gate / (1 + np.exp(-gate))
+        active: np.ndarray = gate / (1 + np.exp(-gate))
+    return active
 
 
 def _silu_slopes(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

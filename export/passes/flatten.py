@@ -63,7 +63,7 @@ class Flattening:
 def flatten(maxima: np.ndarray, levels: int, wide: float) -> Flattening:
     """Channel maxima [k], and the share of channels that may have several pieces → how to flatten.
 
-    T is never so small that a channel would need more than 127 pieces: `smooth.relieve` sees to those.
+    T is never so small that a channel would need more than 127 pieces: `Tied.relieve` sees to those.
     """
     maxima = np.asarray(maxima, np.float64)
     threshold = max(box_threshold(maxima, wide), float(maxima.max(initial=0)) / MAX_PIECES)

@@ -34,6 +34,8 @@ FENCES = (0.5, 0.9, 0.98)
 RMS_ALPHAS = (0.35, 0.5)
 _LEAST = 1e-5  # as in SmoothQuant: a channel that never speaks is not scaled up without end
 
+Smoothing = tuple[float | None, np.ndarray]  # α (None: not by the formula), s [k]
+
 
 @dataclass(frozen=True, slots=True)
 class Fold:
@@ -45,15 +47,27 @@ class Fold:
     width: int  # channels that `source` makes
     between: tuple[Node, ...] = ()  # through which the scale goes, from the linear to the source
 
+    @property
+    def gated(self) -> bool:
+        """Whether each input channel is made of channels of its own, as those of silu(gate) · up are."""
+        return len(self.between) == 1 and ops.of(self.between[0].op).rows is not None
 
-def folds(nodes: Sequence[Node], graph: Graph) -> list[Fold]:
+    def picked(self, channel: np.ndarray) -> np.ndarray:
+        """Input channels of the linear, of a `gated` one → the channels of `source` they are made of."""
+        (gate,) = self.between
+        rows = ops.of(gate.op).rows
+        assert rows is not None, gate.op
+        return rows(gate, channel, len(self.index))
+
+
+def folds(block: Graph) -> list[Fold]:
     """Every fold of the block; a linear whose input comes from elsewhere, or is read twice, has none."""
-    producer = {name: node for node in nodes for name in node.outputs}
+    producer = {name: node for node in block.nodes for name in node.outputs}
     readers: dict[str, int] = {}
-    for node in nodes:
+    for node in block.nodes:
         for name in node.inputs:
             readers[name] = readers.get(name, 0) + 1
-    found = (_fold(linear, producer, readers, graph) for linear in ops.linears(nodes))
+    found = (_fold(linear, producer, readers, block) for linear in ops.linears(block.nodes))
     return [fold for fold in found if fold is not None]
 
 
@@ -79,57 +93,55 @@ def _fold(
     return None
 
 
-def picked(fold: Fold, channel: np.ndarray) -> np.ndarray:
-    """Input channels of the linear, `gated` ones → the channels of `source` that they are made of."""
-    (gate,) = fold.between
-    rows = ops.of(gate.op).rows
-    assert rows is not None, gate.op
-    return rows(gate, channel, len(fold.index))
-
-
-def gated(fold: Fold) -> bool:
-    """Whether each input channel is made of channels of its own, as those of silu(gate) · up are."""
-    return len(fold.between) == 1 and ops.of(fold.between[0].op).rows is not None
-
-
-def parts(linear: Node, nodes: Sequence[Node], graph: Graph) -> list[slice]:
+def parts(linear: Node, graph: Graph) -> list[slice]:
     """The row ranges of a fused layer that were tensors of their own: q, k, v or gate, up."""
     rows = graph.constants[linear.inputs[1]].shape[0]
-    reader = next((node for node in nodes if linear.outputs[0] in node.inputs), None)
+    reader = next((node for node in graph.nodes if linear.outputs[0] in node.inputs), None)
     if reader is None or (found := ops.of(reader.op).parts) is None:
         return [slice(0, rows)]
     return found(reader, rows)
 
 
-def scales(reach: np.ndarray, peak: np.ndarray, index: np.ndarray, alpha: float) -> np.ndarray:
-    """s float32 [k] with geometric mean 1, from a size of the inputs and one of the weight columns, both [k].
+@dataclass(frozen=True, slots=True)
+class Tied:
+    """The channels of a layer's input of which those with the same `index` (int64 [k]) share one s."""
 
-    Channels with the same `index` share one s, that of the largest sizes.
-    """
-    exponent = alpha * np.log(_tied(reach, index).clip(_LEAST))
-    exponent -= (1 - alpha) * np.log(_tied(peak, index).clip(_LEAST))
-    s: np.ndarray = np.exp(exponent - exponent.mean()).astype(np.float32)
-    return s
+    index: np.ndarray
 
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """Each channel's value becomes the largest among the channels of the same index."""
+        top = np.zeros(self.index.max() + 1)
+        np.maximum.at(top, self.index, values)
+        return np.asarray(top[self.index])
 
-def fence(weight: np.ndarray, index: np.ndarray, quantile: float) -> np.ndarray:
-    """s float32 [k] that brings weight columns down to this quantile of their maxima, and is 1 elsewhere."""
-    peak = _tied(np.abs(weight).max(0), index).clip(_LEAST)
-    s: np.ndarray = np.minimum(1, np.quantile(peak, quantile) / peak).astype(np.float32)
-    return s
+    def scales(self, reach: np.ndarray, peak: np.ndarray, alpha: float) -> np.ndarray:
+        """s float32 [k] with geometric mean 1, from a size of the inputs and one of the weight columns, both
+        [k]: of tied channels the largest.
+        """
+        exponent = alpha * np.log(self.largest(reach).clip(_LEAST))
+        exponent -= (1 - alpha) * np.log(self.largest(peak).clip(_LEAST))
+        s: np.ndarray = np.exp(exponent - exponent.mean()).astype(np.float32)
+        return s
 
+    def fence(self, peak: np.ndarray, quantile: float) -> np.ndarray:
+        """s float32 [k] that brings weight columns of these maxima down to a quantile of them, else 1."""
+        peak = self.largest(peak).clip(_LEAST)
+        s: np.ndarray = np.minimum(1, np.quantile(peak, quantile) / peak).astype(np.float32)
+        return s
 
-def relieve(maxima: np.ndarray, s: np.ndarray, index: np.ndarray, wide: float) -> np.ndarray:
-    """s, larger where x / s would flatten into more than the 127 columns there can be."""
-    reach = _tied(maxima / s, index)
-    return (s * np.maximum(1, reach / (MAX_PIECES * box_threshold(maxima / s, wide)))).astype(np.float32)
+    def relieve(self, maxima: np.ndarray, s: np.ndarray, wide: float) -> np.ndarray:
+        """s, larger where x / s would flatten into more than the 127 columns there can be."""
+        reach = self.largest(maxima / s)
+        return (s * np.maximum(1, reach / (MAX_PIECES * box_threshold(maxima / s, wide)))).astype(np.float32)
 
-
-def _tied(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Each channel's value becomes the largest among the channels of the same index."""
-    top = np.zeros(index.max() + 1)
-    np.maximum.at(top, index, values)
-    return np.asarray(top[index])
+    def candidates(self, inputs: Inputs, weight: np.ndarray, alphas: Sequence[float]) -> list[Smoothing]:
+        """What may be tried: nothing, fences, and the formula by maxima and by root mean squares."""
+        peak = np.abs(weight).max(0)
+        found: list[Smoothing] = [(None, np.ones(len(self.index), np.float32))]
+        found += [(None, self.fence(peak, quantile)) for quantile in FENCES]
+        found += [(alpha, self.scales(inputs.maxima, peak, alpha)) for alpha in alphas]
+        reach, peak = root_mean_square(inputs.sample), root_mean_square(weight)
+        return found + [(alpha, self.scales(reach, peak, alpha)) for alpha in RMS_ALPHAS]
 
 
 def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
@@ -144,25 +156,16 @@ def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
 
 def search(
     inputs: Inputs,
-    weight: np.ndarray,
-    index: np.ndarray,
-    alphas: Sequence[float],
+    tied: Tied,
+    candidates: Sequence[Smoothing],
     wide: float,
     error: Callable[[np.ndarray], float],
-) -> tuple[float | None, np.ndarray]:
-    """The α (None: not by the formula) and s [k] for which `error(s)`, the quantized layer's error, is least.
+) -> Smoothing:
+    """The candidate for whose s `error(s)`, the quantized layer's error, is least; each is relieved before.
 
-    weight [n, k]; wide: the share of channels that flattening may widen.
+    wide: the share of channels that flattening may widen.
     """
-    candidates: list[tuple[float | None, np.ndarray]] = [(None, np.ones(len(index), np.float32))]
-    candidates += [(None, fence(weight, index, quantile)) for quantile in FENCES]
-    sizes = [
-        (inputs.maxima, np.abs(weight).max(0), alphas),
-        (root_mean_square(inputs.sample), root_mean_square(weight), RMS_ALPHAS),
-    ]
-    for reach, peak, strengths in sizes:
-        candidates += [(alpha, scales(reach, peak, index, alpha)) for alpha in strengths]
-    relieved = [(alpha, relieve(inputs.maxima, s, index, wide)) for alpha, s in candidates]
+    relieved = [(alpha, tied.relieve(inputs.maxima, s, wide)) for alpha, s in candidates]
     errors = each(lambda candidate: error(candidate[1]), relieved)
     return relieved[int(np.argmin(errors))]
 

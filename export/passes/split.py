@@ -6,7 +6,7 @@ weights where there is no sparse excess: rows of gate and up are repeated, and t
 the pieces clip(w − clip(w, −jt, jt), −t, t), which sum to it. The function stays the same.
 
 Inputs flatten into at most 127 columns of T. Where a channel needs more, its weights will have to grow by
-max|x| / (127 T) (`smooth.relieve`), and that growth is counted here.
+max|x| / (127 T) (`smooth.Tied.relieve`), and that growth is counted here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flatlm.runtime.format.graph import Graph, Tensor
 
 from .flatten import box_threshold
 from .pieces import MAX_PIECES
-from .smooth import Fold, picked
+from .smooth import Fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def columns(weight: np.ndarray, split: Split) -> np.ndarray:
 
 def apply(graph: Graph, fold: Fold, split: Split) -> None:
     """Repeats rows of gate and up (`fold.source`) and splits the columns of down (`fold.linear`)."""
-    rows = picked(fold, split.channel)
+    rows = fold.picked(split.channel)
     for name in fold.source.inputs[1:3]:
         graph.constants[name] = Tensor.of(np.ascontiguousarray(graph.array(name)[rows]))
     name = fold.linear.inputs[1]

@@ -97,7 +97,8 @@ def _rounding(tensor: Stored) -> float:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
-    return min(_ROUNDING * 2.0 ** (-8 * size / weights), _MOST)
+    share: float = _ROUNDING * 2.0 ** (-8 * size / weights)
+    return min(share, _MOST)
 
 
 def release(stored: np.ndarray) -> None:

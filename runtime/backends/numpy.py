@@ -8,6 +8,7 @@ import numpy as np
 
 from flatlm.runtime import ops
 from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
+from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.format.graph import Graph
 
@@ -22,7 +23,7 @@ class NumpyBackend:
 
     def __init__(
         self,
-        artifact,
+        artifact: Artifact,
         *,
         threads: int | None = None,
         context: int | None = None,

@@ -6,10 +6,9 @@ import argparse
 import contextlib
 import re
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import INTERRUPTED, Subparsers, add_verb
+from flatlm.runtime.cli import INTERRUPTED
 from flatlm.runtime.commands.common import add_model, open_llm, say
 from flatlm.runtime.commands.generate import summary, write
 from flatlm.runtime.commands.streams import accept_foreign_bytes, as_text
@@ -34,9 +33,10 @@ COMMANDS = ("/clear", "/quit", "/help")
 _NAME = re.compile(r"/[A-Za-z]+\s*")  # what looks like a command's name; a line with more in it is a question
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    parser = add_verb(subparsers, "chat", run, "Talk with a model. " + HELP)
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = "Talk with a model. " + HELP
     add_model(parser)
     parser.add_argument(
         "-sys", "--system", metavar="TEXT", help="a system message for the whole conversation"
@@ -50,23 +50,48 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read lines from stdin and answer each; returns 130 where Ctrl-C ended the conversation."""
-    sampling = asdict(from_args(args, SamplingOptions))
-    prompting = from_args(args, PromptOptions)
-    opening = [] if args.system is None else [{"role": "system", "content": args.system}]
+    sampling, prompting = from_args(args, SamplingOptions), from_args(args, PromptOptions)
     with open_llm(args) as llm:
         say(HELP)
         accept_foreign_bytes()
-        return converse(llm, opening, sampling, prompting, args.show_prompt)
+        conversation = Conversation(llm, args.system, sampling, args.show_prompt)
+        return converse(conversation, prompting)
 
 
-def converse(
-    llm: LLM, opening: list[dict[str, Any]], sampling: dict[str, Any], prompting: PromptOptions, show: bool
-) -> int:
-    """The loop over stdin. An answer that was stopped stays in the conversation.
+class Conversation:
+    """What was said so far. An answer that was stopped stays in it."""
 
-    So does a line as it was put to the model: what it has read of the conversation stays what it was.
+    def __init__(self, llm: LLM, system: str | None, sampling: SamplingOptions, show: bool) -> None:
+        self._llm, self._sampling, self._show = llm, sampling, show
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self.clear()
+
+    def clear(self) -> None:
+        self._messages: list[dict[str, Any]] = list(self._opening)
+
+    def answer(self, messages: list[dict[str, Any]]) -> bool:
+        """Answer `messages`, which go on with it; returns whether Ctrl-C stopped that."""
+        self._messages += messages
+        try:
+            with ProgressLine("reading", "tokens") as progress:
+                stream = self._llm.stream_chat(self._messages, self._sampling, progress=progress)
+                if self._show:
+                    say(self._llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
+                status = write(stream)
+        except (ContextError, TemplateError, UsageError) as error:
+            self._messages.pop()
+            say(f"flatlm: {error}; /clear starts over")
+            return False
+        self._messages.append({"role": "assistant", "content": stream.completion.text})
+        say(summary(stream.completion))
+        return status == INTERRUPTED
+
+
+def converse(conversation: Conversation, prompting: PromptOptions) -> int:
+    """The loop over stdin.
+
+    A line stays in the conversation as it was put to the model: what it has read stays what it was.
     """
-    messages = list(opening)
     interrupted = False
     while True:
         try:
@@ -84,32 +109,14 @@ def converse(
         if command == "/quit":
             return 0
         if command == "/clear":
-            messages = list(opening)
+            conversation.clear()
         elif command == "/help":
             say(HELP)
         elif command:
             hint = did_you_mean(command, COMMANDS)
             say(f"flatlm: {command} is no command{hint} (with a blank before it, it is asked)")
         elif line.strip():
-            messages += styled([{"role": "user", "content": line}], prompting)
-            interrupted = _answer(llm, messages, sampling, show)
-
-
-def _answer(llm: LLM, messages: list[dict[str, Any]], sampling: dict[str, Any], show: bool) -> bool:
-    """Answer the last of `messages`, extending them; returns whether Ctrl-C stopped it."""
-    try:
-        with ProgressLine("reading", "tokens") as progress:
-            stream = llm.stream_chat(messages, progress=progress, **sampling)
-            if show:
-                say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
-            status = write(stream)
-    except (ContextError, TemplateError, UsageError) as error:
-        messages.pop()
-        say(f"flatlm: {error}; /clear starts over")
-        return False
-    messages.append({"role": "assistant", "content": stream.completion.text})
-    say(summary(stream.completion))
-    return status == INTERRUPTED
+            interrupted = conversation.answer(styled([{"role": "user", "content": line}], prompting))
 
 
 def _read_line() -> str:

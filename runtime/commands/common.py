@@ -36,12 +36,9 @@ def model_path(args: argparse.Namespace) -> Path:
 
 def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
     """The model of `args`, with its BackendOptions and DraftOptions, for `batch` sequences at once."""
-    from dataclasses import asdict, replace
-
     from flatlm.runtime.llm import LLM
 
-    backend, draft = replace(from_args(args, BackendOptions), batch=batch), from_args(args, DraftOptions)
-    return LLM(model_path(args), **asdict(backend), **asdict(draft))
+    return LLM(model_path(args), from_args(args, BackendOptions), from_args(args, DraftOptions), batch=batch)
 
 
 def read_text(path: str) -> str:

@@ -6,17 +6,16 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "Compare two runs of the same task (the --out files of `flatlm eval`) over the items both have: the "
         "difference with its 95 % interval (Newcombe 1998) and McNemar's exact p."
     )
-    parser = add_verb(subparsers, "compare", run, description)
     parser.add_argument("a", metavar="A", help="a run")
     parser.add_argument("b", metavar="B", help="the run to compare with it")
     parser.add_argument("--png", metavar="FILE", help="draw both shares and the difference")

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, print_json, say
 
 PACKAGES = {  # package: what it is for
@@ -23,9 +22,10 @@ PACKAGES = {  # package: what it is for
 }
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    add_json(add_verb(subparsers, "doctor", run, ""))
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import (
     add_json,
     add_model,
@@ -91,13 +90,13 @@ class TaskOptions:
         check_fields(self)
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "Tasks (gsm8k, svamp, aqua, humaneval): the share of right answers. ppl: perplexity over fixed "
         "windows without a begin token. kl: how far predictions are from those of a reference."
     )
-    parser = add_verb(subparsers, "eval", run, description)
     add_model(parser)
     parser.add_argument("measure", metavar="MEASURE", help=", ".join(MEASURES))
     add_json(parser)
@@ -145,7 +144,7 @@ def _divergence(args: argparse.Namespace) -> int:
     text = _text(options)
     with (
         open_llm(args) as llm,
-        LLM(options.reference, **asdict(from_args(args, BackendOptions))) as reference,
+        LLM(options.reference, from_args(args, BackendOptions)) as reference,
         ProgressLine("divergence", "windows") as progress,
     ):
         ids = _ids(llm, text, options)
@@ -178,21 +177,16 @@ def _task(args: argparse.Namespace) -> int:
     """Answer the items of a task's file, continuing the run in --out, and print what it says."""
     from flatlm.runtime.evaluation import runner, summary
     from flatlm.runtime.evaluation.answerer import answerer, prompt_of
-    from flatlm.runtime.evaluation.hub_file import local
     from flatlm.runtime.evaluation.run_file import RunFile
     from flatlm.runtime.evaluation.tasks import TASKS, read_items
 
-    options, sampling = from_args(args, TaskOptions), from_args(args, SamplingOptions)
-    sampling = replace(sampling, seed=max(sampling.seed, 0))
-    task = TASKS[args.measure]
-    out = _check(task, options, sampling)
-    file = local(str(options.file))
-    if options.shots_file:
-        options = replace(options, shots_file=str(local(options.shots_file)))
-    items = read_items(task, file, options.limit)
-    with _open_for(args, options) as llm, ProgressLine(task.name, "items") as progress:
-        asking = _asking(args, llm, task, options, sampling)
-        with RunFile(out, _settings(args, task, file, asking, options, sampling, llm)) as run_file:
+    chosen = _Chosen.of(args, TASKS[args.measure])
+    task, sampling, out = chosen.task, chosen.sampling, chosen.out()
+    chosen = chosen.fetched()
+    items = read_items(task, chosen.file, chosen.options.limit)
+    with _open_for(args, chosen.options) as llm, ProgressLine(task.name, "items") as progress:
+        asking = chosen.asking(chat=llm.template is not None)
+        with RunFile(out, chosen.settings(llm, asking)) as run_file:
             if run_file.records:
                 say(f"{out} has {len(run_file.records)} items already")
             if args.show_prompt:
@@ -221,67 +215,87 @@ def _open_for(args: argparse.Namespace, options: TaskOptions) -> LLM:
             together //= 2
 
 
-def _check(task: Task, options: TaskOptions, sampling: SamplingOptions) -> Path:
-    """The run's file. UsageError for what cannot work, before anything is fetched or loaded."""
-    if options.file is None or options.out is None:
-        raise UsageError(f"{task.name} needs --file FILE (the task) and --out FILE (the run that is kept)")
-    if task.kind == "program" and not options.allow_code_execution:
-        raise UsageError(
-            f"{task.name} runs programs that the model wrote, in a limited process of their own; "
-            "--allow-code-execution permits it. docs/evaluation.md says what is limited"
-        )
-    if task.kind == "program" and (options.samples > 1 or options.shots):
-        raise UsageError(f"{task.name} has no votes and no worked examples: leave --samples and --shots out")
-    if options.samples > 1 and sampling.temp == 0:
-        raise UsageError("--samples needs --temp: at temperature 0 all answers are the same")
-    if (options.shots > 0) != (options.shots_file is not None):
-        raise UsageError("--shots N and --shots-file FILE go together")
-    return Path(options.out)
+@dataclass(frozen=True)
+class _Chosen:
+    """All that was chosen for the run of a task."""
 
+    task: Task
+    options: TaskOptions
+    prompt: PromptOptions
+    sampling: SamplingOptions
+    draft: DraftOptions
 
-def _asking(
-    args: argparse.Namespace, llm: LLM, task: Task, options: TaskOptions, sampling: SamplingOptions
-) -> Asking:
-    from flatlm.runtime.evaluation.runner import Asking
-    from flatlm.runtime.evaluation.tasks import exemplars_of
+    @classmethod
+    def of(cls, args: argparse.Namespace, task: Task) -> _Chosen:
+        """What the flags say; the seed is always a number, so that a run can be continued."""
+        sampling = from_args(args, SamplingOptions)
+        sampling = replace(sampling, seed=max(sampling.seed, 0))
+        options, prompt = from_args(args, TaskOptions), from_args(args, PromptOptions)
+        return cls(task, options, prompt, sampling, from_args(args, DraftOptions))
 
-    prompt, chat = from_args(args, PromptOptions), llm.template is not None
-    if task.kind == "program" and not chat and prompt != PromptOptions():
-        raise UsageError(
-            f"a model without a chat template continues the functions of {task.name} as they are: leave "
-            "--re2 and --prompt-style out"
-        )
-    shown = exemplars_of(task, Path(options.shots_file), options.shots) if options.shots_file else []
-    return Asking(prompt, tuple(shown), chat, options.samples, sampling.seed)
+    def out(self) -> Path:
+        """The run's file. UsageError for what cannot work, before anything is fetched or loaded."""
+        name, options, program = self.task.name, self.options, self.task.kind == "program"
+        if options.file is None or options.out is None:
+            raise UsageError(f"{name} needs --file FILE (the task) and --out FILE (the run that is kept)")
+        if program and not options.allow_code_execution:
+            raise UsageError(
+                f"{name} runs programs that the model wrote, in a limited process of their own; "
+                "--allow-code-execution permits it. docs/evaluation.md says what is limited"
+            )
+        if program and (options.samples > 1 or options.shots):
+            raise UsageError(f"{name} has no votes and no worked examples: leave --samples and --shots out")
+        if options.samples > 1 and self.sampling.temp == 0:
+            raise UsageError("--samples needs --temp: at temperature 0 all answers are the same")
+        if (options.shots > 0) != (options.shots_file is not None):
+            raise UsageError("--shots N and --shots-file FILE go together")
+        return Path(options.out)
 
+    def fetched(self) -> _Chosen:
+        """The same, with files that are here: those of `hub:…` are fetched."""
+        from flatlm.runtime.evaluation.hub_file import local
 
-def _settings(
-    args: argparse.Namespace,
-    task: Task,
-    file: Path,
-    asking: Asking,
-    options: TaskOptions,
-    sampling: SamplingOptions,
-    llm: LLM,
-) -> dict[str, Any]:
-    """All that a result depends on, and no more: --limit and -t may change when a run goes on."""
-    from flatlm.runtime.evaluation.tasks import fingerprint
+        file, shots = local(str(self.options.file)), self.options.shots_file
+        local_shots = str(local(shots)) if shots else shots
+        return replace(self, options=replace(self.options, file=str(file), shots_file=local_shots))
 
-    assert llm.artifact is not None, "the model was opened from a folder"
-    manifest = llm.artifact.manifest
-    hashes = json.dumps({name: entry.sha256 for name, entry in sorted(manifest.files.items())})
-    return {
-        "task": task.name,
-        "file_sha256": fingerprint(file),
-        "model": f"{manifest.name} {manifest.recipe}",
-        "model_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
-        "backend": llm.backend.name,
-        "chat": asking.chat,
-        "prompt_style": asking.prompt.prompt_style,
-        "reads": asking.prompt.reads if asking.prompt.re2 else 1,
-        "shots": options.shots,
-        "shots_sha256": fingerprint(Path(options.shots_file)) if options.shots_file else None,
-        "samples": options.samples,
-        **asdict(sampling),
-        **asdict(from_args(args, DraftOptions)),
-    }
+    @property
+    def file(self) -> Path:
+        return Path(str(self.options.file))
+
+    def asking(self, chat: bool) -> Asking:
+        """How the items are put to a model, `chat` where it has a chat template."""
+        from flatlm.runtime.evaluation.runner import Asking
+        from flatlm.runtime.evaluation.tasks import exemplars_of
+
+        task, options = self.task, self.options
+        if task.kind == "program" and not chat and self.prompt != PromptOptions():
+            raise UsageError(
+                f"a model without a chat template continues the functions of {task.name} as they are: leave "
+                "--re2 and --prompt-style out"
+            )
+        shown = exemplars_of(task, Path(options.shots_file), options.shots) if options.shots_file else []
+        return Asking(self.prompt, tuple(shown), chat, options.samples, self.sampling.seed)
+
+    def settings(self, llm: LLM, asking: Asking) -> dict[str, Any]:
+        """All that a result depends on, and no more: --limit and -t may change when a run goes on."""
+        from flatlm.runtime.evaluation.tasks import fingerprint
+
+        assert llm.artifact is not None, "the model was opened from a folder"
+        manifest, options = llm.artifact.manifest, self.options
+        hashes = json.dumps({name: entry.sha256 for name, entry in sorted(manifest.files.items())})
+        return {
+            "task": self.task.name,
+            "file_sha256": fingerprint(self.file),
+            "model": f"{manifest.name} {manifest.recipe}",
+            "model_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+            "backend": llm.backend.name,
+            "chat": asking.chat,
+            "prompt_style": self.prompt.prompt_style,
+            "reads": self.prompt.reads if self.prompt.re2 else 1,
+            "shots": options.shots,
+            "shots_sha256": fingerprint(Path(options.shots_file)) if options.shots_file else None,
+            "samples": options.samples,
+            **asdict(self.sampling),
+            **asdict(self.draft),
+        }

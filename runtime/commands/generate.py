@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flatlm.runtime.cli import INTERRUPTED, Subparsers, add_verb
+from flatlm.runtime.cli import INTERRUPTED
 from flatlm.runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
@@ -23,7 +23,7 @@ from flatlm.runtime.progress import ProgressLine
 from flatlm.runtime.text.prompt_styles import styled
 
 if TYPE_CHECKING:
-    from flatlm.runtime.generation.answer import Completion
+    from flatlm.runtime.generation.answer import Completion, Prompt
     from flatlm.runtime.generation.stream import Stream
     from flatlm.runtime.llm import LLM
 
@@ -31,12 +31,12 @@ COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foregr
 RESET = "\x1b[0m"
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "Answer a prompt (-p, -f, or stdin). It becomes a user message of the model's chat template."
     )
-    parser = add_verb(subparsers, "generate", run, description)
     add_model(parser)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt")
     parser.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt, - for stdin")
@@ -57,10 +57,9 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer as it comes, or with --json one object at the end."""
-    sampling = asdict(from_args(args, SamplingOptions))
-    text = _prompt(args)
+    text = _text(args)
     with open_llm(args) as llm, ProgressLine("reading the prompt", "tokens") as progress:
-        stream = _start(llm, text, args, {**sampling, "progress": progress})
+        stream = llm.stream_prompt(_prompt(args, text, llm), progress)
         if args.show_prompt:
             say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
         status = write(stream, echo=not args.json, colours=_colours(args, llm))
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _prompt(args: argparse.Namespace) -> str:
+def _text(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise UsageError("-p and -f both give the prompt: use one")
     if args.prompt is not None:
@@ -80,17 +79,18 @@ def _prompt(args: argparse.Namespace) -> str:
     return read_text(args.file or "-")
 
 
-def _start(llm: LLM, text: str, args: argparse.Namespace, options: dict[str, Any]) -> Stream:
-    prompting = from_args(args, PromptOptions)
+def _prompt(args: argparse.Namespace, text: str, llm: LLM) -> Prompt:
+    """What the model is asked, as ids: `text` as a user's message, or as it is."""
+    sampling, prompting = from_args(args, SamplingOptions), from_args(args, PromptOptions)
     if args.raw or llm.template is None:
         if args.system is not None:
             raise UsageError("--system needs a chat template" + ("; leave --raw out" if args.raw else ""))
         if not args.raw:
             say("flatlm: this model has no chat template; it continues the prompt as it is")
         (put,) = styled([{"role": "user", "content": text}], prompting)
-        return llm.stream(put["content"], **options)
+        return llm.text_prompt(put["content"], sampling)
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    return llm.stream_chat([*system, {"role": "user", "content": text}], **asdict(prompting), **options)
+    return llm.chat_prompt([*system, {"role": "user", "content": text}], sampling, prompting)
 
 
 def _colours(args: argparse.Namespace, llm: LLM) -> Mapping[str, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    parser = add_verb(subparsers, "info", run, "Show an artifact's recipe, sizes and per-layer report.")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = "Show an artifact's recipe, sizes and per-layer report."
     add_model(parser)
     add_json(parser)
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json, say
 from flatlm.runtime.errors import BackendError
 from flatlm.runtime.measuring.parity import PROMPTS, Agreement, compare
@@ -34,13 +33,13 @@ class ParityOptions:
         check_fields(self)
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    description = (
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = (
         "The first backend present writes greedily, the others read the same tokens. The status is 1 "
         f"where native and numpy differ in a token, or another agrees on less than {ENOUGH:.0%} of them."
     )
-    parser = add_verb(subparsers, "parity", run, description)
     add_model(parser)
     add_json(parser)
     add_flags(parser, ParityOptions)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from flatlm.runtime.cli import Subparsers, add_verb
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
 from flatlm.runtime.progress import ProgressLine
 
 
-def register(subparsers: Subparsers) -> None:
-    """Add the verb's parser."""
-    parser = add_verb(
-        subparsers, "verify", run, "Hash every file of an artifact and compare with its manifest."
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.set_defaults(run=run)
+    parser.description = "Hash every file of an artifact and compare with its manifest."
     add_model(parser)
     add_json(parser)
 

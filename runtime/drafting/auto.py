@@ -84,6 +84,7 @@ class Auto:
         self._paid = [drafter for drafter in drafters if drafter.costs is not None]
         self._assumed = {drafter.name: drafter.assumed for drafter in drafters}
         self._paid_names = {drafter.name for drafter in self._paid}
+        self._rows = 0  # of the target, with all that is thought of so far in the step
 
     def begin(self, rule: Rule) -> Course:
         self.schedule.readings.begin()
@@ -117,14 +118,14 @@ class Auto:
     def _think(self, going: list[Thought]) -> None:
         """All that is worth a thought: way after way, while one pays."""
         first = True
-        rows = self.schedule.together  # of the target
+        self._rows = self.schedule.together
         while going:
             for thought in going:
-                thought.way = self._at_hand(thought, rows)
+                thought.way = self._at_hand(thought)
             for drafter in self._paid:
-                self._offers(drafter, going, rows, first)
+                self._offers(drafter, going, first)
             going = [thought for thought in going if thought.way.gain > 0]
-            rows += self._go(going)
+            self._rows += self._go(going)
             going = [t for t in going if t.way.gain > 0 and len(t.draft.considered) < t.n]
             if not self._paid:
                 going = [t for t in going if not t.at_hand]  # who has more at hand found it does not pay
@@ -141,17 +142,17 @@ class Auto:
                 if offer is not None and offer.guesses:
                     thought.at_hand[drafter] = offer
 
-    def _at_hand(self, thought: Thought, rows: int) -> Way:
+    def _at_hand(self, thought: Thought) -> Way:
         """The best of what costs nothing."""
         best = NONE
         for drafter, offer in thought.at_hand.items():
             odds = map(self._odds, offer.guesses)
-            count, gain = self.schedule.best_length(odds, thought.certain, rows)
+            count, gain = self.schedule.best_length(odds, thought.certain, self._rows)
             if gain > best.gain:
                 best = Way(drafter, offer, count, gain)
         return best
 
-    def _offers(self, drafter: Drafter, thoughts: Sequence[Thought], rows: int, first: bool) -> None:
+    def _offers(self, drafter: Drafter, thoughts: Sequence[Thought], first: bool) -> None:
         """Let those take the way of `drafter` for whom it is the best, the pass shared by who takes part."""
         asked = []
         for thought in thoughts:
@@ -162,20 +163,20 @@ class Auto:
             place = Place(thought.course.states[drafter], thought.ids, room, run)
             if (offer := drafter.offer(place, self)) is not None:
                 asked.append((thought, offer))
-        ways = self._shared(drafter, asked, rows)
+        ways = self._shared(drafter, asked)
         while True:
             going = [(one, way) for one, way in zip(asked, ways, strict=True) if way.gain > one[0].way.gain]
             if len(going) == len(asked):
                 break
             asked = [one for one, _ in going]  # who stays has more of the pass to pay
-            ways = self._shared(drafter, asked, rows)
+            ways = self._shared(drafter, asked)
         for (thought, offer), way in zip(asked, ways, strict=True):
             if not offer.invested or drafter.costs:
                 thought.way = way
             elif first:
                 self._read_a_part(drafter, thought, offer)
 
-    def _shared(self, drafter: Drafter, asked: Sequence[tuple[Thought, Offer]], rows: int) -> list[Way]:
+    def _shared(self, drafter: Drafter, asked: Sequence[tuple[Thought, Offer]]) -> list[Way]:
         """What the ways of `drafter` gain if all of `asked` go them; its pass costs each by its rows."""
         if not asked:
             return []
@@ -184,7 +185,7 @@ class Auto:
         row, ways = drafter.costs(total) / total, []
         for thought, offer in asked:
             each = row * offer.rows / offer.tokens
-            count, gain = self.schedule.best_length(offer.chances, thought.certain, rows, each)
+            count, gain = self.schedule.best_length(offer.chances, thought.certain, self._rows, each)
             if offer.invested and gain > 0:
                 gain = self._after_reading(drafter, thought, offer, count, gain)
             ways.append(Way(drafter, offer, count, gain))

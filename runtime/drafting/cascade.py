@@ -10,7 +10,7 @@ its own by K; what several ask of one drafter at a time it does in one pass.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Place, carry_out
 
@@ -36,14 +36,14 @@ class Cascade:
         assert [len(row) for row in K] == row_lengths(len(drafters)) and lenience >= 1
         self._drafters, self._K, self._lenience = list(drafters), K, lenience
 
-    def begin(self, rule: Rule) -> list:
+    def begin(self, rule: Rule) -> list[Any]:
         """The states of its drafters."""
         return [drafter.begin(rule) for drafter in self._drafters]
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """A step that brings more than its share of K is kept, as published."""
         drafts = [Draft() for _ in asks]
-        thoughts = [self._draft(0, ask.state, ask.ids, ask.n) for ask in asks]
+        thoughts = [self._draft(0, ask) for ask in asks]
         asked = dict[int, tuple[int, Offer]]()  # by sequence
         for number, thought in enumerate(thoughts):
             self._go_on(thought, None, number, asked, drafts)
@@ -70,29 +70,30 @@ class Cascade:
             asked.pop(number, None)
             drafts[number].guesses = drafts[number].considered = done.value
 
-    def _draft(self, first: int, states: list, ids: list[int], n: int) -> Thought:
-        """What the reviewer before drafter `first` reads after `ids`: parts of all drafters from there on."""
+    def _draft(self, first: int, ask: Ask) -> Thought:
+        """What the reviewer before drafter `first` reads: parts of all drafters from there on."""
         guesses: list[Guess] = []
         wanted = 0
         for number, count in enumerate(self._K[first], start=first):
-            wanted = min(wanted + count, n)
+            wanted = min(wanted + count, ask.n)
             while len(guesses) < wanted:
-                current = ids + [guess.token for guess in guesses]
-                step = yield from self._step(number, states, current, n - len(guesses))
+                current = ask.ids + [guess.token for guess in guesses]
+                step = yield from self._step(number, Ask(ask.state, current, ask.n - len(guesses)))
                 if not step:
                     break
                 guesses += step
         return guesses
 
-    def _step(self, number: int, states: list, ids: list[int], n: int) -> Thought:
+    def _step(self, number: int, ask: Ask) -> Thought:
         """One proposal of a drafter: what it confirms of the draft of those after it, and a token of its
         own.
         """
-        state, inner = states[number], list[Guess]()
+        (states, ids, n), inner = ask, list[Guess]()
+        state = states[number]
         if self._drafters[number].costs is None:
             return (yield number, Offer(Place(state, ids, min(STATISTICAL_DRAFT, n))))
         if number + 1 < len(self._drafters):
-            inner = yield from self._draft(number + 1, states, ids, n - 1)
+            inner = yield from self._draft(number + 1, ask._replace(n=n - 1))
         return (yield number, Offer(Place(state, ids, n), reviewed=inner, lenience=self._lenience))
 
     def learn(
@@ -105,7 +106,7 @@ class Cascade:
     ) -> None:
         """K stays what it is."""
 
-    def end(self, state: list) -> None:
+    def end(self, state: list[Any]) -> None:
         for drafter, own in zip(self._drafters, state, strict=True):
             drafter.end(own)
 

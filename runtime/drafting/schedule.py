@@ -81,7 +81,7 @@ class Schedule:
         record = self._records.get((source, trust))
         if record is None:
             return assumed
-        weight = 0.5 ** ((self._written - record.seen) / FADE)
+        weight: float = 0.5 ** ((self._written - record.seen) / FADE)
         return (record.right * weight + assumed * DOUBT) / (record.total * weight + DOUBT)
 
     def note(self, source: str, trust: int, right: bool) -> None:

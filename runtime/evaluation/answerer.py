@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flatlm.runtime.evaluation.run_file import COSTS
@@ -29,7 +29,7 @@ def answerer(llm: LLM, sampling: SamplingOptions) -> Answerer:
 
 def prompt_of(llm: LLM, request: Request, sampling: SamplingOptions) -> Prompt:
     """What the model is sent for `request`."""
-    options = asdict(replace(sampling, seed=request.seed, stop=(*sampling.stop, *request.stop)))
+    sampling = replace(sampling, seed=request.seed, stop=(*sampling.stop, *request.stop))
     if isinstance(request.prompt, str):
-        return llm.text_prompt(request.prompt, **options)
-    return llm.chat_prompt(request.prompt, **options)
+        return llm.text_prompt(request.prompt, sampling)
+    return llm.chat_prompt(request.prompt, sampling)

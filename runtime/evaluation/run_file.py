@@ -42,13 +42,15 @@ class RunFile:
             self._file: BinaryIO = path.open("a+b")
         except OSError as error:
             raise UsageError(f"--out {path} cannot be written: {error}") from None
+        self._path = path
         try:
-            self.records = self._resume(path, settings)
+            self.records = self._resume(json.loads(json.dumps(settings)))
         except BaseException:
             self._file.close()
             raise
 
-    def _resume(self, path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    def _resume(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        path = self._path
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -60,7 +62,7 @@ class RunFile:
             self._write({"flatlm_run": FORMAT, "settings": settings})
             return []
         run = _run(lines, path)
-        differing = _differences(run.settings, json.loads(json.dumps(settings)))
+        differing = _differences(run.settings, settings)
         if differing:
             raise UsageError(
                 f"--out {path} was begun with other settings: {'; '.join(differing)}. Give the same ones to "

@@ -80,7 +80,8 @@ def _cell(key: str, value: Any) -> str:
 def _number(value: Any) -> float:
     """The number itself, if the formats can show it: JSON has integers that no float holds."""
     if isinstance(value, float) or abs(value) <= sys.float_info.max:
-        return value
+        shown: float = value
+        return shown
     return math.inf if value > 0 else -math.inf
 
 

@@ -45,7 +45,7 @@ def read_onnx(path: Path | str) -> Graph:
     """Reads and checks the model; its constants stay in the mapped file for as long as they are used."""
     path = Path(path)
     try:
-        graph = _read_model(_map(path).data, _Storage(path))
+        graph = _Reader(path).model(_map(path).data)
         functions.check_graph(graph)
         widths.check_values(graph)
     except wire.DamagedError as error:
@@ -55,27 +55,116 @@ def read_onnx(path: Path | str) -> Graph:
     return graph
 
 
-def _read_model(model: memoryview, storage: _Storage) -> Graph:
-    versions: dict[str, int] = {}
-    metadata: dict[str, str] = {}
-    graphs: list[memoryview] = []
-    ir_version = 0
-    for number, value in wire.fields(model):
-        if number == 1:
-            ir_version = wire.integer(value)
-        elif number == 7:
-            graphs.append(wire.message(value))
-        elif number == 8:
-            entry = dict(wire.fields(wire.message(value)))
-            versions[wire.text(entry.get(1, b""))] = wire.integer(entry.get(2, 0))
-        elif number == 14:
-            metadata.update([_entry(value)])
-    _check_versions(ir_version, versions)
-    if len(graphs) != 1:
-        raise wire.DamagedError(f"{len(graphs)} graphs in the model")
-    graph = _read_graph(graphs[0], storage)
-    graph.metadata = metadata
-    return graph
+class _Reader:
+    """Reads one model; its external data files are mapped once each."""
+
+    def __init__(self, model: Path) -> None:
+        self._folder = model.parent
+        self._files: dict[str, np.ndarray] = {}
+
+    def model(self, model: memoryview) -> Graph:
+        """Of the bytes of model.onnx."""
+        versions: dict[str, int] = {}
+        metadata: dict[str, str] = {}
+        graphs: list[memoryview] = []
+        ir_version = 0
+        for number, value in wire.fields(model):
+            if number == 1:
+                ir_version = wire.integer(value)
+            elif number == 7:
+                graphs.append(wire.message(value))
+            elif number == 8:
+                entry = dict(wire.fields(wire.message(value)))
+                versions[wire.text(entry.get(1, b""))] = wire.integer(entry.get(2, 0))
+            elif number == 14:
+                metadata.update([_entry(value)])
+        _check_versions(ir_version, versions)
+        if len(graphs) != 1:
+            raise wire.DamagedError(f"{len(graphs)} graphs in the model")
+        graph = self._graph(graphs[0])
+        graph.metadata = metadata
+        return graph
+
+    def _graph(self, message: memoryview) -> Graph:
+        graph = Graph()
+        for number, value in wire.fields(message):
+            if number == 1:
+                graph.nodes.append(_read_node(wire.message(value)))
+            elif number == 5:
+                name, tensor = self._tensor(wire.message(value))
+                if name in graph.constants:
+                    raise FormatError(f"tensor {name!r} is there twice")
+                graph.constants[name] = tensor
+            elif number in (11, 12):
+                name = next((wire.text(v) for n, v in wire.fields(wire.message(value)) if n == 1), "")
+                (graph.inputs if number == 11 else graph.outputs).append(name)
+            elif number == 15:
+                raise FormatError("sparse initializers are not part of the format")
+        graph.constants.pop(functions.SIGNED, None)
+        return graph
+
+    def _tensor(self, message: memoryview) -> tuple[str, Tensor]:
+        shape: list[int] = []
+        external: dict[str, str] = {}
+        name, code, outside, raw = "", 0, False, memoryview(b"")
+        for number, value in wire.fields(message):
+            if number == 1:
+                shape.extend(wire.signed(size) for size in wire.varints(value))
+            elif number == 2:
+                code = wire.integer(value)
+            elif number == 8:
+                name = wire.text(value)
+            elif number == 9:
+                raw = wire.message(value)
+            elif number == 13:
+                external.update([_entry(value)])
+            elif number == 14:
+                outside = value == 1
+            elif number in (4, 5, 6, 7, 10, 11):
+                raise FormatError(
+                    f"tensor {name!r} keeps its values in a typed field; the format has raw bytes only"
+                )
+        if code not in _DTYPES:
+            raise FormatError(f"tensor {name!r} has data type {code}, the format has {sorted(_DTYPES)}")
+        possible = len(shape) <= MAX_DIMENSIONS and min(shape, default=0) >= 0
+        if not possible or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+            raise FormatError(f"tensor {name!r} has the impossible shape {shape[: MAX_DIMENSIONS + 1]}")
+        dtype, bits = _DTYPES[code]
+        size = (math.prod(shape) * bits + 7) // 8
+        data = self._view(name, external, size) if outside else _aligned(name, raw, size)
+        return name, Tensor(
+            dtype, tuple(shape), data if dtype == "uint4" else data.view(dtype).reshape(shape)
+        )
+
+    def _view(self, name: str, entries: dict[str, str], size: int) -> np.ndarray:
+        """The bytes of tensor `name`, uint8 [size]; `size` is what its shape and dtype need."""
+        location = entries.get("location", "")
+        if location not in self._files:
+            self._files[location] = _map(self._inside(name, location))
+        file, where = self._files[location], f"tensor {name!r} in {self._folder / location}"
+        try:
+            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
+        except ValueError as error:
+            raise FormatError(f"{where}: offset or length is no number: {entries}") from error
+        if length != size:
+            raise FormatError(f"{where}: {length} bytes, where shape and data type need {size}")
+        if offset < 0 or offset % ALIGNMENT:
+            raise FormatError(f"{where}: offset {offset} is no multiple of {ALIGNMENT}")
+        if offset + size > len(file):
+            raise IntegrityError(
+                f"{where}: needs bytes {offset} to {offset + size}, the file has {len(file)}; "
+                "it is truncated, copy or export it again"
+            )
+        return file[offset : offset + size]
+
+    def _inside(self, name: str, location: str) -> Path:
+        """The location is the file's word and stays in the folder; where links there lead is the user's."""
+        path = Path(location)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in location:
+            raise IntegrityError(
+                f"tensor {name!r} points to {location!r}, outside of {self._folder}: refused"
+            )
+        return self._folder / path
 
 
 def _check_versions(ir_version: int, versions: dict[str, int]) -> None:
@@ -94,25 +183,6 @@ def _check_versions(ir_version: int, versions: dict[str, int]) -> None:
         if version != expected[domain]:
             name = f"functions {domain!r}" if domain else "opset"
             raise FormatError(f"{name} version {version}, this flatlm reads {expected[domain]}; {advice}")
-
-
-def _read_graph(message: memoryview, storage: _Storage) -> Graph:
-    graph = Graph()
-    for number, value in wire.fields(message):
-        if number == 1:
-            graph.nodes.append(_read_node(wire.message(value)))
-        elif number == 5:
-            name, tensor = _read_tensor(wire.message(value), storage)
-            if name in graph.constants:
-                raise FormatError(f"tensor {name!r} is there twice")
-            graph.constants[name] = tensor
-        elif number in (11, 12):
-            name = next((wire.text(v) for n, v in wire.fields(wire.message(value)) if n == 1), "")
-            (graph.inputs if number == 11 else graph.outputs).append(name)
-        elif number == 15:
-            raise FormatError("sparse initializers are not part of the format")
-    graph.constants.pop(functions.SIGNED, None)
-    return graph
 
 
 def _read_node(message: memoryview) -> Node:
@@ -143,76 +213,6 @@ def _read_attribute(message: memoryview) -> tuple[str, Attribute]:
     if kind == _STRING:
         return name, wire.text(entry.get(4, b""))
     raise FormatError(f"attribute {name!r} is of a kind that is not part of the format")
-
-
-def _read_tensor(message: memoryview, storage: _Storage) -> tuple[str, Tensor]:
-    shape: list[int] = []
-    external: dict[str, str] = {}
-    name, code, outside, raw = "", 0, False, memoryview(b"")
-    for number, value in wire.fields(message):
-        if number == 1:
-            shape.extend(wire.signed(size) for size in wire.varints(value))
-        elif number == 2:
-            code = wire.integer(value)
-        elif number == 8:
-            name = wire.text(value)
-        elif number == 9:
-            raw = wire.message(value)
-        elif number == 13:
-            external.update([_entry(value)])
-        elif number == 14:
-            outside = value == 1
-        elif number in (4, 5, 6, 7, 10, 11):
-            raise FormatError(
-                f"tensor {name!r} keeps its values in a typed field; the format has raw bytes only"
-            )
-    if code not in _DTYPES:
-        raise FormatError(f"tensor {name!r} has data type {code}, the format has {sorted(_DTYPES)}")
-    possible = len(shape) <= MAX_DIMENSIONS and min(shape, default=0) >= 0
-    if not possible or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
-        raise FormatError(f"tensor {name!r} has the impossible shape {shape[: MAX_DIMENSIONS + 1]}")
-    dtype, bits = _DTYPES[code]
-    size = (math.prod(shape) * bits + 7) // 8
-    data = storage.view(name, external, size) if outside else _aligned(name, raw, size)
-    return name, Tensor(dtype, tuple(shape), data if dtype == "uint4" else data.view(dtype).reshape(shape))
-
-
-class _Storage:
-    """The external data files of one model, each mapped once."""
-
-    def __init__(self, model: Path) -> None:
-        self._folder = model.parent
-        self._files: dict[str, np.ndarray] = {}
-
-    def view(self, name: str, entries: dict[str, str], size: int) -> np.ndarray:
-        """The bytes of tensor `name`, uint8 [size]; `size` is what its shape and dtype need."""
-        location = entries.get("location", "")
-        if location not in self._files:
-            self._files[location] = _map(self._inside(name, location))
-        file, where = self._files[location], f"tensor {name!r} in {self._folder / location}"
-        try:
-            offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(size)))
-        except ValueError as error:
-            raise FormatError(f"{where}: offset or length is no number: {entries}") from error
-        if length != size:
-            raise FormatError(f"{where}: {length} bytes, where shape and data type need {size}")
-        if offset < 0 or offset % ALIGNMENT:
-            raise FormatError(f"{where}: offset {offset} is no multiple of {ALIGNMENT}")
-        if offset + size > len(file):
-            raise IntegrityError(
-                f"{where}: needs bytes {offset} to {offset + size}, the file has {len(file)}; "
-                "it is truncated, copy or export it again"
-            )
-        return file[offset : offset + size]
-
-    def _inside(self, name: str, location: str) -> Path:
-        """The location is the file's word and stays in the folder; where links there lead is the user's."""
-        path = Path(location)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in location:
-            raise IntegrityError(
-                f"tensor {name!r} points to {location!r}, outside of {self._folder}: refused"
-            )
-        return self._folder / path
 
 
 def _map(path: Path) -> np.ndarray:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 from flatlm.runtime.generation.answer import Completion
 from flatlm.runtime.generation.stream import Stream
+
+T = TypeVar("T")
 
 
 def one_thread() -> ThreadPoolExecutor:
@@ -68,5 +70,5 @@ class AsyncStream(AsyncIterator[str]):
             self._stream = self._begin()
         return next(self._stream, None)
 
-    async def _run(self, work: Callable[[], Any]) -> Any:
+    async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

@@ -126,7 +126,7 @@ def _alone(logits: np.ndarray, highest: float, options: SamplingOptions) -> bool
         return False
     below = options.temp * -math.log(options.min_p)
     least = highest - below - ROUNDING * (options.temp + below + abs(highest))
-    return np.count_nonzero(logits >= least) == 1
+    return bool(np.count_nonzero(logits >= least) == 1)
 
 
 def find(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,8 @@ def likeliest(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def _kth(values: np.ndarray, k: int) -> float:
-    return np.partition(values, len(values) - k)[len(values) - k]
+    kth: float = np.partition(values, len(values) - k)[len(values) - k]
+    return kth
 
 
 def _within(weights: np.ndarray, share: float) -> np.ndarray:

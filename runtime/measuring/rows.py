@@ -30,51 +30,19 @@ class RowCost:
 
 
 def measure(
-    backend: Backend, sizes: Sequence[int], rounds: int, depth: int = 0, progress: Progress | None = None
-) -> list[RowCost]:
-    """Rows of one sequence: all sizes in turns, `rounds` times, with logits of every row. Leaves it empty."""
-    ids = _begin(backend, 1, max(1, *sizes), depth)
-
-    def step(size: int) -> None:
-        backend.forward(ids[:size], size)
-        backend.truncate(depth)
-
-    return _measure(backend, step, sizes, rounds, progress)
-
-
-def measure_together(
-    backend: Backend, sizes: Sequence[int], rounds: int, depth: int = 0, progress: Progress | None = None
-) -> list[RowCost]:
-    """The same for rows that are one token each of so many sequences, `backend.slots` at most."""
-    ids = _begin(backend, max(sizes), 1, depth)
-
-    def step(size: int) -> None:
-        backend.forward_many([Segment(slot, ids[:1]) for slot in range(size)])
-        for slot in range(size):
-            backend.truncate(depth, slot)
-
-    return _measure(backend, step, sizes, rounds, progress)
-
-
-def _begin(backend: Backend, slots: int, size: int, depth: int) -> np.ndarray:
-    """Sequences of `depth` tokens, each with a cache of its own; returns ids to go on with."""
-    ids = np.random.default_rng(0).integers(0, backend.vocab, max(size, depth))
-    backend.truncate(0)
-    if depth:
-        backend.forward(ids[:depth])
-    for slot in range(1, slots):
-        backend.copy(0, slot, depth)
-    return ids
-
-
-def _measure(
     backend: Backend,
-    step: Callable[[int], None],
     sizes: Sequence[int],
     rounds: int,
-    progress: Progress | None,
+    *,
+    depth: int = 0,
+    together: bool = False,
+    progress: Progress | None = None,
 ) -> list[RowCost]:
+    """All sizes in turns, `rounds` times, after `depth` tokens, with logits of every row. Rows of one
+    sequence or, `together`, one of each of so many, `backend.slots` at most. Leaves them empty.
+    """
     sizes = sorted({1, *sizes})
+    step = (_step_of_many if together else _step_of_one)(backend, sizes[-1], depth)
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for i in range(rounds + 1):  # the first one warms up
         for size in sizes if i % 2 else reversed(sizes):
@@ -95,6 +63,39 @@ def _measure(
         )
         for size in sizes
     ]
+
+
+def _step_of_one(backend: Backend, most: int, depth: int) -> Callable[[int], None]:
+    ids = _begin(backend, max(most, depth))
+    if depth:
+        backend.forward(ids[:depth])
+
+    def step(size: int) -> None:
+        backend.forward(ids[:size], size)
+        backend.truncate(depth)
+
+    return step
+
+
+def _step_of_many(backend: Backend, most: int, depth: int) -> Callable[[int], None]:
+    ids = _begin(backend, max(1, depth))
+    if depth:
+        backend.forward(ids[:depth])
+    for slot in range(1, most):
+        backend.copy(0, slot, depth)
+
+    def step(size: int) -> None:
+        backend.forward_many([Segment(slot, ids[:1]) for slot in range(size)])
+        for slot in range(size):
+            backend.truncate(depth, slot)
+
+    return step
+
+
+def _begin(backend: Backend, count: int) -> np.ndarray:
+    """Random ids, for an empty sequence."""
+    backend.truncate(0)
+    return np.random.default_rng(0).integers(0, backend.vocab, count)
 
 
 def table(costs: Sequence[RowCost], what: str = "rows") -> str:
