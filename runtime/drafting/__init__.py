@@ -139,6 +139,17 @@ class Draft:
     invested: float = 0.0  # of these, for later steps too
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: of each sequence what was asked, drafted and written, and the seconds it took."""
+
+    asks: Sequence[Ask]  # their ids with what was written
+    drafts: Sequence[Draft]
+    written: Sequence[Sequence[int]]
+    target_seconds: float  # of the target's pass
+    seconds: float  # of all
+
+
 class Composer(Protocol):
     """Makes drafts of what drafters offer."""
 
@@ -150,15 +161,8 @@ class Composer(Protocol):
         """Drafts for sequences that are computed in one step."""
         ...
 
-    def learn(
-        self,
-        asks: Sequence[Ask],
-        drafts: Sequence[Draft],
-        written: Sequence[Sequence[int]],
-        target_seconds: float,
-        seconds: float,
-    ) -> None:
-        """How the step ended: what was written of each, the seconds of the target's pass and of all."""
+    def learn(self, step: Outcome) -> None:
+        """A step has ended."""
         ...
 
     def end(self, state: Any) -> None:
