@@ -205,7 +205,8 @@ class ModelDrafter:
                 self._prefill(place.state, len(place.ids) - 1)
                 started = self._clock()
             segments.append(self._slots.unread(sequence, 1 + len(tokens)))
-        rows = self._forward(segments, started)
+        rows = self._backend.forward_many(segments)
+        self._count(sum(len(segment.ids) for segment in segments), started)
         for (place, _), segment in zip(asked, segments, strict=True):
             place.state.sequence.read += len(segment.ids)
         return rows
@@ -229,11 +230,6 @@ class ModelDrafter:
             self._backend.forward_many([Segment(sequence.slot, ids, 0)])
             sequence.read += len(ids)
         self._count(count, started)
-
-    def _forward(self, segments: Sequence[Segment], started: float) -> list[np.ndarray]:
-        rows = self._backend.forward_many(segments)
-        self._count(sum(len(segment.ids) for segment in segments), started)
-        return rows
 
     def _count(self, rows: int, started: float) -> None:
         seconds = usual = self._clock() - started
