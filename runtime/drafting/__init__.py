@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from flatlm.runtime.generation.sampler import Law
+from flatlm.runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
     from flatlm.runtime.drafting.costs import Costs
-    from flatlm.runtime.drafting.verify import Rule
 
 NEXT = -1  # the class of trust "whatever this drafter guesses next", asked before it has guessed
 
@@ -40,6 +40,20 @@ class Guess(NamedTuple):
 # What a drafting model writes after a history, given its logits [n], that history and the ids [n] they belong
 # to, ascending: the id, and its law if it was drawn.
 Choose = Callable[[np.ndarray, Sequence[int], np.ndarray], tuple[int, Law | None]]
+
+# What the target writes after a history where a guess was made, given its logits [V].
+Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
+
+
+class Rule(NamedTuple):
+    """How drafting models choose and how the target judges: see verify.py.
+
+    `options` are what both follow, seed and all: what a drafter in another place needs to choose the same.
+    """
+
+    choose: Choose
+    judge: Judge
+    options: SamplingOptions = SamplingOptions()
 
 
 class Known(Protocol):

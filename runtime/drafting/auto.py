@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter, mul
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flatlm.runtime.drafting import (
     NEXT,
@@ -28,13 +28,11 @@ from flatlm.runtime.drafting import (
     Offer,
     Outcome,
     Place,
+    Rule,
     book,
     carry_out,
 )
 from flatlm.runtime.drafting.schedule import Schedule
-
-if TYPE_CHECKING:
-    from flatlm.runtime.drafting.verify import Rule
 
 AT_ONCE = 16  # tokens asked of a drafter without costs
 PATIENCE = 1 / 7  # of an answer's time so far, that may go into reading what it need not repay

@@ -10,12 +10,9 @@ its own by K; what several ask of one drafter at a time it does in one pass.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Outcome, Place, carry_out
-
-if TYPE_CHECKING:
-    from flatlm.runtime.drafting.verify import Rule
+from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Outcome, Place, Rule, carry_out
 
 STATISTICAL_DRAFT = 10  # tokens a statistical drafter proposes at once, as in the paper's code
 

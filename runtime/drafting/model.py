@@ -17,7 +17,7 @@ import numpy as np
 
 from flatlm.kernels_arm.files import read_regular
 from flatlm.runtime.backends import Segment
-from flatlm.runtime.drafting import NEXT, Guess, Known, Odds, Offer, Place
+from flatlm.runtime.drafting import NEXT, Guess, Known, Odds, Offer, Place, Rule
 from flatlm.runtime.drafting.costs import OUTLIER, Costs
 from flatlm.runtime.drafting.short_head import ShortHead
 from flatlm.runtime.errors import UsageError
@@ -27,7 +27,6 @@ from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from flatlm.runtime.backends import Backend
-    from flatlm.runtime.drafting.verify import Rule
 
 FEW = 32  # tokens that are read in one pass with the draft
 AHEAD = 8  # passes that are thought of at once

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatlm.runtime.drafting import Ask, Composer, Draft, Drafter, Guess, Outcome
-from flatlm.runtime.drafting.verify import Rule
+from flatlm.runtime.drafting import Ask, Composer, Draft, Drafter, Guess, Outcome, Rule
 
 
 @dataclass(frozen=True)
