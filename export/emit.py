@@ -16,7 +16,7 @@ from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 from . import ops
 from .ops.function import Operation
-from .passes.flatten import Flattening, output_scale
+from .passes.flatten import FlatProduct, Flattening
 from .passes.grid import PLANE, Grid, grid, planes
 from .products import integer_linear
 
@@ -31,8 +31,8 @@ class Rounded:
     bias: np.ndarray  # float32 [n]
 
     @property
-    def scale(self) -> np.ndarray:
-        return output_scale(self.grid.steps, self.flattening)
+    def product(self) -> FlatProduct:
+        return FlatProduct(self.integers, self.grid.steps, self.bias, self.flattening)
 
     def planes(self) -> tuple[Rounded, ...]:
         """The products that add up to the layer: itself, or of a nested one its high plane and its low."""
@@ -46,9 +46,7 @@ class Rounded:
 
     def operation(self) -> tuple[Operation, bool]:
         """The layer, and whether a call of it keeps all cores busy."""
-        found = [
-            integer_linear(one.integers, one.grid.steps, one.bias, one.flattening) for one in self.planes()
-        ]
+        found = [integer_linear(one.product) for one in self.planes()]
         products, busy = [product for product, _ in found], any(alone for _, alone in found)
         if len(products) == 1:
             return products[0], busy
@@ -72,13 +70,13 @@ def emit_linear(node: Node, rounded: Rounded, graph: Graph) -> None:
 def _emit_product(node: Node, rounded: Rounded, graph: Graph, quantized_as: str | None = None) -> None:
     """quantized_as: the name of the node that reads the same integers."""
     weight, table = node.inputs[1], table_of(graph, node)
-    flattening = rounded.flattening
+    flattening, matrix = rounded.flattening, PackedMatrix(rounded.integers, rounded.grid.bits)
     if table is None:
-        graph.constants[weight] = packed(rounded.integers, rounded.grid.bits)
-        graph.constants.update(_excess(node.name, rounded.integers, rounded.grid.bits))
+        graph.constants[weight] = matrix.tensor()
+        graph.constants.update(matrix.excess(node.name))
     excess = table.inputs[-2:] if table else _names(node.name)
     arrays = {
-        "scale": rounded.scale,
+        "scale": rounded.product.scale,
         "bias": rounded.bias,
     }
     of_inputs = {
@@ -88,7 +86,7 @@ def _emit_product(node: Node, rounded: Rounded, graph: Graph, quantized_as: str 
     constants = {f"{node.name}.{role}": Tensor.of(array) for role, array in arrays.items()}
     constants |= {f"{quantized_as or node.name}.{role}": Tensor.of(a) for role, a in of_inputs.items()}
     graph.constants.update(constants)
-    attrs = _matrix(rounded.integers, rounded.grid.bits) | {"levels": flattening.levels}
+    attrs = matrix.attributes | {"levels": flattening.levels}
     inputs = (node.inputs[0], weight, *constants, *excess)
     function = TOKEN_LINEAR if flattening.by_token else LINEAR
     graph.nodes.append(Node(function, inputs, node.outputs, attrs, node.name))
@@ -101,42 +99,47 @@ def table_of(graph: Graph, head: Node) -> Node | None:
 
 def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -> Node:
     """Appends the FlatEmbedding that `node` becomes, with its constants, and returns it."""
-    (ids, weight), bits = node.inputs, grid.bits
-    graph.constants[weight] = packed(integers, bits)
-    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | _excess(
-        node.name, integers, bits
-    )
+    (ids, weight), matrix = node.inputs, PackedMatrix(integers, grid.bits)
+    graph.constants[weight] = matrix.tensor()
+    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | matrix.excess(node.name)
     graph.constants.update(constants)
-    attrs = _matrix(integers, bits)
-    made = Node("FlatEmbedding", (ids, weight, *constants), node.outputs, attrs, node.name)
+    made = Node("FlatEmbedding", (ids, weight, *constants), node.outputs, matrix.attributes, node.name)
     graph.nodes.append(made)
     return made
 
 
-def packed(integers: np.ndarray, bits: int) -> Tensor:
-    """Integers [n, k] → the tensor in the kernels' order."""
-    data = layout.pack(integers, bits)
-    rows, columns = integers.shape
-    shape = layout.packed_shape(rows, columns, bits)
-    return (
-        Tensor("uint4", shape, data.reshape(-1)) if bits == 4 else Tensor("int8", shape, data.reshape(shape))
-    )
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """What a file holds of the integers [n, k] of a layer with weights of `bits`."""
 
+    integers: np.ndarray
+    bits: int
 
-def _excess(name: str, integers: np.ndarray, bits: int) -> dict[str, Tensor]:
-    delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
-    if bits == 4:
-        delta, value = layout.encode_excess(integers.astype(np.int16))
-    return dict(zip(_names(name), (Tensor.of(delta), Tensor.of(value)), strict=True))
+    def tensor(self) -> Tensor:
+        """In the kernels' order."""
+        data = layout.pack(self.integers, self.bits)
+        rows, columns = self.integers.shape
+        shape = layout.packed_shape(rows, columns, self.bits)
+        if self.bits == 4:
+            return Tensor("uint4", shape, data.reshape(-1))
+        return Tensor("int8", shape, data.reshape(shape))
+
+    def excess(self, layer: str) -> dict[str, Tensor]:
+        """By name; empty arrays of 8 bits."""
+        delta, value = np.zeros(0, np.uint8), np.zeros(0, np.int8)
+        if self.bits == 4:
+            delta, value = layout.encode_excess(self.integers.astype(np.int16))
+        return dict(zip(_names(layer), (Tensor.of(delta), Tensor.of(value)), strict=True))
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Of the node that reads it."""
+        rows, columns = self.integers.shape
+        return {"rows": rows, "columns": columns, "offset": layout.offset_of(self.bits)}
 
 
 def _names(layer: str) -> tuple[str, str]:
     return f"{layer}.excess_delta", f"{layer}.excess_value"
-
-
-def _matrix(integers: np.ndarray, bits: int) -> dict[str, int]:
-    rows, columns = integers.shape
-    return {"rows": rows, "columns": columns, "offset": layout.offset_of(bits)}
 
 
 def copy(local: Graph, nodes: list[Node], graph: Graph) -> None:

@@ -41,12 +41,7 @@ class Scores:
 
 def prepare(graph: Graph, nodes: Iterable[Node]) -> list[Step]:
     """Reads (and unpacks) the weights of `nodes`; they live as long as the steps."""
-    return [Step(node, operation(graph, node)) for node in nodes]
-
-
-def operation(graph: Graph, node: Node) -> Operation:
-    """The node as a function of its inputs that are not constants."""
-    return ops.of(node.op).operation(graph, node)
+    return [Step(node, ops.of(node.op).operation(graph, node)) for node in nodes]
 
 
 def run(steps: Iterable[Step], env: Env) -> None:

@@ -7,8 +7,7 @@ has the formulas.
 from __future__ import annotations
 
 import math
-
-import numpy as np
+from dataclasses import dataclass
 
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.graph import Graph, Node
@@ -41,71 +40,72 @@ def measure(graph: Graph, decided: Decisions, progress: Progress, journal: Journ
         transform(local, decided)
         execute.run(execute.prepare(local, nodes), probe)
         backward(local, nodes, probe, gradients)
+        block = _Block(local, probe, gradients, decided)
         for node in ops.linears(nodes):
-            _measure_layer(node, local, probe, gradients, decided)
+            block.layer(node)
         for node in ops.tables(nodes):
             if node.inputs[1] == head.inputs[1] and decided.of(head.name).variants:
-                _add_embedding(node, head, local, probe, gradients, decided)
+                block.embedding(node, head)
         gradients = {name: gradient for name, gradient in gradients.items() if name in read}
         journal.save("measure", (i + 1, decided, gradients))
         progress(i + 1, len(groups))
     return decided
 
 
+@dataclass
+class _Block:
+    """A block that the sweep has come to: `env` has what it reads and makes, `gradients` those of that."""
+
+    local: Graph
+    env: Env
+    gradients: Gradients
+    decided: Decisions
+
+    def layer(self, node: Node) -> None:
+        """What each way to round it costs."""
+        x, flattenings = self.env[node.inputs[0]], self.decided.of(node.name).flattenings
+        inputs = {
+            bits: sensitivity.by_inputs(x, self.gradients[node.inputs[0]], flattening)
+            for bits, flattening in flattenings.items()
+        }
+        self._note(node, inputs)
+
+    def head(self) -> None:
+        """The same; nothing quantizes what it reads."""
+        self._note(self.local.head, {4: 0.0, 8: 0.0})
+
+    def _note(self, node: Node, inputs: dict[int, float]) -> None:
+        """inputs: `sensitivity.by_inputs` by the weights' bits."""
+        recipe, matrix = self.decided.recipe, Matrix(node, self.local, self.decided.recipe)
+        x, y, weight = self.env[node.inputs[0]], self.gradients[node.outputs[0]], matrix.weight
+        grids = [matrix.grid(way) for way in sensitivity.ways(recipe)]
+        left = self.decided.of(node.name).unexplained
+        moved = [Moved(left * one.square, one.excess) for one in sensitivity.by_weights(weight, y, x, grids)]
+        tables = 8 * weight.shape[0] + 4 * weight.shape[1]  # bytes: scale and bias, limit
+        positions = sensitivity.positions(y)
+        variants = sensitivity.variants(weight.shape, tables, moved, inputs, positions, recipe)
+        self.decided.measured(node.name, variants)
+
+    def embedding(self, node: Node, head: Node) -> None:
+        """A tied table is read twice: its rows also start the model."""
+        y, decided = self.gradients[node.outputs[0]], self.decided
+        table, ids = self.local.array(node.inputs[1]), self.env[node.inputs[0]]
+        squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(decided.recipe))
+        variants = [
+            Variant(v.bits, v.sigma, v.bytes, v.kl + square / (2 * sensitivity.positions(y)))
+            for v, square in zip(decided.of(head.name).variants, squares, strict=True)
+        ]
+        decided.note(head.name, variants=variants)
+
+
 def _measure_head(last: Graph, decided: Decisions) -> Gradients:
     """Starts the sweep: the gradients of what the last block reads."""
-    recipe, probe, head = decided.recipe, decided.probes.pop(), last.head
+    probe = decided.probes.pop()
     read = set(probe)
     gradients = sensitivity.start(last, probe)
-    if recipe.head == "auto":
-        x, weight, y = probe[head.inputs[0]], last.array(head.inputs[1]), gradients[head.outputs[0]]
-        grids = [Matrix(head, last, recipe).grid(way) for way in sensitivity.ways(recipe)]
-        moved = sensitivity.by_weights(weight, y, x, grids)
-        _note(head, weight, y, moved, {4: 0.0, 8: 0.0}, decided)
+    if decided.recipe.head == "auto":
+        _Block(last, probe, gradients, decided).head()
     return {name: gradient for name, gradient in gradients.items() if name in read}
-
-
-def _measure_layer(node: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions) -> None:
-    matrix = Matrix(node, local, decided.recipe)
-    x, y, weight = env[node.inputs[0]], gradients[node.outputs[0]], matrix.weight
-    grids = [matrix.grid(way) for way in sensitivity.ways(decided.recipe)]
-    moved = sensitivity.by_weights(weight, y, x, grids)
-    inputs = {
-        bits: sensitivity.by_inputs(x, gradients[node.inputs[0]], flattening)
-        for bits, flattening in decided.of(node.name).flattenings.items()
-    }
-    _note(node, weight, y, moved, inputs, decided)
-
-
-def _note(
-    node: Node,
-    weight: np.ndarray,
-    y: np.ndarray,
-    moved: list[Moved],
-    inputs: dict[int, float],
-    decided: Decisions,
-) -> None:
-    left = decided.of(node.name).unexplained
-    moved = [Moved(left * one.square, one.excess) for one in moved]
-    tables = 8 * weight.shape[0] + 4 * weight.shape[1]  # bytes: scale and bias, limit
-    variants = sensitivity.variants(
-        weight.shape, tables, moved, inputs, sensitivity.positions(y), decided.recipe
-    )
-    decided.measured(node.name, variants)
-
-
-def _add_embedding(
-    node: Node, head: Node, local: Graph, env: Env, gradients: Gradients, decided: Decisions
-) -> None:
-    """A tied table is read twice: its rows also start the model."""
-    y = gradients[node.outputs[0]]
-    table, ids = local.array(node.inputs[1]), env[node.inputs[0]]
-    squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(decided.recipe))
-    variants = [
-        Variant(v.bits, v.sigma, v.bytes, v.kl + square / (2 * sensitivity.positions(y)))
-        for v, square in zip(decided.of(head.name).variants, squares, strict=True)
-    ]
-    decided.note(head.name, variants=variants)
 
 
 def choose(graph: Graph, decided: Decisions) -> dict[str, Variant]:

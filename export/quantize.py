@@ -225,7 +225,8 @@ def _error(matrix: Matrix, operation: Operation, envs: list[Env]) -> float:
     rows = [env[matrix.node.inputs[0]].reshape(-1, matrix.weight.shape[1]) for env in envs]
     every = -(-sum(map(len, rows)) // SAMPLE) | 1  # odd: a window's length does not divide by it
     x = np.concatenate([x[::every] for x in rows])
-    (wanted,) = execute.operation(matrix.local, matrix.node)(x)
+    (exact,) = execute.prepare(matrix.local, [matrix.node])
+    (wanted,) = exact.run(x)
     (got,) = operation(x)
     size = _square(wanted)
     return _square(got - wanted) / size if size else 0.0

@@ -6,6 +6,7 @@ Legend: k inputs, n outputs, B windows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .passes import split as splitting
 from .passes.flatten import rounded
 from .passes.grid import Grid, Sizes, grid, refined, round_weights, weight_grid
 from .passes.pieces import importance
-from .passes.smooth import Smoothing
+from .passes.smooth import Fold, Smoothing
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .vocabulary import head_inputs, is_tied
@@ -64,12 +65,13 @@ def survey(
 def _look(local: Graph, envs: list[Env], later: list[Node], decided: Decisions) -> None:
     """Runs the block on every chunk and decides what its inputs suggest."""
     recipe = decided.recipe
-    seen, reached, values = _run_and_look(local, envs, later)
+    inputs, reached, values = _run_and_look(local, envs, later)
     if recipe.does("smooth") and recipe.kv == "int8":
         decided.keys |= {name: keys.scales(most) for name, most in reached.items()}
-    splits = _split(local, seen, recipe) if recipe.weight_scale == "tensor" and recipe.does("split") else {}
-    smoothings = _smooth(local, seen, recipe) if recipe.does("smooth") else {}
-    orders = _reorder(local, seen, recipe) if recipe.does("flatten") else {}
+    block = _Block(local, recipe, inputs)
+    splits = block.split() if recipe.weight_scale == "tensor" and recipe.does("split") else {}
+    smoothings = block.smooth() if recipe.does("smooth") else {}
+    orders = block.reorder() if recipe.does("flatten") else {}
     for node in ops.linears(local.nodes):
         name = node.name
         alpha, s = smoothings.get(name, (None, None))
@@ -77,7 +79,7 @@ def _look(local: Graph, envs: list[Env], later: list[Node], decided: Decisions) 
         if recipe.weight_bits != "auto":
             continue
         matrix = Matrix(node, local, recipe)
-        flattenings = {bits: matrix.flatten(seen[name], bits) for bits in (4, 8)}
+        flattenings = {bits: matrix.flatten(block.seen[name], bits) for bits in (4, 8)}
         decided.note(name, flattenings=flattenings)
         if recipe.does("gptq"):
             decided.note(name, unexplained=_unexplained(values[name], s, recipe))
@@ -112,34 +114,56 @@ def _run_and_look(
     return inputs, {name: np.max(values, 0) for name, values in reached.items()}, rows
 
 
-def _split(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Split]:
-    """Splits the intermediate channels of the block's gated MLP."""
-    splits = {}
-    for fold in smooth.folds(local):
-        if not fold.gated:
-            continue
+@dataclass
+class _Block:
+    """A block while it is decided on. What is chosen is done to `local`, and to what its linears read."""
+
+    local: Graph
+    recipe: Recipe
+    seen: dict[str, Inputs]  # by the linear's name
+
+    def split(self) -> dict[str, Split]:
+        """Splits the intermediate channels of gated MLPs."""
+        splits = {}
+        for fold in smooth.folds(self.local):
+            if not fold.gated:
+                continue
+            name, matrix = fold.linear.name, Matrix(fold.linear, self.local, self.recipe)
+            budget, maxima = self.recipe.split_channels, self.seen[name].maxima
+            finest = split(maxima, matrix.weight, budget, matrix.wide_share)
+            if finest is not None:
+                self._apply(fold, finest)
+                splits[name] = finest
+        return splits
+
+    def smooth(self) -> dict[str, Smoothing]:
+        """Chooses and applies the smoothing of every layer that allows it."""
+        smoothings = {}
+        for fold in smooth.folds(self.local):
+            inputs, matrix = self.seen[fold.linear.name], Matrix(fold.linear, self.local, self.recipe)
+            tied = smooth.Tied(fold.index)
+            candidates = tied.candidates(inputs, matrix.weight, self.recipe.alphas)
+            alpha, s = smooth.search(inputs, tied, candidates, matrix.wide_share, _error(matrix, inputs))
+            smooth.apply(self.local, fold, s)
+            self.seen[fold.linear.name] = inputs.divided(s)
+            smoothings[fold.linear.name] = alpha, s
+        return smoothings
+
+    def reorder(self) -> dict[str, Split]:
+        """Sorts the intermediate channels of gated MLPs; nothing else changes."""
+        orders = {}
+        for fold in smooth.folds(self.local):
+            if fold.gated:
+                inputs, by_token = self.seen[fold.linear.name], self.recipe.activations == "token"
+                order = by_size(importance(inputs.sample) if by_token else inputs.maxima)
+                self._apply(fold, order)
+                orders[fold.linear.name] = order
+        return orders
+
+    def _apply(self, fold: Fold, chosen: Split) -> None:
+        splitting.apply(self.local, fold, chosen)
         name = fold.linear.name
-        matrix = Matrix(fold.linear, local, recipe)
-        finest = split(seen[name].maxima, matrix.weight, recipe.split_channels, matrix.wide_share)
-        if finest is not None:
-            splitting.apply(local, fold, finest)
-            seen[name] = seen[name].picked(finest.channel)
-            splits[name] = finest
-    return splits
-
-
-def _smooth(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Smoothing]:
-    """Chooses and applies the smoothing of every layer of the block that allows it."""
-    smoothings = {}
-    for fold in smooth.folds(local):
-        inputs, matrix = seen[fold.linear.name], Matrix(fold.linear, local, recipe)
-        tied = smooth.Tied(fold.index)
-        candidates = tied.candidates(inputs, matrix.weight, recipe.alphas)
-        alpha, s = smooth.search(inputs, tied, candidates, matrix.wide_share, _error(matrix, inputs))
-        smooth.apply(local, fold, s)
-        seen[fold.linear.name] = inputs.divided(s)
-        smoothings[fold.linear.name] = alpha, s
-    return smoothings
+        self.seen[name] = self.seen[name].picked(chosen.channel)
 
 
 def _error(matrix: Matrix, inputs: Inputs) -> Callable[[np.ndarray], float]:
@@ -174,16 +198,3 @@ def _error(matrix: Matrix, inputs: Inputs) -> Callable[[np.ndarray], float]:
         return float(np.mean(np.einsum("mn,mn->m", wrong, wrong) / size))
 
     return error
-
-
-def _reorder(local: Graph, seen: dict[str, Inputs], recipe: Recipe) -> dict[str, Split]:
-    """Sorts the intermediate channels of the block's gated MLP; nothing else changes."""
-    orders = {}
-    for fold in smooth.folds(local):
-        if fold.gated:
-            name = fold.linear.name
-            by_token = recipe.activations == "token"
-            orders[name] = by_size(importance(seen[name].sample) if by_token else seen[name].maxima)
-            splitting.apply(local, fold, orders[name])
-            seen[name] = seen[name].picked(orders[name].channel)
-    return orders

@@ -25,6 +25,7 @@ from typing import Any
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.measuring.bench import markdown, measure
+from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.progress import ProgressLine
 
 SETTLE = 0.3  # s for the scheduler to see the busy process, and for idle threads to sleep
@@ -71,7 +72,7 @@ def main() -> None:
         backends: dict[str, Any] = {}
         for name, path in args.artifact:
             backend: Any = open_backend(
-                "native", open_artifact(path), threads=args.t, context=max(args.p, args.n)
+                "native", open_artifact(path), BackendOptions(threads=args.t, ctx=max(args.p, args.n))
             )
             backends[name] = stack.enter_context(closing(backend))
         for name, path in args.gguf:

@@ -55,7 +55,7 @@ from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.measuring.bench import markdown
-from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.options import BackendOptions, SamplingOptions
 from flatlm.runtime.progress import ProgressLine
 from flatlm.runtime.text import prompt
 from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -263,7 +263,7 @@ def open_bench(args: argparse.Namespace, stack: ExitStack) -> Bench:
 
 def open_native(artifact: Artifact, args: argparse.Namespace) -> Backend:
     context = min(args.c, artifact.manifest.context_length)
-    return open_backend("native", artifact, threads=args.t, context=context)
+    return open_backend("native", artifact, BackendOptions(threads=args.t, ctx=context))
 
 
 def open_drafter(artifact: Artifact, args: argparse.Namespace) -> Backend:

@@ -37,6 +37,7 @@ from flatlm.runtime.backends import open_backend
 from flatlm.runtime.evaluation.perplexity import perplexity
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.progress import ProgressLine
 from flatlm.runtime.text.tokenizer import load_tokenizer
 
@@ -133,7 +134,7 @@ class Ours:
 
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         artifact = open_artifact(folder)
-        self.backend = open_backend("native", artifact, threads=args.t, context=context(args))
+        self.backend = open_backend("native", artifact, BackendOptions(threads=args.t, ctx=context(args)))
         self._folder = folder
         size = sum(
             entry.size for name, entry in artifact.manifest.files.items() if name.startswith("model.onnx")

@@ -42,6 +42,7 @@ from flatlm.runtime.backends import open_backend
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.format.graph import in_body
 from flatlm.runtime.measuring.bench import markdown
+from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.progress import ProgressLine
 
 WINDOW = 512
@@ -199,7 +200,9 @@ def compare(
             return peer
 
         def ours(folder: Path) -> Any:
-            backend = open_backend("native", open_artifact(folder), threads=args.threads, context=WINDOW)
+            backend = open_backend(
+                "native", open_artifact(folder), BackendOptions(threads=args.threads, ctx=WINDOW)
+            )
             stack.callback(backend.close)
             return backend
 

@@ -17,8 +17,7 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from flatlm.runtime.backends import Segment
-from flatlm.runtime.drafting import Guess, Known, Odds, Offer, Place
-from flatlm.runtime.drafting.verify import Rule
+from flatlm.runtime.drafting import Guess, Known, Odds, Offer, Place, Rule
 
 _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: C holds no reference
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.options import BackendOptions
 
 CUTS = {"at once": (1.0,), "cut": (0.07, 0.4, 0.41, 1.0), "id by id": None}
 
@@ -54,7 +55,9 @@ def main() -> int:
     for name in args.backend:
         found: dict[str, str] = {}
         for threads in (1, 2):
-            with closing(open_backend(name, artifact, threads=threads, context=args.tokens)) as backend:
+            with closing(
+                open_backend(name, artifact, BackendOptions(threads=threads, ctx=args.tokens))
+            ) as backend:
                 for how, cuts in CUTS.items():
                     found[f"{how}, {threads} threads"] = fingerprint(backend, ids, cuts)
         first = first or next(iter(found.values()))

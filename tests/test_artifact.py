@@ -12,10 +12,12 @@ import pytest
 
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.backends.numpy import NumpyBackend
+from flatlm.runtime.backends.ort import OrtBackend
 from flatlm.runtime.drafting.bigrams import load_bigrams
 from flatlm.runtime.errors import BackendError, ContextError, FlatlmError, FormatError, IntegrityError
 from flatlm.runtime.format.artifact import Manifest, open_artifact, verify_artifact, write_manifest
 from flatlm.runtime.format.describe import describe
+from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.text.prompt import load_template
 from flatlm.runtime.text.tokenizer import load_tokenizer
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
@@ -227,7 +229,7 @@ class TestOnnxruntime:
         return open_artifact(folder)
 
     def test_it_computes_what_the_reference_computes(self, artifact):
-        backend, reference = open_backend("ort", artifact, threads=1), NumpyBackend(artifact)
+        backend, reference = open_backend("ort", artifact, BackendOptions(threads=1)), NumpyBackend(artifact)
         ids = np.arange(3, 15) * 7 % VOCABULARY
         prefill, expected = backend.forward(ids[:9], logits=4), reference.forward(ids[:9], logits=4)
         np.testing.assert_allclose(prefill, expected, atol=1e-4)
@@ -238,7 +240,7 @@ class TestOnnxruntime:
         assert (backend.position, backend.context, backend.vocab) == (12, CONTEXT, VOCABULARY)
 
     def test_truncating_forgets_what_came_after(self, artifact):
-        backend = open_backend("ort", artifact, threads=1)
+        backend = open_backend("ort", artifact, BackendOptions(threads=1))
         ids = np.arange(10)
         expected = backend.forward(ids)
         backend.truncate(4)
@@ -251,14 +253,14 @@ class TestOnnxruntime:
 
     def test_a_long_prompt_goes_in_parts(self, artifact, monkeypatch):
         ids = np.arange(11)
-        whole = open_backend("ort", artifact, threads=1).forward(ids, logits=6)
+        whole = open_backend("ort", artifact, BackendOptions(threads=1)).forward(ids, logits=6)
         monkeypatch.setattr("flatlm.runtime.backends.ort.CHUNK", 4)
-        parts = open_backend("ort", artifact, threads=1).forward(ids, logits=6)
+        parts = open_backend("ort", artifact, BackendOptions(threads=1)).forward(ids, logits=6)
         assert parts.shape == (6, VOCABULARY)
         np.testing.assert_allclose(parts, whole, atol=1e-4)
 
     def test_a_prompt_longer_than_the_context_appends_nothing(self, artifact):
-        backend = open_backend("ort", artifact, threads=1, context=8)
+        backend = open_backend("ort", artifact, BackendOptions(threads=1, ctx=8))
         backend.forward(np.arange(5))
         with pytest.raises(ContextError, match=r"5 \+ 4 .*8"):
             backend.forward(np.arange(4))
@@ -269,9 +271,9 @@ class TestOnnxruntime:
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             with pytest.raises(BackendError, match="onnxruntime-gpu"):
-                open_backend("ort", artifact, device="cuda")
+                open_backend("ort", artifact, BackendOptions(device="cuda"))
         with pytest.raises(BackendError, match="no device 'tpu'"):
-            open_backend("ort", artifact, device="tpu")
+            OrtBackend(artifact, device="tpu")
 
     def test_both_products_of_flat_linear_give_the_same_logits(self, artifact, monkeypatch):
         import onnxruntime

@@ -42,8 +42,9 @@ class Machine:
         monkeypatch.setattr("flatlm.runtime.format.artifact.open_artifact", lambda path: artifact)
         monkeypatch.setattr("flatlm.runtime.backends.open_backend", self.open)
 
-    def open(self, name, artifact, **settings):
-        self.opened.append((name, settings))
+    def open(self, name, artifact, options):
+        width = {"threads": options.threads, "context": options.ctx, "slots": options.batch}
+        self.opened.append((name, {**width, "device": options.device}))
         maker = self.backends.get(name, "it is not there")
         if isinstance(maker, str):
             raise BackendError(maker)

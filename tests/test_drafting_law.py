@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from flatlm.runtime.drafting import Guess
+from flatlm.runtime.drafting import Guess, Rule
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter
 from flatlm.runtime.drafting.spec import DraftSpec, assemble
-from flatlm.runtime.drafting.verify import Rule, invariant, rejection, rest, shares_of, verify
+from flatlm.runtime.drafting.verify import invariant, rejection, rest, shares_of, verify
 from flatlm.runtime.generation.answer import Answer, Prompt
 from flatlm.runtime.generation.sampler import draw, make_sampler, next_law
 from flatlm.runtime.generation.scheduler import Scheduler

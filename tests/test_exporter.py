@@ -19,6 +19,7 @@ from flatlm.runtime.cli import main
 from flatlm.runtime.drafting.bigrams import load_bigrams
 from flatlm.runtime.errors import ResourceError, SourceError, UsageError
 from flatlm.runtime.format.artifact import open_artifact, verify_artifact
+from flatlm.runtime.options import BackendOptions
 from tests.tiny_models import TinyShape, tiny_model, tiny_weights, write_safetensors
 
 TINY = {"windows": 2, "alphas": (0.5,)}
@@ -75,7 +76,7 @@ def test_every_backend_gives_the_same_logits_to_the_last_bit(source, tmp_path, n
     ids = np.random.default_rng(0).integers(0, artifact.manifest.vocab_size, 40)
     logits = {}
     for backend in ("native", "numpy", "ort"):
-        opened = open_backend(backend, artifact, context=64)
+        opened = open_backend(backend, artifact, BackendOptions(ctx=64))
         logits[backend] = np.concatenate([opened.forward(ids[:33], 33), opened.forward(ids[33:], 7)])
         opened.close()
     assert np.array_equal(logits["native"].view(np.int32), logits["numpy"].view(np.int32))

@@ -16,6 +16,7 @@ from flatlm.runtime.backends import open_backend
 from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.options import BackendOptions
 from tests.test_nested import exported
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what is mapped")
@@ -77,7 +78,7 @@ def test_opening_and_closing_again_and_again_takes_no_more_than_once(model, no_c
 def test_a_closed_backend_says_so_and_may_be_closed_again(model, name):
     if name == "ort":
         pytest.importorskip("onnxruntime")
-    backend = open_backend(name, open_artifact(model), threads=1, context=128)
+    backend = open_backend(name, open_artifact(model), BackendOptions(threads=1, ctx=128))
     backend.forward(np.array([1, 2, 3]))
     backend.close()
     backend.close()

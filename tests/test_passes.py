@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flatlm.export import calibrate, execute
-from flatlm.export.emit import packed
+from flatlm.export.emit import PackedMatrix
 from flatlm.export.ops.flat_linear import token_steps
 from flatlm.export.passes import bits, smooth, split
 from flatlm.export.passes.flatten import MAX_PIECES, flatten, flatten_by_token, rounded
@@ -158,7 +158,7 @@ def test_sparse_excess_holds_large_weights_exactly(per_row: bool):
     grid = weight_grid(weight, [slice(0, 20), slice(20, 37)], 4, per_row, 2.5)
     integers = round_weights(weight, grid)
     delta, value = layout.encode_excess(integers.astype(np.int16))
-    kept = layout.totals_of(packed(integers, 4).data, 37, 50, 4, delta, value)
+    kept = layout.totals_of(PackedMatrix(integers, 4).tensor().data, 37, 50, 4, delta, value)
     assert 0 < excess_share(integers, grid) < 0.1
     assert np.array_equal(kept, integers)
     assert np.abs(weight - kept * grid.steps[:, None]).max() <= 0.5001 * grid.steps.max()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flatlm.export.passes.flatten import Flattening, operation
+from flatlm.export.passes.flatten import FlatProduct, Flattening
 from flatlm.export.products import BATCH, integer_linear
 
 
@@ -18,5 +18,6 @@ def test_equals_the_float_operation(n: int, k: int, tokens: int, by_token: bool)
     integers = rng.integers(-119, 120, (n, k)).astype(np.float32)
     steps, bias = rng.uniform(0.5, 2, n), rng.normal(size=n).astype(np.float32)
     x = (rng.normal(size=(1, tokens, k)) * pieces).astype(np.float32)
-    run, _ = integer_linear(integers, steps, bias, flattening)
-    np.testing.assert_array_equal(run(x)[0], operation(integers, steps, bias, flattening)(x)[0])
+    product = FlatProduct(integers, steps, bias, flattening)
+    run, _ = integer_linear(product)
+    np.testing.assert_array_equal(run(x)[0], product.operation()(x)[0])

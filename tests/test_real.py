@@ -9,6 +9,7 @@ from flatlm import LLM
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.evaluation.perplexity import window_nll
 from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.real
@@ -25,7 +26,7 @@ def test_native_and_numpy_agree_bit_for_bit_on_a_text(real_model):
     ids = np.array(load_tokenizer(real_model).encode(text, special=False))
     losses = {}
     for name in ("native", "numpy"):
-        backend = open_backend(name, open_artifact(real_model), threads=2, context=64)
+        backend = open_backend(name, open_artifact(real_model), BackendOptions(threads=2, ctx=64))
         losses[name] = window_nll(backend, ids)
         backend.close()
     assert losses["native"].tolist() == losses["numpy"].tolist()

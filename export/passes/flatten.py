@@ -106,14 +106,24 @@ def rounded(x: np.ndarray, flattening: Flattening) -> np.ndarray:
     return quantize(x, flattening) * np.float32(flattening.step)
 
 
-def operation(integers: np.ndarray, steps: np.ndarray, bias: np.ndarray, flattening: Flattening) -> Operation:
-    """The layer of integer weights [n, k], held as float32, with these steps [n] and inputs so flattened."""
-    scale = output_scale(steps, flattening)
-    if flattening.by_token:
-        return token_linear(integers, scale, bias, flattening.limit, flattening.levels)
-    return flat_linear(integers, scale, bias, flattening.inverse_scale, flattening.limit)
+@dataclass(frozen=True, slots=True)
+class FlatProduct:
+    """A linear layer in integers."""
 
+    integers: np.ndarray  # [n, k]
+    steps: np.ndarray  # float64 [n], of the weights
+    bias: np.ndarray  # float32 [n]
+    flattening: Flattening  # of its inputs
 
-def output_scale(steps: np.ndarray, flattening: Flattening) -> np.ndarray:
-    """float32 [n]: the weights' steps [n], times the activations' where there is one for all tokens."""
-    return (steps if flattening.by_token else flattening.step * steps).astype(np.float32)
+    @property
+    def scale(self) -> np.ndarray:
+        """float32 [n]: the weights' steps, times the activations' where there is one for all tokens."""
+        step = 1.0 if self.flattening.by_token else self.flattening.step
+        return (step * self.steps).astype(np.float32)
+
+    def operation(self) -> Operation:
+        """What it computes, in float32."""
+        integers, flat = self.integers.astype(np.float32), self.flattening
+        if flat.by_token:
+            return token_linear(integers, self.scale, self.bias, flat.limit, flat.levels)
+        return flat_linear(integers, self.scale, self.bias, flat.inverse_scale, flat.limit)

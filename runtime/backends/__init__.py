@@ -11,6 +11,7 @@ import numpy as np
 
 from flatlm.runtime.errors import BackendError, ContextError, TokenizerError, UsageError
 from flatlm.runtime.format.artifact import Artifact
+from flatlm.runtime.options import BackendOptions
 
 
 class Segment(NamedTuple):
@@ -129,18 +130,9 @@ BACKENDS = {
 }
 
 
-def open_backend(
-    name: str,
-    artifact: Artifact,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    device: str = "cpu",
-    slots: int = 1,
-) -> Backend:
-    """The backend `name` on `artifact`, for `slots` sequences at once.
-
-    `threads` and `context` None mean the backend's and the model's own.
+def open_backend(name: str, artifact: Artifact, options: BackendOptions | None = None) -> Backend:
+    """The backend `name` on `artifact`, whatever backend `options` name, for `options.batch` sequences at
+    once. `threads` and `ctx` None mean the backend's and the model's own.
 
     BackendError for an unknown name, a device it does not have, or an optional package that is missing.
     """
@@ -157,4 +149,7 @@ def open_backend(
         raise BackendError(
             f"the backend {name!r} needs the package {error.name}; install it and try again"
         ) from error
-    return backend_class(artifact, threads=threads, context=context, device=device, slots=slots)
+    chosen = options or BackendOptions()
+    return backend_class(
+        artifact, threads=chosen.threads, context=chosen.ctx, device=chosen.device, slots=chosen.batch
+    )

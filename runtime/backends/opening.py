@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flatlm.runtime.errors import BackendError, ContextError
@@ -48,12 +49,4 @@ def open_named(name: str, artifact: Artifact, options: BackendOptions) -> Backen
         raise ContextError(
             f"--ctx {options.ctx} is more than the model was made for, {most} tokens", param="ctx"
         )
-    context = options.ctx or min(most, DEFAULT_CONTEXT)
-    return open_backend(
-        name,
-        artifact,
-        threads=options.threads,
-        context=context,
-        device=options.device,
-        slots=options.batch,
-    )
+    return open_backend(name, artifact, replace(options, ctx=options.ctx or min(most, DEFAULT_CONTEXT)))

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from flatlm.runtime.generation.sampler import Law
+from flatlm.runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
     from flatlm.runtime.drafting.costs import Costs
-    from flatlm.runtime.drafting.verify import Rule
 
 NEXT = -1  # the class of trust "whatever this drafter guesses next", asked before it has guessed
 
@@ -40,6 +40,20 @@ class Guess(NamedTuple):
 # What a drafting model writes after a history, given its logits [n], that history and the ids [n] they belong
 # to, ascending: the id, and its law if it was drawn.
 Choose = Callable[[np.ndarray, Sequence[int], np.ndarray], tuple[int, Law | None]]
+
+# What the target writes after a history where a guess was made, given its logits [V].
+Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
+
+
+class Rule(NamedTuple):
+    """How drafting models choose and how the target judges: see verify.py.
+
+    `options` are what both follow, seed and all: what a drafter in another place needs to choose the same.
+    """
+
+    choose: Choose
+    judge: Judge
+    options: SamplingOptions = SamplingOptions()
 
 
 class Known(Protocol):
@@ -139,6 +153,17 @@ class Draft:
     invested: float = 0.0  # of these, for later steps too
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: of each sequence what was asked, drafted and written, and the seconds it took."""
+
+    asks: Sequence[Ask]  # their ids with what was written
+    drafts: Sequence[Draft]
+    written: Sequence[Sequence[int]]
+    target_seconds: float  # of the target's pass
+    seconds: float  # of all
+
+
 class Composer(Protocol):
     """Makes drafts of what drafters offer."""
 
@@ -150,15 +175,8 @@ class Composer(Protocol):
         """Drafts for sequences that are computed in one step."""
         ...
 
-    def learn(
-        self,
-        asks: Sequence[Ask],
-        drafts: Sequence[Draft],
-        written: Sequence[Sequence[int]],
-        target_seconds: float,
-        seconds: float,
-    ) -> None:
-        """How the step ended: what was written of each, the seconds of the target's pass and of all."""
+    def learn(self, step: Outcome) -> None:
+        """A step has ended."""
         ...
 
     def end(self, state: Any) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter, mul
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flatlm.runtime.drafting import (
     NEXT,
@@ -26,14 +26,13 @@ from flatlm.runtime.drafting import (
     Drafter,
     Guess,
     Offer,
+    Outcome,
     Place,
+    Rule,
     book,
     carry_out,
 )
 from flatlm.runtime.drafting.schedule import Schedule
-
-if TYPE_CHECKING:
-    from flatlm.runtime.drafting.verify import Rule
 
 AT_ONCE = 16  # tokens asked of a drafter without costs
 PATIENCE = 1 / 7  # of an answer's time so far, that may go into reading what it need not repay
@@ -300,29 +299,22 @@ class Auto:
 
     # ---- what came of it
 
-    def learn(
-        self,
-        asks: Sequence[Ask],
-        drafts: Sequence[Draft],
-        written: Sequence[Sequence[int]],
-        target_seconds: float,
-        seconds: float,
-    ) -> None:
-        """See Composer, and Schedule.spend. `asks` have the ids with what was written."""
-        schedule = self.schedule
+    def learn(self, step: Outcome) -> None:
+        """See Composer, and Schedule.spend."""
+        schedule, seconds = self.schedule, step.seconds
         if schedule.unsettled:
-            slower = schedule.settle(target_seconds)
+            slower = schedule.settle(step.target_seconds)
             for drafter in self._paid:
                 assert drafter.costs is not None
                 drafter.costs.scale(slower)
         tokens, rows, invested = 0, 0, 0.0
-        for draft, ids in zip(drafts, written, strict=True):
+        for draft, ids in zip(step.drafts, step.written, strict=True):
             self._compare(draft, ids)
             tokens, rows = tokens + len(ids), rows + 1 + len(draft.guesses)
             invested, seconds = invested + draft.invested, seconds - draft.loading
-        schedule.spend(rows, target_seconds, seconds, tokens, invested)
-        share = seconds / len(asks)
-        for (course, ids, _), draft in zip(asks, drafts, strict=True):
+        schedule.spend(rows, step.target_seconds, seconds, tokens, invested)
+        share = seconds / len(step.asks)
+        for (course, ids, _), draft in zip(step.asks, step.drafts, strict=True):
             course.written = len(ids) - course.first
             course.seconds += share
             course.invested += draft.invested

@@ -10,12 +10,9 @@ its own by K; what several ask of one drafter at a time it does in one pass.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Place, carry_out
-
-if TYPE_CHECKING:
-    from flatlm.runtime.drafting.verify import Rule
+from flatlm.runtime.drafting import Ask, Draft, Drafter, Guess, Offer, Outcome, Place, Rule, carry_out
 
 STATISTICAL_DRAFT = 10  # tokens a statistical drafter proposes at once, as in the paper's code
 
@@ -96,14 +93,7 @@ class Cascade:
             inner = yield from self._draft(number + 1, ask._replace(n=n - 1))
         return (yield number, Offer(Place(state, ids, n), reviewed=inner, lenience=self._lenience))
 
-    def learn(
-        self,
-        asks: Sequence[Ask],
-        drafts: Sequence[Draft],
-        written: Sequence[Sequence[int]],
-        target_seconds: float,
-        seconds: float,
-    ) -> None:
+    def learn(self, step: Outcome) -> None:
         """K stays what it is."""
 
     def end(self, state: list[Any]) -> None:

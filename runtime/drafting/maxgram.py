@@ -8,16 +8,12 @@ bigrams. With `latest` the latest occurrence counts instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatlm.runtime.drafting import Guess, Known, Odds, Offer, Place
+from flatlm.runtime.drafting import Guess, Known, Odds, Offer, Place, Rule
 from flatlm.runtime.drafting.suffixes import SuffixIndex
 from flatlm.runtime.generation.sequence import common_start
-
-if TYPE_CHECKING:
-    from flatlm.runtime.drafting.verify import Rule
 
 CLASSES = 7  # of trust: 0 from a bigram, k for a match of 2**(k-1) tokens and more
 RUN = 16  # tokens that are offered at once

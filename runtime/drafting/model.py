@@ -17,7 +17,7 @@ import numpy as np
 
 from flatlm.kernels_arm.files import read_regular
 from flatlm.runtime.backends import Segment
-from flatlm.runtime.drafting import NEXT, Guess, Known, Odds, Offer, Place
+from flatlm.runtime.drafting import NEXT, Guess, Known, Odds, Offer, Place, Rule
 from flatlm.runtime.drafting.costs import OUTLIER, Costs
 from flatlm.runtime.drafting.short_head import ShortHead
 from flatlm.runtime.errors import UsageError
@@ -27,7 +27,6 @@ from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from flatlm.runtime.backends import Backend
-    from flatlm.runtime.drafting.verify import Rule
 
 FEW = 32  # tokens that are read in one pass with the draft
 AHEAD = 8  # passes that are thought of at once
@@ -205,7 +204,8 @@ class ModelDrafter:
                 self._prefill(place.state, len(place.ids) - 1)
                 started = self._clock()
             segments.append(self._slots.unread(sequence, 1 + len(tokens)))
-        rows = self._forward(segments, started)
+        rows = self._backend.forward_many(segments)
+        self._count(sum(len(segment.ids) for segment in segments), started)
         for (place, _), segment in zip(asked, segments, strict=True):
             place.state.sequence.read += len(segment.ids)
         return rows
@@ -229,11 +229,6 @@ class ModelDrafter:
             self._backend.forward_many([Segment(sequence.slot, ids, 0)])
             sequence.read += len(ids)
         self._count(count, started)
-
-    def _forward(self, segments: Sequence[Segment], started: float) -> list[np.ndarray]:
-        rows = self._backend.forward_many(segments)
-        self._count(sum(len(segment.ids) for segment in segments), started)
-        return rows
 
     def _count(self, rows: int, started: float) -> None:
         seconds = usual = self._clock() - started

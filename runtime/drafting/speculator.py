@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatlm.runtime.drafting import Ask, Composer, Draft, Drafter, Guess
-from flatlm.runtime.drafting.verify import Rule
+from flatlm.runtime.drafting import Ask, Composer, Draft, Drafter, Guess, Outcome, Rule
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class Round:
     def learn(self, written: Sequence[Sequence[int]]) -> None:
         """What the target writes instead."""
         ended, target = self._clock(), self._read - self._drafted
-        self._composer.learn(self._asks, self._drafts, written, target, ended - self._started)
+        self._composer.learn(Outcome(self._asks, self._drafts, written, target, ended - self._started))
         models = 0.0
         for answer, draft, ids in zip(self._answers, self._drafts, written, strict=True):
             models += answer.count(draft, ids)

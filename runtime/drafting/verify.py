@@ -10,28 +10,13 @@ of plain sampling and not its very tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from flatlm.runtime.drafting import Choose, Guess
+from flatlm.runtime.drafting import Guess, Judge, Rule
 from flatlm.runtime.generation.sampler import Law, Sampler, draw, find, make_sampler, next_law
 from flatlm.runtime.options import SamplingOptions
-
-# What the target writes after `history` where `guess` was made, given its logits [V].
-Judge = Callable[[np.ndarray, Sequence[int], Guess | None], int]
-
-
-class Rule(NamedTuple):
-    """How drafting models choose and how the target judges.
-
-    `options` are what both follow, seed and all: what a drafter in another place needs to choose the same.
-    """
-
-    choose: Choose
-    judge: Judge
-    options: SamplingOptions = SamplingOptions()
 
 
 def verify(

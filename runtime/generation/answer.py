@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.drafting.verify import Rule, rule_of
+from flatlm.runtime.drafting import Rule
+from flatlm.runtime.drafting.verify import rule_of
 from flatlm.runtime.generation.sequence import TokenSequence
 from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.progress import Progress

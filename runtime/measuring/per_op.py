@@ -41,9 +41,17 @@ def measure(backend: NativeBackend, tokens: int, depth: int = 0, logits: int = 1
     backend.truncate(0)
     if depth:
         backend.forward(ids[:depth])
-    _run(backend, ids[:tokens], depth, 2, logits)
+
+    def run(steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            backend.forward(ids[:tokens], logits)
+            backend.truncate(depth)
+        return time.perf_counter() - started
+
+    run(2)
     ticks = backend.team.time_ops(True)
-    seconds = _run(backend, ids[:tokens], depth, steps := max(2, STEPS // tokens), logits)
+    seconds = run(steps := max(2, STEPS // tokens))
     backend.team.time_ops(False)
     backend.truncate(0)
     found: dict[str, list[int]] = {}
@@ -57,14 +65,6 @@ def measure(backend: NativeBackend, tokens: int, depth: int = 0, logits: int = 1
         size_and_count = work(backend.plan.ops[at], few, tokens, logits)
         result.append(OpTime(name, len(at), float(ticks[at].sum()) * per_tick, *size_and_count))
     return sorted(result, key=lambda op: -op.seconds)
-
-
-def _run(backend: NativeBackend, ids: np.ndarray, depth: int, steps: int, logits: int) -> float:
-    started = time.perf_counter()
-    for _ in range(steps):
-        backend.forward(ids, logits)
-        backend.truncate(depth)
-    return time.perf_counter() - started
 
 
 def table(times: Sequence[OpTime], limits: probes.Limits) -> str:
