@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -19,7 +21,7 @@ from flatlm.runtime.drafting.kept import Kept
 from flatlm.runtime.drafting.schedule import Schedule
 from flatlm.runtime.errors import FlatlmError
 from flatlm.runtime.evaluation.run_file import MAGIC, RunFile
-from tests.fuzzing.mutation import Draw, byte_changes, json_bytes, json_changes
+from tests.fuzzing.mutation import NUMBERS, Draw, byte_changes, json_bytes, json_changes
 from tests.fuzzing.target import Case, Prepared, Target
 from tests.test_drafting_kept import HOW, artifact
 from tests.test_settings import RECORD, compared
@@ -50,6 +52,19 @@ def journal(folder: Path) -> Prepared:
         np.savez(buffer, np.frombuffer(text, np.uint8), *arrays)
         return buffer.getvalue()
 
+    with zipfile.ZipFile(place / STATE) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    changed = [byte_changes([one], within=128) | _shapes(one) for one in members.values()]
+
+    @st.composite
+    def zipped(draw: Draw) -> bytes:
+        """One member's header or numbers changed, in a zip file whose checksums are right."""
+        buffer, at = io.BytesIO(), draw(st.integers(0, len(members) - 1))
+        with zipfile.ZipFile(buffer, "w") as file:
+            for number, (name, one) in enumerate(members.items()):
+                file.writestr(zipfile.ZipInfo(name), draw(changed[at]) if number == at else one)
+        return buffer.getvalue()
+
     def run(case: Case) -> None:
         (place / STATE).write_bytes(content)
         (place / KEY).write_bytes(b"k")
@@ -61,10 +76,19 @@ def journal(folder: Path) -> Prepared:
 
     cases = st.one_of(
         states().map(partial(Case, STATE)),
+        zipped().map(partial(Case, STATE)),
         byte_changes([content]).map(partial(Case, STATE)),
         st.binary(max_size=4).map(partial(Case, KEY)),
     )
     return Prepared(cases, run)
+
+
+def _shapes(member: bytes) -> st.SearchStrategy[bytes]:
+    """An .npy member whose header tells another shape."""
+    shape = re.search(rb"\(\d*,?\)", member)
+    assert shape is not None
+    others = [f"({a},)".encode() for a in NUMBERS] + [f"({a},{b})".encode() for a in NUMBERS for b in (0, 2)]
+    return st.sampled_from([member.replace(shape[0], other) for other in others])
 
 
 def drafted(schedule: Schedule) -> None:
