@@ -84,7 +84,7 @@ def _round(worker: Worker, prepared: Prepared, result: Result, number: int, unti
     def test(case: Case) -> None:
         if time.monotonic() > limit[0]:
             raise TimeUpError
-        reply = worker.run(case, traced(result.cases))
+        reply = worker.run(case, traced(result.cases) and not found)
         result.cases += 1
         result.refused += reply.refused
         result.lines.update(reply.lines)

@@ -31,6 +31,7 @@ from tests.fuzzing.target import Case, Limits
 ROOT = Path(__file__).parent.parent.parent
 LONGEST_FILE = 1 << 26  # bytes a case may write
 CASES_A_CHILD = 5000  # then a new one: what leaks bit by bit is not the last case's doing
+TRACED = 3  # times the processor's seconds that a case may take whose lines are counted
 WAITING = 10  # times the processor's seconds that a case may take by the clock, and as many seconds more
 
 
@@ -172,7 +173,7 @@ def _mapped() -> int:
 
 def _one(run: Callable[[], object], limits: Limits, output: IO[bytes], reached: Reached | None) -> Reply:
     finding, refused, lines = None, False, list[Line]()
-    signal.setitimer(signal.ITIMER_PROF, limits.seconds * (1 if reached is None else WAITING))
+    signal.setitimer(signal.ITIMER_PROF, limits.seconds * (1 if reached is None else TRACED))
     try:
         if reached is None:
             run()
