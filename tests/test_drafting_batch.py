@@ -109,10 +109,11 @@ def test_after_an_interrupt_anywhere_in_drafting_the_next_answers_are_right(expe
     functions = (
         *(Scheduler._step, Scheduler._take, Scheduler._verified, Scheduler._admit, Slots.place),
         *(ModelDrafter._pass, ModelDrafter._prefill, ModelDrafter._follow, TokenSequence.become),
+        *(Slots.cut_back, Slots.rest, Slots.unread),
     )
     speculator = assemble(*drafters(shape), clock=itertools.count().__next__)
     scheduler, count = Scheduler(NumpyBackend(tiny(TARGET), slots=2), speculator=speculator, chunk=5), 0
-    for lines in range(5, 400, 23):
+    for lines in range(5, 400, 19):
         with interrupted_after(lines, *functions) as came:
             for job in given[:3]:
                 scheduler.add(writer(*job))
