@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -36,7 +37,11 @@ _DAMAGE = (  # what reading a file raises that is not what was saved
     LookupError,
     TypeError,
     AttributeError,
-    RecursionError,
+    OverflowError,
+    MemoryError,  # a header tells of more than there is
+    RuntimeError,  # an encrypted member, a compression that nobody knows, nesting without end
+    SyntaxError,  # numpy parses a header as Python
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

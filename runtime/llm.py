@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatlm.runtime.backends import check_prompt
 from flatlm.runtime.backends.opening import open_chosen
-from flatlm.runtime.beside import beside
+from flatlm.runtime.background import in_background
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion, Prompt
 from flatlm.runtime.generation.scheduler import Scheduler
@@ -69,7 +69,9 @@ class LLM:
             from flatlm.runtime.drafting.spec import build_speculator, open_beside, parse_draft
 
             spec = parse_draft(drafting.draft)
-        read_tokenizer = beside(lambda: load_tokenizer(path))  # most of it is not Python: a core of its own
+        read_tokenizer = in_background(
+            lambda: load_tokenizer(path)
+        )  # most of it is not Python: a core of its own
         artifact = open_artifact(path)
         self.template = prompt.load_template(Path(artifact.path))
         self.backend = backend = open_chosen(artifact, chosen)

@@ -23,7 +23,7 @@ HEAD = """# File map
 
 def files(folder: Path) -> Iterator[Path]:
     """Python files and scripts under `folder`, sorted, those of a folder before its folders'."""
-    here = sorted(path for path in folder.iterdir() if not path.name.startswith("__pycache__"))
+    here = sorted(path for path in folder.iterdir() if path.name not in ("__pycache__", "findings"))
     for path in here:
         if path.is_file() and (path.suffix in (".py", ".sh", ".c") or not path.suffix):
             yield path

@@ -141,7 +141,7 @@ def _check(record: Settings) -> None:
 
 
 def _parts(record: Settings) -> list[str]:
-    return [*record, *record.table("cost")]
+    return [*record, *(f"cost.{name}" for name in record.table("cost"))]
 
 
 def _lines(content: bytes, path: Path) -> tuple[list[Any], int]:

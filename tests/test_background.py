@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from flatlm.runtime.beside import beside
+from flatlm.runtime.background import in_background
 
 
 def test_both_sides_run_at_once():
@@ -17,7 +17,7 @@ def test_both_sides_run_at_once():
         assert mine.wait(10)
         return "done"
 
-    result = beside(work)
+    result = in_background(work)
     assert theirs.wait(10)
     mine.set()
     assert result() == "done"
@@ -27,6 +27,6 @@ def test_the_error_is_raised_where_the_result_is_asked_for():
     def work() -> None:
         raise ValueError("from the thread")
 
-    result = beside(work)
+    result = in_background(work)
     with pytest.raises(ValueError, match="from the thread"):
         result()

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def beside(work: Callable[[], T]) -> Callable[[], T]:
+def in_background(work: Callable[[], T]) -> Callable[[], T]:
     """Begins `work`; the call that it returns waits for its result, or raises what it raised.
 
     Nothing is lost where that call never comes: the thread ends by itself and holds up no exit.
