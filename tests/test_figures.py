@@ -10,8 +10,8 @@ import pytest
 from scripts import figures
 from scripts.figures import Module
 
-# Each may be made smaller by one number; the aims are 400 lines, no private names and 12 %.
-LIMITS = {"lines": 719, "circles": 0, "inner_circles": 0, "private": 80, "handed_on": 22.5}
+# Each may be made smaller by one number; of what is handed on the aim is 12 %.
+LIMITS = {"lines": 399, "circles": 0, "inner_circles": 0, "private": 0, "handed_on": 18.6}
 
 
 def module(name, text):
