@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .acts import ZERO
 from .jit import inlined, kernel
 from .ops import (
     I_CONTEXT,
@@ -25,7 +26,6 @@ from .ops import (
     I_VALUES,
     KV_BLOCK,
 )  # fmt: skip
-from .pointwise import ZERO
 from .reference import FLOOR, HEAD_LEVELS
 from .simd import (
     get_f32,

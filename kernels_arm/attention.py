@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .acts import ZERO, exp16
 from .doubles import (
     add_doubles,
     add_products,
@@ -45,7 +46,6 @@ from .ops import (
     ATTEND_ROWS,
     STEP_SPANS,
 )  # fmt: skip
-from .pointwise import ZERO, exp16
 from .simd import (
     fixed,
     get_f32,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .acts import exp16
 from .append8 import padded_size, query_bytes
 from .blocks import add_block
 from .dots import int8_offset
@@ -42,7 +43,6 @@ from .ops import (
     KV_BLOCK,
     STEP_SPANS,
 )  # fmt: skip
-from .pointwise import exp16
 from .reference import FLOOR, LOWEST, PART_OF_SUM, SUM_STEPS, WEIGHT_LEVELS
 from .simd import (
     get_f32,

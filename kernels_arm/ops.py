@@ -23,10 +23,14 @@ NAMES = {
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
 EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no excess
 
+# activations, by the `act` of Gated
+SILU = 0
+ACTS = {"silu": SILU}
+
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
-PLAIN, NORM, SWIGLU = range(3)
+PLAIN, NORM, GATED = range(3)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE = range(11, 19)
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
 # that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
 # digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
@@ -61,7 +65,7 @@ I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_
 # float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its gate
 # times its other half (2 · COLUMNS wide), or its sum with OTHER
 ROWS_IN, ROWS_IN_STRIDE, ROWS_OUT, ROWS_OUT_STRIDE, ROWS_COLUMNS, ROWS_FLOATS, ROWS_WEIGHT = range(1, 8)
-ROWS_OTHER, ROWS_OTHER_STRIDE = 8, 9
+ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT = range(8, 11)
 # ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
 
 # how sparse excess is gathered (excess.py): addresses and counts

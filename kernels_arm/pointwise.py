@@ -1,9 +1,10 @@
-"""Row operations: embedding, norm, gated activation, quantization, rotary embedding and cache append."""
+"""Row operations: embedding, norm, quantization, rotary embedding and cache append."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from .acts import ONE, ZERO, gate_row
 from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import inlined, kernel
 from .ops import (
@@ -16,7 +17,9 @@ from .ops import (
     EMBED_STEPS,
     EMBED_STRIDE,
     EMBED_WEIGHTS,
+    GATED,
     NORM,
+    Q_ACT,
     Q_COLUMNS,
     Q_EXTRAS,
     Q_FLOATS,
@@ -50,10 +53,9 @@ from .ops import (
     STEP_ROWS,
     STEP_TOKENS,
     SUM_SLICES,
-    SWIGLU,
 )  # fmt: skip
 from .panels import full_ready, ready_of, ready_place, store_ready
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, FLOOR, LN2_HIGH, LN2_LOW, LOG2E
+from .reference import FLOOR
 from .simd import (
     get_f32,
     get_i8,
@@ -66,8 +68,6 @@ from .simd import (
     load_floats,
     max_floats,
     nearest_ints,
-    power_of_two,
-    round_even,
     set_f32,
     set_i8,
     set_i32,
@@ -80,30 +80,9 @@ from .simd import (
     store_steps,
     sum_ints,
     times_128,
-    to_ints,
-    zero_below,
 )
 from .spans import past_of, slot_of, span_from, span_of
 from .tiles import few_tile, sparse_tokens, tile_of
-
-ONE, ZERO = np.float32(1), np.float32(0)
-
-
-@inlined
-def exp16(x):
-    """e^x of 16 lanes, step for step `reference.exp`."""
-    low = splat_float(EXP_LOW)
-    clipped = smaller(greater(x, low), splat_float(EXP_HIGH))
-    n = round_even(clipped * splat_float(LOG2E))
-    r = (clipped - n * splat_float(LN2_HIGH)) - n * splat_float(LN2_LOW)
-    p = splat_float(EXP_POLYNOMIAL[0])
-    p = p * r + splat_float(EXP_POLYNOMIAL[1])
-    p = p * r + splat_float(EXP_POLYNOMIAL[2])
-    p = p * r + splat_float(EXP_POLYNOMIAL[3])
-    p = p * r + splat_float(EXP_POLYNOMIAL[4])
-    p = p * r + splat_float(EXP_POLYNOMIAL[5])
-    p = (p * (r * r) + r) + splat_float(ONE)
-    return zero_below(p * power_of_two(to_ints(n)), x, low)
 
 
 # -------------------------------------------------------------------------------------------- embedding
@@ -160,15 +139,6 @@ def norm_row(op, x, padded, first, last, y):
     inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
     for at in range(4 * first, 4 * last, 64):
         store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
-
-
-@inlined
-def swiglu_row(op, x, first, last, y):
-    """y = silu(gate) · up, gate and up being the halves of x. Lanes beyond the end hold anything finite."""
-    up, one, zero = x + 4 * get_i64(op + 8 * Q_COLUMNS), splat_float(ONE), splat_float(ZERO)
-    for at in range(4 * first, 4 * last, 64):
-        gate = load_floats(x + at)
-        store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(up + at))
 
 
 @kernel
@@ -288,8 +258,9 @@ def prepare_row(op, x, token, first, last, scratch):
     if kind == NORM:
         norm_row(op, x, padded, first, last, scratch)
         x = scratch
-    elif kind == SWIGLU:
-        swiglu_row(op, x, first, last, scratch)
+    elif kind == GATED:
+        up = x + 4 * get_i64(op + 8 * Q_COLUMNS)
+        gate_row(get_i64(op + 8 * Q_ACT), x, up, first, last, scratch)
         x = scratch
     inverse = get_f32(get_i64(op + 8 * Q_FLOATS))
     if shares:

@@ -103,9 +103,10 @@ class Rows:
     """The float32 rows that are quantized, [m, stride / 4], and what is done to one first."""
 
     source: np.ndarray
-    kind: int = ops.PLAIN  # or NORM, or SWIGLU, whose rows are gate and up side by side
+    kind: int = ops.PLAIN  # or NORM, or GATED, whose rows are gate and up side by side
     epsilon: float = 0.0  # of a norm
     weight: np.ndarray | None = None  # float32 [k], of a norm
+    act: int = ops.SILU  # of a gate
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def quantize_record(
     weight = 0 if rows.weight is None else held(keep, rows.weight, np.float32, integers.columns)
     keep.append(rows.source)
     return record(
-        ops.QUANTIZE, Q_KIND=rows.kind, Q_IN=rows.source.ctypes.data, Q_IN_STRIDE=rows.source.strides[0],
-        Q_COLUMNS=k, Q_FLOATS=held(keep, floats, np.float32), Q_WEIGHT=weight,
+        ops.QUANTIZE, Q_KIND=rows.kind, Q_ACT=rows.act, Q_IN=rows.source.ctypes.data,
+        Q_IN_STRIDE=rows.source.strides[0], Q_COLUMNS=k, Q_WEIGHT=weight,
+        Q_FLOATS=held(keep, floats, np.float32),
         Q_LIMITS=held(keep, integers.limit, np.float32, integers.columns),
         Q_SHARES=held(keep, shares, np.float32, integers.columns) if by_token else 0,
         Q_OUT=digits.low_high, Q_SUMS=digits.sums, Q_STEPS=digits.steps,

@@ -191,7 +191,17 @@ def _blocks(x: np.ndarray, blocks: int, beyond: np.float32) -> np.ndarray:
     return padded.reshape(*x.shape[:-1], blocks, KV_BLOCK)
 
 
-def swiglu(gate_up: np.ndarray) -> np.ndarray:
-    """[m, 2·I] → [m, I]: silu(gate) · up."""
+# ---- activations
+def silu(x: np.ndarray) -> np.ndarray:
+    """x / (1 + e^−x)."""
+    y: np.ndarray = x / (np.float32(1) + exp(-x))
+    return y
+
+
+ACTS = {"silu": silu}
+
+
+def gated(gate_up: np.ndarray, act: str) -> np.ndarray:
+    """[m, 2·I] → [m, I]: act(gate) · up."""
     gate, up = np.split(gate_up, 2, axis=-1)
-    return (gate / (np.float32(1) + exp(-gate))) * up
+    return ACTS[act](gate) * up

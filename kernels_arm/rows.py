@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .acts import ZERO, gate_row
 from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import inlined, kernel
 from .ops import (
+    ROWS_ACT,
     ROWS_COLUMNS,
     ROWS_FLOATS,
     ROWS_IN,
@@ -20,7 +22,6 @@ from .ops import (
     ROWS_OUT_STRIDE,
     ROWS_WEIGHT,
 )  # fmt: skip
-from .pointwise import ONE, ZERO, exp16
 from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats
 
 
@@ -59,14 +60,13 @@ def run_norm_rows(op, first, last):
 
 @kernel
 def run_gate_rows(op, first, last):
-    """Tokens first … last: y = silu(gate) · up, gate and up being the halves of x."""
-    columns, one, zero = get_i64(op + 8 * ROWS_COLUMNS), splat_float(ONE), splat_float(ZERO)
+    """Tokens first … last: y = act(gate) · up, gate and up being the halves of x."""
+    columns, act = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_ACT)
+    end = (columns - 1) // 16 * 16  # where the lanes stand of which some may be none
     for token in range(first, last):
         gates, y = input_row(op, token), output_row(op, token)
-        for k in range(0, columns, 16):
-            gate = load_floats(gates + 4 * k)
-            up = load_floats(gates + 4 * (columns + k))
-            store_lanes(y, k, columns, (gate / (one + exp16(zero - gate))) * up)
+        gate_row(act, gates, gates + 4 * columns, 0, columns, y)
+        store_lanes(y, end, columns, load_floats(y + 4 * end))
 
 
 @kernel

@@ -8,7 +8,7 @@ A value of the graph becomes a buffer; fuse.py says which nodes become records t
     Heads → Rotate, Rotate → Append → Attend           ROTATE  ATTEND   (ROTATE8, ATTEND8: int8 state)
     FlatLinear (out) → Add                             QUANTIZE         PRODUCT(add)
     Norm → FlatLinear (gate, up)                       QUANTIZE(norm)   PRODUCT
-    Gated → FlatLinear (down) → Add                    QUANTIZE(swiglu) PRODUCT(add)
+    Gated → FlatLinear (down) → Add                    QUANTIZE(gated)  PRODUCT(add)
     Norm, Gated, Add elsewhere                         NORM_ROWS, GATE_ROWS, ADD_ROWS
 """
 

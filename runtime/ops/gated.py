@@ -18,7 +18,7 @@ from flatlm.runtime.lowering import Group, Lowering
 from flatlm.runtime.ops.function import Operation, Step
 
 NAME, TRAITS = "Gated", Traits()
-_SIGNATURE = Signature({"gate_up": None}, ("y",), {"act": Attr(str, ("silu",))})
+_SIGNATURE = Signature({"gate_up": None}, ("y",), {"act": Attr(str, tuple(ops.ACTS))})
 
 
 def signature(attrs: Mapping[str, Attribute]) -> Signature:
@@ -35,15 +35,21 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
 
 
 def numpy(graph: Graph, node: Node) -> Operation:
+    act = str(node.attrs["act"])
+
     def run(step: Step, gate_up: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (reference.swiglu(gate_up),)
+        return (reference.gated(gate_up, act),)
 
     return run
 
 
+def _act(node: Node) -> int:
+    return ops.ACTS[str(node.attrs["act"])]
+
+
 def rows_of(lowering: Lowering, node: Node) -> Rows:
     """The activation as a part of a quantization."""
-    return Rows(lowering.array(node.inputs[0]), ops.SWIGLU)
+    return Rows(lowering.array(node.inputs[0]), ops.GATED, act=_act(node))
 
 
 def lower(lowering: Lowering, group: Group) -> None:
@@ -53,5 +59,5 @@ def lower(lowering: Lowering, group: Group) -> None:
     x, out = lowering.array(node.inputs[0]), lowering.rows(node.outputs[0], columns)
     lowering.add(node, record(
         ops.GATE_ROWS, ROWS_IN=x.ctypes.data, ROWS_IN_STRIDE=x.strides[0], ROWS_OUT=out.ctypes.data,
-        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns,
+        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_ACT=_act(node),
     ))  # fmt: skip
