@@ -84,10 +84,10 @@ def embedding(b: Builder) -> str:
     return b.emit("Embedding", "embedding", ("input_ids", weight))
 
 
-def norm(b: Builder, name: str, x: str, weight: str) -> str:
-    """Root-mean-square norm with the checkpoint's `<weight>.weight` [k]."""
-    constant = b.stack(f"{name}.weight", [f"{weight}.weight"], [(b.config.hidden_size,)])
-    return b.emit("Norm", name, (x, constant), epsilon=b.config.epsilon)
+def norm(b: Builder, name: str, x: str, weight: str, op: str = "Norm", k: int = 0) -> str:
+    """Root-mean-square norm with the checkpoint's `<weight>.weight` [k]; k: the hidden size unless given."""
+    constant = b.stack(f"{name}.weight", [f"{weight}.weight"], [(k or b.config.hidden_size,)])
+    return b.emit(op, name, (x, constant), epsilon=b.config.epsilon)
 
 
 def linear(
@@ -109,6 +109,8 @@ def attention(b: Builder, i: int, x: str, rotary: tuple[str, str], mixer: Attent
        │                                         ├─ k ─ rotate_k ─ append ─┘                         │
        │                                         └─ v ────────────────┘                              │
        └─────────────────────────────────────────────────────────────────────────────────────────────┘
+
+    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k.
     """
     at, hidden, size = f"layers.{i}.attention", b.config.hidden_size, mixer.head_size
     wide, narrow = mixer.num_heads * size, mixer.kv_num_heads * size
@@ -118,12 +120,20 @@ def attention(b: Builder, i: int, x: str, rotary: tuple[str, str], mixer: Attent
     q, k, v = (f"{at}.heads.{part}" for part in "qkv")
     sizes = {"num_heads": mixer.num_heads, "kv_num_heads": mixer.kv_num_heads, "head_size": size}
     b.emit("Heads", f"{at}.heads", (qkv,), (q, k, v), **sizes)
+    if mixer.qk_norm:
+        q, k = (
+            norm(b, f"{at}.{part}_norm", x, names.within(i, f"attention.{part}_norm"), "HeadNorm", size)
+            for part, x in (("q", q), ("k", k))
+        )
     q, k = (b.emit("Rotate", f"{at}.rotate_{part}", (x, *rotary)) for part, x in (("q", q), ("k", k)))
     past, present = (
         tuple(f"{name}.{i}.{part}" for part in ("key", "value")) for name in ("past_key_values", "present")
     )
     b.emit("Append", f"{at}.append", (k, v, *past), present, state="float32")
-    attended = b.emit("Attend", f"{at}.attend", (q, *present), scale=size**-0.5, state="float32")
+    options = {"window": mixer.window} if mixer.window else {}
+    attended = b.emit(
+        "Attend", f"{at}.attend", (q, *present), (), scale=size**-0.5, state="float32", **options
+    )
     out = [names.within(i, "attention.out")]
     return b.emit(
         "Add", f"{at}.add", (x, linear(b, f"{at}.out", attended, out, (hidden,), wide, mixer.out_bias))

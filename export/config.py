@@ -17,7 +17,7 @@ from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.settings import Settings
 
 _ROPE_TYPES = ("default", "llama3", "frequency_factors")
-_ACTS = {"silu": "silu", "swish": "silu"}  # hidden_act → the act of `Gated`
+SILU = {"silu": "silu", "swish": "silu"}  # hidden_act → the act of `Gated`
 _LARGEST_SIZE = 1 << 28  # of anything counted: products of a few stay far from what an integer holds
 _LARGEST_HEAD = 1 << 16
 _SLOWEST = 1e-6  # and 1e6: rope factors beyond are no model's, and no float32 overflows within
@@ -49,10 +49,13 @@ class DecoderConfig:
         return {key: str(getattr(self, key)) for key in keys.split()}
 
 
-def read_config(source: Source) -> DecoderConfig:
-    """Raises UnsupportedError with every feature flatlm lacks, SourceError for impossible values."""
+def read_config(source: Source, acts: Mapping[str, str], obeyed: frozenset[str]) -> DecoderConfig:
+    """`acts` and `obeyed` are what the architecture says (archs/).
+
+    Raises UnsupportedError with every feature flatlm lacks, SourceError for impossible values.
+    """
     config = source.config
-    if features := unsupported_features(config):
+    if features := unsupported_features(config, acts, obeyed):
         raise UnsupportedError(f"{source.name} cannot be exported: {'; '.join(features)}")
     heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     kv_heads = config.get("num_key_value_heads", int, heads, low=1)
@@ -73,32 +76,32 @@ def read_config(source: Source) -> DecoderConfig:
         kv_num_heads=kv_heads,
         head_size=head_size,
         context_length=context,
-        act=_ACTS[config.get("hidden_act", str, "silu")],
+        act=acts[config.get("hidden_act", str, "silu")],
         epsilon=config.get("rms_norm_eps", float, 1e-6, above=0, high=1),
         tied=_tied(source),
         inverse_frequency=inverse_frequency(_rope(config), head_size, context),
     )
 
 
-def unsupported_features(config: Settings) -> list[str]:
+def unsupported_features(config: Settings, acts: Mapping[str, str], obeyed: frozenset[str]) -> list[str]:
     """Each feature the config asks for that the blocks do not have, with its value."""
     found = []
-    if (act := config.get("hidden_act", str, "silu")) not in _ACTS:
-        found.append(f"hidden_act {act!r} (flatlm has silu)")
+    if (act := config.get("hidden_act", str, "silu")) not in acts:
+        found.append(f"hidden_act {act!r} (flatlm has {', '.join(acts)} in this architecture)")
     rope = _rope(config)
     if (kind := _rope_type(rope)) not in _ROPE_TYPES:
         found.append(f"rope_scaling type {kind!r} (flatlm has default and llama3)")
     if (share := rope.get("partial_rotary_factor", float, 1.0)) != 1.0:
         found.append(f"partial_rotary_factor {share}")
     found += [f"rope parameters of their own for {key}" for key in rope if isinstance(rope[key], dict)]
-    if window := _window(config):
+    if "sliding_window" not in obeyed and (window := _window(config)):
         found.append(f"sliding_window of {window} tokens")
     others = {*config.each("layer_types", str)} - {"full_attention", "sliding_attention"}
     found += [f"layers of type {kind}" for kind in sorted(others)]
     found += [
         f"mixture of experts ({key} {config[key]!r:.60})" for key in _EXPERT_KEYS if config.values.get(key)
     ]
-    return found + refused(config.values)
+    return found + refused(config.values, obeyed)
 
 
 def inverse_frequency(rope: Settings, head_size: int, context: int) -> np.ndarray:

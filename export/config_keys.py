@@ -18,11 +18,12 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Read by export/config.py, archs/ and sources/, which refuse the values that the blocks cannot do.
+# Read by export/config.py and sources/, which refuse the values that the blocks cannot do. What an
+# architecture reads beyond these it says itself (archs/).
 OBEYED = words("""
     model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings hidden_act
-    attention_bias mlp_bias rope_theta rope_scaling rope_parameters partial_rotary_factor
+    rope_theta rope_scaling rope_parameters partial_rotary_factor
     original_max_position_embeddings sliding_window use_sliding_window max_window_layers layer_types
     num_experts num_local_experts n_routed_experts quantization_config
 """)
@@ -53,12 +54,15 @@ _FACTOR = re.compile(r"multiplier|(^|_)scal(e|ed|ing|ar)(_|$)")
 _TRAINING = re.compile(r"loss|grad|train|lora|init|optim|router")
 
 
-def refused(config: Mapping[str, Any]) -> list[str]:
-    """Each key, with its value, that would change what is computed and that flatlm does not obey."""
+def refused(config: Mapping[str, Any], obeyed: frozenset[str]) -> list[str]:
+    """Each key, with its value, that would change what is computed and that flatlm does not obey.
+
+    `obeyed`: those that the architecture does, beyond OBEYED.
+    """
     return [
         f"{key} {value!r:.60}"
         for key, value in config.items()
-        if key not in OBEYED and key not in HARMLESS and not _is_neutral(key, value)
+        if key not in OBEYED | obeyed | HARMLESS and not _is_neutral(key, value)
     ]
 
 

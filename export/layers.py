@@ -17,6 +17,8 @@ class Attention:
     head_size: int
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False  # of each head of queries and of keys, before they are rotated
+    window: int = 0  # tokens that a query sees, its own included; 0: all before it
 
 
 @dataclass(frozen=True, slots=True)

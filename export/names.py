@@ -18,6 +18,8 @@ _LAYER = {
     "attention.q": ("self_attn.q_proj", "attn_q"),
     "attention.k": ("self_attn.k_proj", "attn_k"),
     "attention.v": ("self_attn.v_proj", "attn_v"),
+    "attention.q_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "attention.k_norm": ("self_attn.k_norm", "attn_k_norm"),
     "attention.out": ("self_attn.o_proj", "attn_output"),
     "mlp.norm": ("post_attention_layernorm", "ffn_norm"),
     "mlp.gate": ("mlp.gate_proj", "ffn_gate"),

@@ -19,7 +19,7 @@ FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 
 @cache
 def model(kind: tuple[str, ...]) -> Graph:
-    return quantized_graph(0, *kind[:2], norms="norms" in kind)
+    return quantized_graph(0, *kind)
 
 
 def mutant(rng: np.random.Generator) -> tuple[Graph, str]:

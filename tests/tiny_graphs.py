@@ -9,17 +9,19 @@ from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
+OPTIONS = {"norms"}
 
 
-def quantized_graph(
-    seed: int = 0, kv: str = "float32", activations: str = "static", *, norms: bool = False
-) -> Graph:
+def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "static", *options: str) -> Graph:
     """A decoder of two layers; embedding and head share one weight. kv: the cache, float32 or int8.
 
-    activations: "static", or "token": a step per token but in the second layer. norms: more of them, of the
-    embedding, of activations and of what each block adds, which no product can take in.
+    activations: "static", or "token": a step per token but in the second layer. Options:
+
+        norms       more of them, of the embedding, of activations and of what each block adds, which no
+                    product can take in
     """
-    return _Maker(np.random.default_rng(seed), kv, activations == "token", norms).decoder()
+    assert {*options} <= OPTIONS
+    return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -48,8 +50,8 @@ def flattening(
 
 
 class _Maker:
-    def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, norms: bool) -> None:
-        self.rng, self.kv, self.by_token, self.norms, self.graph = rng, kv, by_token, norms, Graph()
+    def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, options: set[str]) -> None:
+        self.rng, self.kv, self.by_token, self.options, self.graph = rng, kv, by_token, options, Graph()
 
     def decoder(self) -> Graph:
         graph = self.graph
@@ -114,7 +116,7 @@ class _Maker:
 
     def normed(self, x: str, columns: int = HIDDEN) -> str:
         """One of the additional norms."""
-        return self.norm(f"{x}.norm", x, columns) if self.norms else x
+        return self.norm(f"{x}.norm", x, columns) if "norms" in self.options else x
 
     def weight(self, name: str, rows: int, columns: int, bits: int) -> None:
         integers = matrix(self.rng, rows, columns, bits, excess=rows // 8 if bits == 4 else 0)

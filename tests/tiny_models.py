@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class TinyShape:
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
     outliers: int = 0  # channels of every norm that are 20 times the others, as in real models
+    config: Mapping[str, Any] = field(default_factory=dict)  # more of config.json
     dtype: str = "float32"  # float32, float16, bfloat16
     shards: int = 1
     seed: int = 0
@@ -90,7 +91,7 @@ def tiny_config(s: TinyShape) -> dict[str, Any]:
     }
     if s.architecture == "llama":
         config |= {"attention_bias": s.attention_bias, "mlp_bias": s.mlp_bias}
-    return config
+    return config | dict(s.config)
 
 
 def tiny_weights(s: TinyShape) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
 """Architectures: one file each, named after the `model_type` of config.json.
 
 It says in `layers(config, settings)` which layers the model has; `settings` are all that config.json holds.
+OBEYED are the keys that it reads beyond those of all decoders, ACTS the values of hidden_act that it has, as
+acts of `Gated`.
 """
 
 from __future__ import annotations
@@ -34,5 +36,5 @@ def build_graph(source: Source) -> Graph:
             f"{source.name}: architecture {model_type!r} is not supported; flatlm knows {known}"
         )
     architecture = importlib.import_module(f"{__name__}.{model_type}")
-    config = read_config(source)
+    config = read_config(source, architecture.ACTS, architecture.OBEYED)
     return decoder(source, config, architecture.layers(config, source.config))

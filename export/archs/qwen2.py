@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from flatlm.export.config import DecoderConfig
+from flatlm.export.config import SILU, DecoderConfig
+from flatlm.export.config_keys import words
 from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.runtime.settings import Settings
+
+ACTS, OBEYED = SILU, words("")
 
 
 def layers(c: DecoderConfig, settings: Settings) -> list[Layer]:

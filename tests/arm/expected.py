@@ -29,8 +29,8 @@ def tokens(seed: int) -> np.ndarray:
 
 
 def graph_of(model: tuple) -> Graph:
-    """Of a seed, a cache, activations and, it may be, "norms"."""
-    return quantized_graph(*model[:3], norms="norms" in model[3:])
+    """Of a seed, a cache, activations and options."""
+    return quantized_graph(*model)
 
 
 def native_logits(graph: Graph, ids: np.ndarray, cuts: tuple[int, ...], threads: int) -> np.ndarray:
