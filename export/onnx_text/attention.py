@@ -10,11 +10,13 @@ Legend: B batch, T tokens of a call, t keys, h heads, g key/value heads, d head 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flatlm.kernels_arm import reference
 
 from .exp import exp
 from .head_integers import CONSTANTS, floats, quantized
-from .mask import MASK
+from .mask import mask
 
 _SIZES = """
     first_axis = Constant <value_ints = [0]> ()
@@ -27,9 +29,9 @@ _SIZES = """
     d_1 = Shape <start = 3, end = 4> (q)
 """
 
-FLOAT = f"""<scale, state> (q, present_key, present_value) => (y) {{
-{_SIZES}
-{MASK}
+_FLOAT = "(q, present_key, present_value) => (y)"
+
+_FLOAT_NODES = f"""
     group_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
     grouped_q = Reshape (q, group_shape)
     keys = Transpose <perm = [0, 1, 3, 2]> (present_key)
@@ -61,14 +63,13 @@ FLOAT = f"""<scale, state> (q, present_key, present_value) => (y) {{
     out_tokens = Transpose <perm = [0, 2, 1, 3]> (out_heads)
     flat_shape = Concat <axis = 0> (keep_2, infer)
     y = Reshape (out_tokens, flat_shape)
-}}"""
+"""
 
-INT8 = f"""<scale, state>
-    (q, present_key, present_key_scale, present_value, present_value_scale) => (y) {{
-{_SIZES}
+_INT8 = "(q, present_key, present_key_scale, present_value, present_value_scale) => (y)"
+
+_INT8_NODES = f"""
 {floats(*CONSTANTS)}
 {quantized("q")}
-{MASK}
     row_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
     one_column = Concat <axis = 0> (keep_1, g_1, infer, one)
     rows = Reshape (q_integers, row_shape)
@@ -150,4 +151,10 @@ INT8 = f"""<scale, state>
     out_tokens = Transpose <perm = [0, 2, 1, 3]> (out_heads)
     flat_shape = Concat <axis = 0> (keep_2, infer)
     y = Reshape (out_tokens, flat_shape)
-}}"""
+"""
+
+
+def body(int8: bool, options: Sequence[str] = (), allowed: str = "") -> str:
+    """Of a node over a float32 or int8 cache that has these optional attributes; `allowed` as of `mask`."""
+    head, nodes = (_INT8, _INT8_NODES) if int8 else (_FLOAT, _FLOAT_NODES)
+    return f"<{', '.join(('scale', 'state', *options))}> {head} {{{_SIZES}{mask(allowed)}{nodes}}}"

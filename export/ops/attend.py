@@ -83,7 +83,7 @@ def backward(graph: Graph, node: Node, env: Env, y: np.ndarray) -> tuple[np.ndar
 
 
 def body(node: Node) -> str:
-    return attention.INT8 if is_int8(node) else attention.FLOAT
+    return attention.body(is_int8(node))
 
 
 def origin(graph: Graph, node: Node, channels: Channels) -> Channels:
