@@ -20,6 +20,7 @@ from .ops import (
     ATTEND8,
     EMBED,
     GATE_ROWS,
+    HEAD_NORM,
     NORM_ROWS,
     P_LAST,
     PRODUCT,
@@ -46,7 +47,7 @@ from .ops import (
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .product import product_bytes, product_items, run_product
-from .rows import run_add_rows, run_gate_rows, run_norm_rows
+from .rows import run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -127,6 +128,8 @@ def run_chunk(op, step, first, last, scratch):
         run_gate_rows(op, first, last)
     elif code == ADD_ROWS:
         run_add_rows(op, first, last)
+    elif code == HEAD_NORM:
+        run_head_norm(op, first, last)
     elif code == ROTATE8:
         run_rotate8(op, step, first, last, scratch)
     elif code == EMBED:

@@ -14,9 +14,11 @@ FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
+HEAD_NORM = 11
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
+    HEAD_NORM: "norm",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
@@ -65,7 +67,8 @@ I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_
 # float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its gate
 # times its other half (2 · COLUMNS wide), or its sum with OTHER
 ROWS_IN, ROWS_IN_STRIDE, ROWS_OUT, ROWS_OUT_STRIDE, ROWS_COLUMNS, ROWS_FLOATS, ROWS_WEIGHT = range(1, 8)
-ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT = range(8, 11)
+ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS = range(8, 12)
+# HEAD_NORM: HEADS of COLUMNS side by side in IN, each becomes its norm in place
 # ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
 
 # how sparse excess is gathered (excess.py): addresses and counts

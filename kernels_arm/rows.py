@@ -8,12 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from .acts import ZERO, gate_row
-from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
+from .doubles import (
+    add_squares,
+    high_doubles,
+    load_doubles,
+    low_doubles,
+    no_doubles,
+    sqrt_f64,
+    sum_doubles,
+)
 from .jit import inlined, kernel
 from .ops import (
     ROWS_ACT,
     ROWS_COLUMNS,
     ROWS_FLOATS,
+    ROWS_HEADS,
     ROWS_IN,
     ROWS_IN_STRIDE,
     ROWS_OTHER,
@@ -22,7 +31,7 @@ from .ops import (
     ROWS_OUT_STRIDE,
     ROWS_WEIGHT,
 )  # fmt: skip
-from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats
+from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats, store_floats_part
 
 
 @inlined
@@ -56,6 +65,25 @@ def run_norm_rows(op, first, last):
         inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats)))))
         for k in range(0, columns, 16):
             store_floats(y + 4 * k, (load_floats(y + 4 * k) * inverse) * load_floats(weight + 4 * k))
+
+
+@kernel
+def run_head_norm(op, first, last):
+    """Tokens first … last: each head becomes its norm, as `reference.norm` over its columns, in place."""
+    size, floats = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_FLOATS)
+    heads, weight = get_i64(op + 8 * ROWS_HEADS), get_i64(op + 8 * ROWS_WEIGHT)
+    for token in range(first, last):
+        for head in range(heads):
+            x, squares = input_row(op, token) + 4 * size * head, no_doubles()
+            for k in range(0, size, 16):
+                lanes = keep_first(load_floats(x + 4 * k), size - k, splat_float(ZERO))
+                squares = add_squares(squares, low_doubles(lanes))
+                squares = add_squares(squares, high_doubles(lanes))
+            mean = sum_doubles(squares) / np.float64(get_f32(floats + 4))
+            inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats)))))
+            for k in range(0, size, 16):
+                y = (load_floats(x + 4 * k) * inverse) * load_floats(weight + 4 * k)
+                store_floats_part(x + 4 * k, y, size - k)
 
 
 @kernel

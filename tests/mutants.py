@@ -13,6 +13,8 @@ from tests.tiny_graphs import quantized_graph
 MODELS = [
     *((kv, activations) for activations in ("static", "token") for kv in ("float32", "int8")),
     ("float32", "token", "norms"),
+    ("float32", "static", "qk_norm"),
+    ("int8", "token", "qk_norm"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 

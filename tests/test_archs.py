@@ -32,6 +32,7 @@ SHAPES = {
     "llama_biases": {"attention_bias": True, "mlp_bias": True, "heads": 5, "kv_heads": 5, "head_size": 12},
     "llama_llama3_rope": {"rope_scaling": LLAMA3},
     "qwen2_odd": {"architecture": "qwen2", "vocab_size": 333},
+    "qwen3": {"architecture": "qwen3", "heads": 6, "kv_heads": 2, "head_size": 14},
     "qwen2_untied": {"architecture": "qwen2", "tied": False, "heads": 6, "kv_heads": 2, "head_size": 10},
 }
 
@@ -83,6 +84,7 @@ OPS = {
     "RotaryTable": lambda p, f: (np.cos(p[..., None] * f), np.sin(p[..., None] * f)),
     "Embedding": lambda ids, weight: weight[ids],
     "Norm": norm,
+    "HeadNorm": norm,
     "Linear": lambda x, weight, bias: x @ weight.T + bias,
     "Heads": heads,
     "Rotate": rotate,
@@ -332,4 +334,4 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
 
 
 def test_architectures_are_the_files_of_the_folder():
-    assert architectures() == ["llama", "qwen2"]
+    assert architectures() == ["llama", "qwen2", "qwen3"]

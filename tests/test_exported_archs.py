@@ -22,6 +22,7 @@ from tests.tiny_models import tiny_model
 SHAPES = {
     "llama": {},
     "qwen2": {"architecture": "qwen2", "heads": 4, "kv_heads": 2},
+    "qwen3": {"architecture": "qwen3", "heads": 4, "kv_heads": 2},
 }
 TOKENS = 40
 CUTS = ([40], [1] * 40, [33, 7], [5, 19, 16], [8] * 5)

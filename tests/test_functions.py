@@ -263,7 +263,8 @@ def test_norm_gated_embedding_and_linear_follow_their_formulas():
 
 @pytest.mark.parametrize("kv", ["float32", "int8"])
 def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
-    nodes = [*quantized_graph(0, kv).nodes, *quantized_graph(0, kv, "token").nodes, *float_graph().nodes]
+    nodes = [*quantized_graph(0, kv, "static", "qk_norm").nodes, *quantized_graph(0, kv, "token").nodes]
+    nodes += float_graph().nodes
     for node in (node for node in nodes if node.op != "Add"):
         called, body = signature(node), ops.of(node.op).body(node)
         made = function(node.op, body)
@@ -274,7 +275,16 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
     assert {node.op for node in nodes} == set(OPS)
 
 
-@pytest.mark.parametrize("model", [("int8", "static"), ("float32", "token")], ids="-".join)
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("int8", "static"),
+        ("float32", "token"),
+        ("float32", "static", "qk_norm"),
+        ("int8", "token", "qk_norm"),
+    ],
+    ids="-".join,
+)
 def test_a_whole_model_gives_numpys_bits_in_onnxruntime(tmp_path, model):
     graph = quantized_graph(0, *model)
     write_onnx(graph, tmp_path)

@@ -12,8 +12,9 @@ from flatlm.runtime.format.graph import Tensor
 from tests.test_passes import float_graph, random_tokens
 
 
-def test_gradients_are_those_of_finite_differences():
-    graph = float_graph()
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=str)
+def test_gradients_are_those_of_finite_differences(options):
+    graph = float_graph(**options)
     nodes = graph.nodes
     env = execute.chunks(random_tokens(14).reshape(2, 7))[0]
     execute.run(execute.prepare(graph, nodes), env)

@@ -19,7 +19,13 @@ from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 CUTS = [[24], [1] * 24, [5, 19], [3, 7, 2, 12], [16, 8], [17, 7], [2] * 12, [4] * 6, [8] * 3]
 
 
-MODELS = [("float32", "static"), ("int8", "static"), ("float32", "token")]  # cache, activations
+MODELS = [  # cache, activations, options
+    ("float32", "static"),
+    ("int8", "static"),
+    ("float32", "token"),
+    ("float32", "static", "qk_norm"),
+    ("int8", "token", "qk_norm"),
+]
 
 
 @pytest.fixture(scope="module", params=MODELS, ids="-".join)
@@ -194,7 +200,9 @@ def test_the_time_of_a_step_is_shared_among_its_operations(artifact):
     times = per_op.measure(backend, 1)
     assert sum(op.count for op in times) == len(backend.plan.ops)
     assert all(op.seconds > 0 for op in times)
-    assert {op.name.split()[0] for op in times} == {"embed", "quantize", "product", "rotate", "attend"}
+    norms = {"norm"} if any(node.op == "HeadNorm" for node in artifact.graph.nodes) else set()
+    names = {op.name.split()[0] for op in times}
+    assert names == {"embed", "quantize", "product", "rotate", "attend"} | norms
     head = next(op for op in times if op.name == "product head")
     assert head.multiplications >= backend.vocab
     assert "product head" in per_op.table(times, Limits(2, 1e9, 1e9))

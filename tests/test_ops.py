@@ -17,7 +17,7 @@ from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.ops import OPS
 from tests.test_passes import float_graph, random_tokens
 
-FLOAT = {node.op for node in float_graph().nodes}
+FLOAT = {node.op for node in float_graph(qk_norm=True).nodes}
 OF_IDS = {"Embedding", "RotaryTable"}  # read ids and positions: nothing is differentiated by those
 
 
@@ -47,7 +47,7 @@ def test_a_function_that_nobody_wrote_is_named():
 
 
 def test_a_function_has_as_many_parameters_as_its_weight():
-    graph = float_graph()
+    graph = float_graph(qk_norm=True)
     for node in graph.nodes:
         if parameters := ops.of(node.op).parameters:
             assert parameters(graph, node) == graph.array(node.inputs[1]).size
@@ -97,7 +97,7 @@ def test_bodies_that_differ_are_overloads_and_equal_ones_are_shared(tmp_path, mo
     def odd(node: Node) -> bool:
         return node.name.endswith("mlp.norm")
 
-    graph = float_graph()
+    graph = float_graph(qk_norm=True)
     write_onnx(graph, tmp_path)
     monkeypatch.setitem(ops._FUNCTIONS, "Norm", dataclasses.replace(norm, body=body))
     bodies = Bodies(graph.nodes)

@@ -26,7 +26,7 @@ from flatlm.runtime.ops import named
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
 
 
-def float_graph(seed: int = 0, tied: bool = True) -> Graph:
+def float_graph(seed: int = 0, tied: bool = True, *, qk_norm: bool = False) -> Graph:
     """A decoder in the float functions, with odd sizes, and a few channels and weights far too large."""
     rng = np.random.default_rng(seed)
     graph = Graph(inputs=["input_ids", "position_ids"], outputs=["logits"])
@@ -43,6 +43,10 @@ def float_graph(seed: int = 0, tied: bool = True) -> Graph:
     def norm(name: str, x: str) -> str:
         weight = rng.uniform(0.5, 1.5, HIDDEN) * np.where(np.arange(HIDDEN) == 3, 9, 1)
         return node("Norm", name, x, constant(f"{name}.weight", weight), epsilon=1e-5)
+
+    def head_norm(name: str, x: str) -> str:
+        weight = constant(f"{name}.weight", rng.uniform(0.5, 1.5, SIZE))
+        return node("HeadNorm", name, x, weight, epsilon=1e-5)
 
     def linear(name: str, x: str, n: int, k: int) -> str:
         weight = rng.normal(size=(n, k)) / np.sqrt(k)
@@ -66,7 +70,9 @@ def float_graph(seed: int = 0, tied: bool = True) -> Graph:
         q, k, v = (f"{at}.heads.{part}" for part in "qkv")
         shape = {"num_heads": HEADS, "kv_num_heads": GROUPS, "head_size": SIZE}
         node("Heads", f"{at}.heads", qkv, outputs=(q, k, v), **shape)
-        q, k = (node("Rotate", f"{at}.rotate_{x[-1]}", x, *rotary) for x in (q, k))
+        if qk_norm:
+            q, k = (head_norm(f"{at}.{x[-1]}_norm", x) for x in (q, k))
+        q, k = (node("Rotate", f"{at}.rotate_{part}", x, *rotary) for part, x in (("q", q), ("k", k)))
         present, state = (f"present.{i}.key", f"present.{i}.value"), {"state": "float32"}
         node("Append", f"{at}.append", k, v, *past, outputs=present, **state)
         graph.outputs += present
@@ -171,8 +177,9 @@ def test_fused_tensors_each_have_their_own_step():
 
 
 # ---- smooth and split
-def test_smoothing_leaves_the_float_function_unchanged():
-    graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=str)
+def test_smoothing_leaves_the_float_function_unchanged(options):
+    graph, tokens = float_graph(**options), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
     rng = np.random.default_rng(3)
     folds = smooth.folds(graph)

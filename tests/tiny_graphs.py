@@ -9,7 +9,7 @@ from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
-OPTIONS = {"norms"}
+OPTIONS = {"norms", "qk_norm"}
 
 
 def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "static", *options: str) -> Graph:
@@ -19,6 +19,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
 
         norms       more of them, of the embedding, of activations and of what each block adds, which no
                     product can take in
+        qk_norm     a norm of each head of queries and of keys
     """
     assert {*options} <= OPTIONS
     return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
@@ -101,6 +102,7 @@ class _Maker:
         sizes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "head_size": HEAD_SIZE}
         q, k, v = (f"{at}.heads.{part}" for part in "qkv")
         self.graph.nodes.append(Node("Heads", (qkv,), (q, k, v), sizes, f"{at}.heads"))
+        q, k = (self.head_norm(x) for x in (q, k))
         q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
         state = {"state": self.kv}
         self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
@@ -113,6 +115,13 @@ class _Maker:
     def norm(self, name: str, x: str, columns: int = HIDDEN) -> str:
         self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(columns, np.float32) + 0.5)
         return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5)
+
+    def head_norm(self, x: str) -> str:
+        if "qk_norm" not in self.options:
+            return x
+        name = x.replace("heads.", "norm_")
+        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(HEAD_SIZE, np.float32) + 0.5)
+        return self.node("HeadNorm", name, x, f"{name}.weight", epsilon=1e-5)
 
     def normed(self, x: str, columns: int = HIDDEN) -> str:
         """One of the additional norms."""

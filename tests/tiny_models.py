@@ -67,9 +67,7 @@ def tiny_model(folder: Path, **shape: Any) -> Path:
 
 def tiny_config(s: TinyShape) -> dict[str, Any]:
     config = {
-        "architectures": [
-            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}.get(s.architecture, "Other")
-        ],
+        "architectures": [f"{s.architecture.capitalize()}ForCausalLM"],
         "model_type": s.architecture,
         "vocab_size": s.vocab_size,
         "hidden_size": s.hidden_size,
@@ -125,6 +123,9 @@ def tiny_weights(s: TinyShape) -> dict[str, np.ndarray]:
                 weights[f"model.layers.{i}.{name}.bias"] = matrix(1, n)[0]
         weights[f"model.layers.{i}.input_layernorm.weight"] = norm()
         weights[f"model.layers.{i}.post_attention_layernorm.weight"] = norm()
+        for part in ("q_norm", "k_norm") if s.architecture == "qwen3" else ():
+            weight = 1 + 0.3 * rng.standard_normal(s.head_size)
+            weights[f"model.layers.{i}.self_attn.{part}.weight"] = weight.astype(np.float32)
     weights["model.norm.weight"] = norm()
     if not s.tied:
         weights["lm_head.weight"] = matrix(s.vocab_size, s.hidden_size) * 4

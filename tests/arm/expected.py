@@ -19,6 +19,8 @@ MODELS = (
     *((seed, kv, "static") for kv in ("float32", "int8") for seed in (0, 1)),
     *((seed, kv, "token") for seed, kv in ((2, "float32"), (3, "int8"))),
     (4, "int8", "static", "norms"),
+    (5, "float32", "token", "qk_norm"),
+    (6, "int8", "static", "qk_norm"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
