@@ -5,7 +5,8 @@ a score is a running sum over the head; values are stored row by row, so the out
 keys. Both sums are float64 (see `reference`). Up to 8 query rows (heads of a group, of one token or several)
 share every load.
 
-    rows of one call:   (token, head) pairs of one K/V group; row i sees keys 0 … visible[i] − 1
+    rows of one call:   (token, head) pairs of one K/V group; row i sees keys 0 … visible[i] − 1, of a window
+                        the last of those; blocks that no row sees are passed over
     scratch:            query float64 [d, rows], sums float32 [8], tile float32 [8, 16],
                         weights float64 [blocks, rows, 16], scores float32 [blocks, rows, 16]
 """
@@ -43,6 +44,7 @@ from .ops import (
     A_SIZE,
     A_STRIDE,
     A_VALUES,
+    A_WINDOW,
     ATTEND_ROWS,
     STEP_SPANS,
 )  # fmt: skip
@@ -199,6 +201,14 @@ def softmax_row(scores, weights, rows, visible, blocks, scale):
 
 
 @kernel
+def hide_first(scores, rows, hidden):
+    """−∞ for the first `hidden` keys of a row's scores."""
+    for block in range((hidden + 15) // 16):
+        at = scores + 64 * rows * block
+        store_floats(at, keep_first(splat_float(MINUS_INFINITY), hidden - 16 * block, load_floats(at)))
+
+
+@kernel
 def gather_query(op, group, row, rows, token, query):
     """The rows' queries side by side, as float64 [d, rows]."""
     heads, groups, size = get_i64(op + 8 * A_HEADS), get_i64(op + 8 * A_GROUPS), get_i64(op + 8 * A_SIZE)
@@ -219,17 +229,22 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
     tile = sums + 64
     weights = tile + 64 * ATTEND_ROWS
     scores = weights + 8 * ATTEND_ROWS * context
-    cached = groups * slot + group
-    count = past + token + (row + rows - 1) // share + 1
+    cached, window = groups * slot + group, get_i64(op + 8 * A_WINDOW)
+    # the first position of the first block that a row sees: what follows counts from there
+    start = max(0, past + token + row // share + 1 - window) // 16 * 16 if window else 0
+    count = past + token + (row + rows - 1) // share + 1 - start
     blocks = (count + 15) // 16
     gather_query(op, group, row, rows, token, scratch)
-    scores_of(rows, scratch, get_i64(op + 8 * A_KEYS) + 4 * size * context * cached, blocks, size, scores)
+    keys = get_i64(op + 8 * A_KEYS) + 4 * size * (context * cached + start)
+    scores_of(rows, scratch, keys, blocks, size, scores)
     scale = get_f32(get_i64(op + 8 * A_FLOATS))
     for r in range(rows):
-        visible = past + token + (row + r) // share + 1
+        visible = past + token + (row + r) // share + 1 - start
+        if 0 < window < visible:
+            hide_first(scores + 64 * r, rows, visible - window)
         inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, scale)
         set_f32(sums + 4 * r, inverse)
-    values = get_i64(op + 8 * A_VALUES) + 4 * width * context * cached
+    values = get_i64(op + 8 * A_VALUES) + 4 * width * (context * cached + start)
     for lane in range(0, size, 16):
         values_of(rows, weights, values + 4 * lane, count, width, tile)
         for r in range(rows):

@@ -3,7 +3,8 @@
 Both products are panels of 16 outputs as in product.py: 16 keys times the d elements of a query, and 16
 elements of the values times the weights of 256 positions, which are two int8 digits (128 · high + low).
 Positions are cut into blocks of 256, each with a maximum, a sum of weights and a step of its own; a row's
-blocks are joined at the end. So no result depends on who computed which block.
+blocks are joined at the end. So no result depends on who computed which block. Of a window, blocks that no
+row sees are passed over: their share would be 0.
 
     keys     int8 [slot, g, context/16, d/4, 16, 4]        scales float32 [slot, g, context]
     values   int8 [slot, g, context/256, d/16, 64, 16, 4]  scales float32 [slot, g, context]
@@ -40,6 +41,7 @@ from .ops import (
     I_SIZE,
     I_VALUE_SCALES,
     I_VALUES,
+    I_WINDOW,
     KV_BLOCK,
     STEP_SPANS,
 )  # fmt: skip
@@ -149,6 +151,18 @@ def score_row(scores, count, visible, key_scales, factor, shift):
 
 
 @kernel
+def hide_first(scores, count, hidden):
+    """−∞ for the first `hidden` scores of a row; returns the largest of the others, at least LOWEST."""
+    largest = splat_float(LOWEST)
+    for group in range(count):
+        at = scores + SCORE_STRIDE * group
+        s = keep_first(splat_float(MINUS_INFINITY), hidden - 16 * group, load_floats(at))
+        store_floats(at, s)
+        largest = greater(s, largest)
+    return max_floats(largest)
+
+
+@kernel
 def weigh_row(scores, count, largest, value_scales, part):
     """Scores → weights times the values' scales, in place; returns the largest of them."""
     top, total, shift = splat_float(FLOOR), splat_int(np.int32(0)), splat_float(largest)
@@ -201,7 +215,7 @@ def attend_block(op, slot, group, row, rows, token, past, block, parts, part_str
     """The parts of `rows` query rows in one block; the rows' digits stand in the scratch."""
     width, context = padded_size(op), get_i64(op + 8 * I_CONTEXT)
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
-    start = block * KV_BLOCK
+    start, window = block * KV_BLOCK, get_i64(op + 8 * I_WINDOW)
     digits = scratch + DIGIT_ROWS * width
     scores = digits + DIGIT_ROWS * KV_BLOCK
     sums = scores + SCORE_STRIDE * (KV_BLOCK // 16)
@@ -219,6 +233,8 @@ def attend_block(op, slot, group, row, rows, token, past, block, parts, part_str
         part, s = parts + part_stride * r + 4 * width, scores + 64 * r
         shift = np.int32(get_i32(x + 4) * int8_offset())
         largest = score_row(s, count, visible, get_i64(op + 8 * I_KEY_SCALES) + scales, get_f32(x), shift)
+        if 0 < window < visible:
+            largest = hide_first(scores + 64 * r, count, visible - window)
         set_f32(part, largest)
         top = weigh_row(s, count, largest, get_i64(op + 8 * I_VALUE_SCALES) + scales, part + 4)
         first, tile = tile_around(r, 2 * rows)
@@ -274,11 +290,25 @@ def blocks_seen(span):
     return (past_of(span) + first_row(span) + row_count(span) + KV_BLOCK - 1) // KV_BLOCK
 
 
+@inlined
+def first_block(op, position):
+    """The first block that a query at `position` sees."""
+    window = get_i64(op + 8 * I_WINDOW)
+    return max(0, position + 1 - window) // KV_BLOCK if window else 0
+
+
+@kernel
+def blocks_of(op, span):
+    """The first block that a row of the span sees, and how many there are from there on."""
+    first = first_block(op, past_of(span) + first_row(span))
+    return first, blocks_seen(span) - first
+
+
 @kernel
 def attend8_items(op, step):
     """Of one span: K/V groups × blocks, so that all threads have work. Of many: groups × spans."""
     groups, spans = get_i64(op + 8 * I_GROUPS), get_i64(step + 8 * STEP_SPANS)
-    return groups * (blocks_seen(span_of(step, 0)) if spans == 1 else spans)
+    return groups * (blocks_of(op, span_of(step, 0))[1] if spans == 1 else spans)
 
 
 @kernel
@@ -286,7 +316,8 @@ def attend_few(op, step, item, scratch):
     """One block for all rows of a group. Who finishes a group's last block joins its rows."""
     span, width = span_of(step, 0), padded_size(op)
     tokens, slot, past = row_count(span), slot_of(span), past_of(span)
-    blocks, most = blocks_seen(span), get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
+    before, blocks = blocks_of(op, span)
+    most = get_i64(op + 8 * I_CONTEXT) // KV_BLOCK
     group, block = item // blocks, item % blocks
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
     stride = part_bytes(width) * most
@@ -295,7 +326,7 @@ def attend_few(op, step, item, scratch):
         rows = min(tokens * share - row, full_rows())
         gather_queries(op, group, row, rows, 0, scratch)
         at = parts + stride * row + part_bytes(width) * block
-        attend_block(op, slot, group, row, rows, 0, past, block, at, stride, scratch)
+        attend_block(op, slot, group, row, rows, 0, past, before + block, at, stride, scratch)
     counter = get_i64(op + 8 * I_COUNTERS) + 64 * group
     if atomic_add(counter, 1) == blocks - 1:
         atomic_store(counter, 0)
@@ -321,11 +352,12 @@ def attend_many(op, step, item, scratch):
     left, row = row_count(span) * share, 0
     while left > 0:
         rows = min(left, full_rows())
-        blocks = (past + token + (row + rows - 1) // share) // KV_BLOCK + 1
+        before = first_block(op, past + token + row // share)
+        blocks = (past + token + (row + rows - 1) // share) // KV_BLOCK + 1 - before
         gather_queries(op, group, row, rows, token, scratch)
         for block in range(blocks):
             at = parts + part_bytes(width) * block
-            attend_block(op, slot, group, row, rows, token, past, block, at, stride, scratch)
+            attend_block(op, slot, group, row, rows, token, past, before + block, at, stride, scratch)
         for r in range(rows):
             join_row(op, group, row + r, token, parts + stride * r, part_bytes(width), blocks, scratch)
         row += rows

@@ -55,12 +55,15 @@ R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CO
 A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = (
     range(1, 12)
 )
+A_WINDOW = 12
 # keys float32 [slot, g, context/16, d, 16], values float32 [slot, g, context, d padded to 16];
-# A_FLOATS: float32 [scale]
+# A_FLOATS: float32 [scale]; A_WINDOW: positions that a query sees, its own included, or 0: all before it
 
 # the same over an int8 cache (attention8.py has the layouts); one set of fields serves both records
 I_QKV, I_STRIDE, I_HEADS, I_GROUPS, I_SIZE, I_COS, I_SIN, I_FLOATS, I_CONTEXT, I_QUERIES = range(1, 11)
-I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS = range(11, 19)
+I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS, I_WINDOW = range(
+    11, 20
+)
 # I_PARTS: float32 [g, FEW_TOKENS · h/g, context/256, d + 16], what rows of a few tokens get from each block;
 # I_COUNTERS: int64 [g, 8], blocks of a group that are done, 0 between steps
 

@@ -111,15 +111,25 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    """Causal attention of the last m of t positions. q [m, h, d], keys and values [t, g, d] → [m, h, d]."""
+def visible(m: int, t: int, window: int) -> np.ndarray:
+    """Which of t positions each of the last m sees, bool [m, t]: none after it, `window` in all (0: any)."""
+    before = (np.arange(m) + t - m)[:, None] - np.arange(t)
+    return (before >= 0) & (before < (window or t))
+
+
+def attention(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, window: int = 0
+) -> np.ndarray:
+    """Causal attention of the last m of t positions. q [m, h, d], keys and values [t, g, d] → [m, h, d].
+
+    window: positions that a query sees, its own included; 0: all before it.
+    """
     m, heads, size = q.shape
     t, groups, _ = keys.shape
     q = q.reshape(m, groups, heads // groups, size).transpose(1, 2, 0, 3).reshape(groups, -1, size)
     products = q.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)  # [g, h/g · m, t]
     scores = products.astype(np.float32) * np.float32(scale)
-    visible = np.arange(t) <= (np.arange(m) + t - m)[:, None]
-    scores = np.where(np.tile(visible, (heads // groups, 1)), scores, np.float32(-np.inf))
+    scores = np.where(np.tile(visible(m, t, window), (heads // groups, 1)), scores, np.float32(-np.inf))
     weights = exp(scores - scores.max(-1, keepdims=True)).astype(np.float64)
     out = (weights @ values.transpose(1, 0, 2).astype(np.float64)).astype(np.float32)
     out *= (1 / weights.sum(-1, keepdims=True)).astype(np.float32)
@@ -151,6 +161,7 @@ def attention_int8(
     values: np.ndarray,
     value_scale: np.ndarray,
     scale: float,
+    window: int = 0,
 ) -> np.ndarray:
     """As `attention`; keys and values int8 [t, g, d] with scales [t, g], in integers but for the softmax.
 
@@ -165,8 +176,7 @@ def attention_int8(
     factor = (row_scale * np.float32(scale)).reshape(m, groups, -1).transpose(1, 2, 0).reshape(groups, -1, 1)
     products = (rows.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)).astype(np.float32)
     scores = (products * key_scale.T[:, None]) * factor
-    visible = np.arange(t) <= (np.arange(m) + t - m)[:, None]
-    scores = np.where(np.tile(visible, (heads // groups, 1)), scores, np.float32(-np.inf))
+    scores = np.where(np.tile(visible(m, t, window), (heads // groups, 1)), scores, np.float32(-np.inf))
     scores = _blocks(scores, blocks, np.float32(-np.inf))  # [g, h/g · m, blocks, 256]
     maxima = np.maximum(scores.max(-1), LOWEST)
     weights = exp(scores - maxima[..., None])

@@ -15,6 +15,8 @@ MODELS = [
     ("float32", "token", "norms"),
     ("float32", "static", "qk_norm"),
     ("int8", "token", "qk_norm"),
+    ("float32", "static", "window"),
+    ("int8", "static", "window"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 

@@ -33,6 +33,8 @@ SHAPES = {
     "llama_llama3_rope": {"rope_scaling": LLAMA3},
     "qwen2_odd": {"architecture": "qwen2", "vocab_size": 333},
     "qwen3": {"architecture": "qwen3", "heads": 6, "kv_heads": 2, "head_size": 14},
+    "mistral": {"architecture": "mistral", "config": {"sliding_window": 7}},
+    "mistral_without_a_window": {"architecture": "mistral", "config": {"sliding_window": None}},
     "qwen2_untied": {"architecture": "qwen2", "tied": False, "heads": 6, "kv_heads": 2, "head_size": 10},
 }
 
@@ -70,11 +72,12 @@ def rotate(x, cos, sin):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(q, k, v, scale, state):
+def attend(q, k, v, scale, state, window=1 << 20):
     assert state == "float32"
     batch, h, tokens, d = q.shape
     k, v = np.repeat(k, h // k.shape[1], axis=1), np.repeat(v, h // v.shape[1], axis=1)
-    scores = q @ k.swapaxes(2, 3) * scale + np.triu(np.full((tokens, tokens), -np.inf), 1)
+    back = np.arange(tokens)[:, None] - np.arange(tokens)
+    scores = q @ k.swapaxes(2, 3) * scale + np.where((back >= 0) & (back < window), 0, -np.inf)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     out = scores / scores.sum(-1, keepdims=True) @ v
     return out.swapaxes(1, 2).reshape(batch, tokens, h * d)
@@ -203,7 +206,7 @@ def test_frequency_factors_divide_the_frequencies():
 
 
 UNSUPPORTED = {
-    "architecture 'mamba' is not supported; flatlm knows llama, qwen2": {"model_type": "mamba"},
+    "architecture 'mamba' is not supported; flatlm knows llama, mistral, qwen2": {"model_type": "mamba"},
     "rope_scaling type 'yarn'": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
     "rope_scaling type 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
     "hidden_act 'gelu'": {"hidden_act": "gelu"},
@@ -334,4 +337,4 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
 
 
 def test_architectures_are_the_files_of_the_folder():
-    assert architectures() == ["llama", "qwen2", "qwen3"]
+    assert architectures() == ["llama", "mistral", "qwen2", "qwen3"]

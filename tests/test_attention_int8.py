@@ -20,7 +20,7 @@ SHAPES = st.tuples(
 CUTS = st.lists(st.integers(1, 20), min_size=1, max_size=3)  # tokens of each step after the first
 
 
-def native(qkv: np.ndarray, shape, cuts, threads: int) -> np.ndarray:
+def native(qkv: np.ndarray, shape, cuts, threads: int, window: int = 0) -> np.ndarray:
     """qkv [m, (h + 2g), d] through ROTATE8 and ATTEND8 in steps of `cuts` tokens → [m, h, d]."""
     groups, share, size = shape
     heads, m, context = groups * share, len(qkv), len(qkv)
@@ -43,6 +43,7 @@ def native(qkv: np.ndarray, shape, cuts, threads: int) -> np.ndarray:
             "I_KEY_SCALES": cache.key_scales.ctypes.data, "I_VALUES": cache.values.ctypes.data,
             "I_VALUE_SCALES": cache.value_scales.ctypes.data, "I_OUT": out[at:].ctypes.data,
             "I_OUT_STRIDE": 4 * out_stride, "I_PARTS": parts.ctypes.data, "I_COUNTERS": counters.ctypes.data,
+            "I_WINDOW": window,
         }  # fmt: skip
         records = [record(ops.ROTATE8, **fields), record(ops.ATTEND8, **fields)]
         run(records, [(0, tokens, at)], ops.attention8_scratch(size, cache.context), threads)
@@ -54,14 +55,14 @@ def tables(m: int, size: int):
     return reference.rotary_table(np.arange(m), (1e4 ** (-np.arange(0, size, 2) / size)).astype(np.float32))
 
 
-def expected(qkv: np.ndarray, shape) -> np.ndarray:
+def expected(qkv: np.ndarray, shape, window: int = 0) -> np.ndarray:
     groups, share, size = shape
     q, k, v = np.split(qkv, [groups * share, groups * (share + 1)], axis=1)
     cos, sin = tables(len(qkv), size)
     turned = reference.rotate(np.concatenate([q, k], 1), cos, sin)
     q, k = np.split(turned, [groups * share], axis=1)
     cache = (*reference.quantize_heads(k), *reference.quantize_heads(v))
-    return reference.attention_int8(q, *cache, size**-0.5)
+    return reference.attention_int8(q, *cache, size**-0.5, window)
 
 
 def random_qkv(rng: np.random.Generator, m: int, shape, spread: float = 2.0) -> np.ndarray:
@@ -82,6 +83,20 @@ def test_attention_equals_the_reference_for_any_shape_and_cut(half_shape, first,
     shape = (*half_shape[:2], 2 * half_shape[2])
     qkv = random_qkv(np.random.default_rng(seed), first + sum(cuts), shape)
     assert same_bits(native(qkv, shape, [first, *cuts], threads), expected(qkv, shape))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES, st.integers(1, 560), CUTS, st.integers(1, 600), st.sampled_from([1, 2]), st.integers(0, 2**31))
+@example(
+    (2, 7, 32), 500, [5, 8, 9], 100, 2, 0
+)  # a window over two blocks, and one whose first begins in a step
+@example((1, 3, 32), 512, [1, 1], 1, 1, 1)
+@example((1, 3, 32), 512, [8, 8], 256, 2, 2)
+def test_a_window_equals_the_references(half_shape, first, cuts, window, threads, seed):
+    shape = (*half_shape[:2], 2 * half_shape[2])
+    qkv = random_qkv(np.random.default_rng(seed), first + sum(cuts), shape)
+    found = native(qkv, shape, [first, *cuts], threads, window)
+    assert same_bits(found, expected(qkv, shape, window))
 
 
 def test_a_row_is_the_same_alone_and_among_others():

@@ -19,9 +19,12 @@ from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.artifact import open_artifact
 from tests.tiny_models import tiny_model
 
+LAYER_TYPES = ["sliding_attention", "full_attention"]
 SHAPES = {
     "llama": {},
     "qwen2": {"architecture": "qwen2", "heads": 4, "kv_heads": 2},
+    "mistral": {"architecture": "mistral", "config": {"sliding_window": 6}},
+    "mistral_some": {"architecture": "mistral", "config": {"sliding_window": 9, "layer_types": LAYER_TYPES}},
     "qwen3": {"architecture": "qwen3", "heads": 4, "kv_heads": 2},
 }
 TOKENS = 40

@@ -166,7 +166,9 @@ def test_flat_embedding_gives_rows_of_the_weight_times_their_scale(bits, excess)
     np.testing.assert_array_equal(y, weights[ids].astype(np.float32) * scale[ids][..., None])
 
 
-def attention(qkv, cos, sin, past: dict, heads: int, kv_heads: int, state: str) -> list[np.ndarray]:
+def attention(
+    qkv, cos, sin, past: dict, heads: int, kv_heads: int, state: str, **options
+) -> list[np.ndarray]:
     """qkv [B, T, (h + 2g)·d] through Heads, Rotate, Append and Attend → y, and what Append makes."""
     size = qkv.shape[-1] // (heads + 2 * kv_heads)
     q, k, v = call("Heads", {"qkv": qkv}, num_heads=heads, kv_num_heads=kv_heads, head_size=size)
@@ -174,7 +176,7 @@ def attention(qkv, cos, sin, past: dict, heads: int, kv_heads: int, state: str) 
     presents = call("Append", {"k": k, "v": v, **past}, state=state)
     names = OPS["Append"].signature({"state": state}).outputs
     read = dict(zip(names, presents, strict=True))
-    return [*call("Attend", {"q": q, **read}, scale=size**-0.5, state=state), *presents]
+    return [*call("Attend", {"q": q, **read}, scale=size**-0.5, state=state, **options), *presents]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,10 @@ def test_norm_gated_embedding_and_linear_follow_their_formulas():
 
 @pytest.mark.parametrize("kv", ["float32", "int8"])
 def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
-    nodes = [*quantized_graph(0, kv, "static", "qk_norm").nodes, *quantized_graph(0, kv, "token").nodes]
+    nodes = [
+        *quantized_graph(0, kv, "static", "qk_norm", "window").nodes,
+        *quantized_graph(0, kv, "token").nodes,
+    ]
     nodes += float_graph().nodes
     for node in (node for node in nodes if node.op != "Add"):
         called, body = signature(node), ops.of(node.op).body(node)
@@ -271,7 +276,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         extra = ["signed"] if node.op in LINEARS else []
         assert list(made.input) == [*called.inputs, *extra]
         assert list(made.output) == list(called.outputs)
-        assert set(made.attribute) == set(called.attrs)
+        assert set(made.attribute) == set(node.attrs) <= set(called.attrs)
     assert {node.op for node in nodes} == set(OPS)
 
 
@@ -282,6 +287,8 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("float32", "token"),
         ("float32", "static", "qk_norm"),
         ("int8", "token", "qk_norm"),
+        ("float32", "static", "window"),
+        ("int8", "static", "window"),
     ],
     ids="-".join,
 )

@@ -25,6 +25,8 @@ MODELS = [  # cache, activations, options
     ("float32", "token"),
     ("float32", "static", "qk_norm"),
     ("int8", "token", "qk_norm"),
+    ("float32", "token", "window"),
+    ("int8", "static", "window"),
 ]
 
 

@@ -9,7 +9,8 @@ from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
-OPTIONS = {"norms", "qk_norm"}
+OPTIONS = {"norms", "qk_norm", "window"}
+WINDOW = 5  # of the first layer
 
 
 def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "static", *options: str) -> Graph:
@@ -20,6 +21,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         norms       more of them, of the embedding, of activations and of what each block adds, which no
                     product can take in
         qk_norm     a norm of each head of queries and of keys
+        window      a query of the first layer sees so many positions
     """
     assert {*options} <= OPTIONS
     return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
@@ -106,7 +108,8 @@ class _Maker:
         q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
         state = {"state": self.kv}
         self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
-        self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state)
+        options = {"window": WINDOW} if "window" in self.options and i == 0 else {}
+        self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state, **options)
 
     def node(self, op: str, name: str, *inputs: str, **attrs) -> str:
         self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))

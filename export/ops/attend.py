@@ -1,4 +1,4 @@
-"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a K/V cache.
+"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a K/V cache, or a window.
 
 Legend: B windows, T tokens, h heads, g key/value heads, d head size, S draws.
 """
@@ -14,6 +14,7 @@ from flatlm.export.probabilities import log_softmax
 from flatlm.runtime import ops
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.ops.append import INT8
+from flatlm.runtime.ops.attend import window
 
 from .append import as_int8, is_int8, with_scales
 from .function import Channels, Env, Function, Operation
@@ -21,17 +22,24 @@ from .heads import sizes_of
 
 NAME = "Attend"
 
-_QUERIES = 128  # queries of one block: keys after its end are skipped
+_QUERIES = 128  # queries of one block: keys after its end are skipped, those before its window, too
+
+# Which keys a window of the function's attribute has: lines for `mask`
+_ALLOWED = """
+    window = Constant <value_int: int = @window> ()
+    unseen_before = Sub (query_column, window)
+    allowed = Greater (key_position, unseen_before)
+"""
 
 
 def operation(graph: Graph, node: Node) -> Operation:
-    scale = np.float32(node.attrs["scale"])
+    scale, seen = np.float32(node.attrs["scale"]), window(node)
 
     def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
         batch, h, length, d = q.shape
         g = keys.shape[1]
         q = q.reshape(batch, g, h // g, length, d) * scale
-        out = _causal_attention(q, np.ascontiguousarray(keys), np.ascontiguousarray(values))
+        out = _causal_attention(q, np.ascontiguousarray(keys), np.ascontiguousarray(values), seen)
         return (out.transpose(0, 3, 1, 2, 4).reshape(batch, length, h * d),)
 
     def attend_int8(
@@ -43,21 +51,29 @@ def operation(graph: Graph, node: Node) -> Operation:
     return attend_int8 if is_int8(node) else attend
 
 
-def _causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """q [B, g, h/g, T, d], k and v [B, g, T, d] → like q."""
+def _hidden(first: int, queries: int, keys: int, seen: int) -> np.ndarray:
+    """What is added to scores [queries, keys] of queries from position `first` on and keys from 0 on."""
+    before = np.arange(first, first + queries)[:, None] - np.arange(keys)
+    visible = (before >= 0) & (before < seen) if seen else before >= 0
+    return np.where(visible, np.float32(0), np.float32(-np.inf))
+
+
+def _causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, seen: int) -> np.ndarray:
+    """q [B, g, h/g, T, d], k and v [B, g, T, d] → like q. seen: the window."""
     batch, groups, shared, length, size = q.shape
     out = np.empty(q.shape, np.float32)
     for start in range(0, length, _QUERIES):
         stop = min(start + _QUERIES, length)
         part = q[:, :, :, start:stop].reshape(batch, groups, -1, size)
-        scores = part @ k[:, :, :stop].swapaxes(2, 3)
-        view = scores.reshape(batch, groups, shared, stop - start, stop)
-        hidden = np.triu(np.full((stop - start, stop - start), -np.inf, np.float32), 1)
-        view[..., start:] += hidden
+        first = max(0, start + 1 - seen) if seen else 0
+        scores = part @ k[:, :, first:stop].swapaxes(2, 3)
+        view = scores.reshape(batch, groups, shared, stop - start, stop - first)
+        at = first if seen else start  # before it, all queries see all keys
+        view[..., at - first :] += _hidden(start - at, stop - start, stop - at, seen)
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)
         total = scores.sum(-1, keepdims=True)
-        result = (scores @ v[:, :, :stop]) / total
+        result = (scores @ v[:, :, first:stop]) / total
         out[:, :, :, start:stop] = result.reshape(batch, groups, shared, stop - start, size)
     return out
 
@@ -71,7 +87,7 @@ def backward(graph: Graph, node: Node, env: Env, y: np.ndarray) -> tuple[np.ndar
     q = q.reshape(batch, g, h // g, length, d)
     k, v = k[:, :, None], v[:, :, None]
     p = q @ k.swapaxes(-1, -2) * scale
-    p += np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    p += _hidden(0, length, length, window(node))
     p = np.exp(log_softmax(p))
     y = y.reshape(-1, batch, length, g, h // g, d).transpose(0, 1, 3, 4, 2, 5)  # [S, B, g, h/g, T, d]
     scores = y @ v.swapaxes(-1, -2)
@@ -83,7 +99,8 @@ def backward(graph: Graph, node: Node, env: Env, y: np.ndarray) -> tuple[np.ndar
 
 
 def body(node: Node) -> str:
-    return attention.body(is_int8(node))
+    options, allowed = (("window",), _ALLOWED) if window(node) else ((), "")
+    return attention.body(is_int8(node), options, allowed)
 
 
 def origin(graph: Graph, node: Node, channels: Channels) -> Channels:

@@ -1,4 +1,4 @@
-"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a state.
+"""Attend: causal softmax(q · keysᵀ · scale) · values over all positions of a state, or a window.
 
 Natively with the rotation of its queries and keys and with the Append whose state it reads (runtime/fuse.py).
 """
@@ -26,7 +26,10 @@ NAME, TRAITS = "Attend", Traits(ragged=True)
 def signature(attrs: Mapping[str, Attribute]) -> Signature:
     presents = (f"present_{name}" for name in parts(attrs.get("state")))
     return Signature(
-        dict.fromkeys(("q", *presents)), ("y",), {"scale": Attr(float), **STATE}, overwritten=("q",)
+        dict.fromkeys(("q", *presents)),
+        ("y",),
+        {"scale": Attr(float), "window": Attr(int, default=0), **STATE},
+        overwritten=("q",),
     )
 
 
@@ -43,13 +46,18 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     return (heads(number, size), *caches(NEW_CACHE, state, groups, size)), streams(number * size)
 
 
+def window(node: Node) -> int:
+    """Positions that a query sees, its own included; 0: all before it."""
+    return int(node.attrs.get("window", 0))
+
+
 def numpy(graph: Graph, node: Node) -> Operation:
-    scale = float(node.attrs["scale"])
+    scale, seen = float(node.attrs["scale"]), window(node)
     quantized = node.attrs["state"] == INT8
     attention: Callable[..., np.ndarray] = reference.attention_int8 if quantized else reference.attention
 
     def run(step: Step, q: np.ndarray, *present: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (attention(q, *present, scale).reshape(len(q), -1),)
+        return (attention(q, *present, scale, seen).reshape(len(q), -1),)
 
     return run
 
@@ -89,7 +97,7 @@ def _lower_float(
     lowering.add(node, record(
         ops.ATTEND, A_QKV=qkv.ctypes.data, A_STRIDE=qkv.strides[0], A_HEADS=number, A_GROUPS=groups,
         A_SIZE=size, A_FLOATS=_scale(lowering, node), A_OUT=out.ctypes.data, A_OUT_STRIDE=out.strides[0],
-        **state.fields("A"),
+        A_WINDOW=window(node), **state.fields("A"),
     ))  # fmt: skip
     lowering.need(ops.attention_scratch(size, state.context))
 
@@ -103,7 +111,7 @@ def _lower_int8(
     fields = {
         "I_QKV": qkv.ctypes.data, "I_STRIDE": qkv.strides[0], "I_HEADS": number, "I_GROUPS": groups,
         "I_SIZE": size, "I_COS": cos, "I_SIN": sin, "I_FLOATS": _scale(lowering, node),
-        "I_OUT": out.ctypes.data, "I_OUT_STRIDE": out.strides[0],
+        "I_OUT": out.ctypes.data, "I_OUT_STRIDE": out.strides[0], "I_WINDOW": window(node),
         **state.fields("I"), **_shared(lowering),
     }  # fmt: skip
     lowering.add(node, record(ops.ROTATE8, **fields))

@@ -21,6 +21,8 @@ MODELS = (
     (4, "int8", "static", "norms"),
     (5, "float32", "token", "qk_norm"),
     (6, "int8", "static", "qk_norm"),
+    (7, "float32", "static", "window"),
+    (8, "int8", "token", "window"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
