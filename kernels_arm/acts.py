@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import inlined
-from .ops import SILU
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2E
+from .ops import GELU_TANH, SILU
+from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, GELU_CUBIC, GELU_LINEAR, LN2_HIGH, LN2_LOW, LOG2E
 from .simd import (
     greater,
     load_floats,
@@ -50,3 +50,9 @@ def gate_row(act, gates, ups, first, last, y):
         for at in range(4 * first, 4 * last, 64):
             gate = load_floats(gates + at)
             store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(ups + at))
+    elif act == GELU_TANH:
+        linear, cubic = splat_float(GELU_LINEAR), splat_float(GELU_CUBIC)
+        for at in range(4 * first, 4 * last, 64):
+            gate = load_floats(gates + at)
+            exponent = gate * (linear + cubic * (gate * gate))
+            store_floats(y + at, (gate / (one + exp16(exponent))) * load_floats(ups + at))

@@ -26,8 +26,8 @@ EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = r
 EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no excess
 
 # activations, by the `act` of Gated
-SILU = 0
-ACTS = {"silu": SILU}
+SILU, GELU_TANH = range(2)
+ACTS = {"silu": SILU, "gelu_tanh": GELU_TANH}
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, GATED = range(3)

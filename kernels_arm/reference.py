@@ -11,6 +11,8 @@ Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 DIGIT = 128  # X = 128·H + L, L in [−64, 63], for channels whose limit exceeds one int8
@@ -208,7 +210,20 @@ def silu(x: np.ndarray) -> np.ndarray:
     return y
 
 
-ACTS = {"silu": silu}
+# 0.5 · (1 + tanh z) = 1 / (1 + e^−2z): −2z = x · (GELU_LINEAR + GELU_CUBIC · x²)
+GELU_LINEAR = np.float32(-2 * math.sqrt(2 / math.pi))
+GELU_CUBIC = np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715)
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """0.5 · x · (1 + tanh z) with z = √(2/π) · (x + 0.044715 · x³), as x / (1 + e^−2z)."""
+    with np.errstate(over="ignore"):  # x² may be inf: e^−2z then is 0 or e^88
+        exponent = x * (GELU_LINEAR + GELU_CUBIC * (x * x))
+    y: np.ndarray = x / (np.float32(1) + exp(exponent))
+    return y
+
+
+ACTS = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
 def gated(gate_up: np.ndarray, act: str) -> np.ndarray:

@@ -16,6 +16,8 @@ MODELS = [
     ("float32", "static", "qk_norm"),
     ("int8", "token", "qk_norm"),
     ("float32", "static", "window"),
+    ("float32", "static", "gelu_tanh", "norms"),
+    ("int8", "token", "gelu_tanh"),
     ("int8", "static", "window"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
@@ -57,7 +59,7 @@ def _attribute(rng: np.random.Generator, graph: Graph) -> str:
     key, value = _pick(rng, node.attrs.items())
     new = _number(rng, graph, value) if isinstance(value, int) else _pick(rng, FLOATS)
     if isinstance(value, str):
-        new = _pick(rng, ["float32", "int8", "silu", "", value])
+        new = _pick(rng, ["float32", "int8", "silu", "gelu_tanh", "", value])
     graph.nodes[at] = replace(node, attrs={**node.attrs, key: new})
     return f"{node.name}.{key} = {new}"
 

@@ -35,6 +35,7 @@ SHAPES = {
     "qwen3": {"architecture": "qwen3", "heads": 6, "kv_heads": 2, "head_size": 14},
     "mistral": {"architecture": "mistral", "config": {"sliding_window": 7}},
     "mistral_without_a_window": {"architecture": "mistral", "config": {"sliding_window": None}},
+    "llama_gelu": {"config": {"hidden_act": "gelu_pytorch_tanh"}},
     "qwen2_untied": {"architecture": "qwen2", "tied": False, "heads": 6, "kv_heads": 2, "head_size": 10},
 }
 
@@ -57,9 +58,10 @@ def norm(x, weight, epsilon):
 
 
 def gated(gate_up, act):
-    assert act == "silu"
     gate, up = np.split(gate_up, 2, axis=-1)
-    return gate / (1 + np.exp(-gate)) * up
+    z = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
+    active = {"silu": gate / (1 + np.exp(-gate)), "gelu_tanh": 0.5 * gate * (1 + np.tanh(z))}
+    return active[act] * up
 
 
 def heads(qkv, num_heads, kv_num_heads, head_size):
@@ -209,7 +211,11 @@ UNSUPPORTED = {
     "architecture 'mamba' is not supported; flatlm knows llama, mistral, qwen2": {"model_type": "mamba"},
     "rope_scaling type 'yarn'": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
     "rope_scaling type 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-    "hidden_act 'gelu'": {"hidden_act": "gelu"},
+    "hidden_act 'gelu' (flatlm has silu, swish, gelu_pytorch_tanh in": {"hidden_act": "gelu"},
+    "hidden_act 'gelu_pytorch_tanh' (flatlm has silu, swish in": {
+        "model_type": "qwen2",
+        "hidden_act": "gelu_pytorch_tanh",
+    },
     "partial_rotary_factor 0.5": {"partial_rotary_factor": 0.5},
     "sliding_window of 64 tokens": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
     "mixture of experts (num_local_experts 8)": {"num_local_experts": 8},

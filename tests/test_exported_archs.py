@@ -23,6 +23,7 @@ LAYER_TYPES = ["sliding_attention", "full_attention"]
 SHAPES = {
     "llama": {},
     "qwen2": {"architecture": "qwen2", "heads": 4, "kv_heads": 2},
+    "llama_gelu": {"config": {"hidden_act": "gelu_pytorch_tanh"}},
     "mistral": {"architecture": "mistral", "config": {"sliding_window": 6}},
     "mistral_some": {"architecture": "mistral", "config": {"sliding_window": 9, "layer_types": LAYER_TYPES}},
     "qwen3": {"architecture": "qwen3", "heads": 4, "kv_heads": 2},

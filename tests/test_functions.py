@@ -288,6 +288,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("float32", "static", "qk_norm"),
         ("int8", "token", "qk_norm"),
         ("float32", "static", "window"),
+        ("int8", "token", "gelu_tanh"),
         ("int8", "static", "window"),
     ],
     ids="-".join,

@@ -26,6 +26,8 @@ MODELS = [  # cache, activations, options
     ("float32", "static", "qk_norm"),
     ("int8", "token", "qk_norm"),
     ("float32", "token", "window"),
+    ("float32", "static", "gelu_tanh"),
+    ("int8", "token", "gelu_tanh"),
     ("int8", "static", "window"),
 ]
 

@@ -26,7 +26,9 @@ from flatlm.runtime.ops import named
 VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
 
 
-def float_graph(seed: int = 0, tied: bool = True, *, qk_norm: bool = False, window: int = 0) -> Graph:
+def float_graph(
+    seed: int = 0, tied: bool = True, *, qk_norm: bool = False, window: int = 0, gate: str = "silu"
+) -> Graph:
     """A decoder in the float functions, with odd sizes, and a few channels and weights far too large."""
     rng = np.random.default_rng(seed)
     graph = Graph(inputs=["input_ids", "position_ids"], outputs=["logits"])
@@ -81,7 +83,7 @@ def float_graph(seed: int = 0, tied: bool = True, *, qk_norm: bool = False, wind
         x = node("Add", f"{at}.add", x, linear(f"{at}.out", attended, HIDDEN, HEADS * SIZE))
         at = f"layers.{i}.mlp"
         gate_up = linear(f"{at}.gate_up", norm(f"{at}.norm", x), 2 * WIDE, HIDDEN)
-        act = node("Gated", f"{at}.act", gate_up, act="silu")
+        act = node("Gated", f"{at}.act", gate_up, act=gate)
         x = node("Add", f"{at}.add", x, linear(f"{at}.down", act, HIDDEN, WIDE))
     normed = norm("norm", x)
     head = "embedding.weight" if tied else constant("head.weight", rng.normal(size=(VOCABULARY, HIDDEN)))
@@ -178,7 +180,7 @@ def test_fused_tensors_each_have_their_own_step():
 
 
 # ---- smooth and split
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 3}, {"gate": "gelu_tanh"}], ids=str)
 def test_smoothing_leaves_the_float_function_unchanged(options):
     graph, tokens = float_graph(**options), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)

@@ -9,7 +9,7 @@ from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
-OPTIONS = {"norms", "qk_norm", "window"}
+OPTIONS = {"norms", "qk_norm", "window", "gelu_tanh"}
 WINDOW = 5  # of the first layer
 
 
@@ -21,6 +21,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         norms       more of them, of the embedding, of activations and of what each block adds, which no
                     product can take in
         qk_norm     a norm of each head of queries and of keys
+        gelu_tanh   the activation, in the place of silu
         window      a query of the first layer sees so many positions
     """
     assert {*options} <= OPTIONS
@@ -90,7 +91,8 @@ class _Maker:
         gate_up = self.linear(
             f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
         )
-        act = self.normed(self.node("Gated", f"{at}.act", gate_up, act="silu"), INTERMEDIATE)
+        name = "gelu_tanh" if "gelu_tanh" in self.options else "silu"
+        act = self.normed(self.node("Gated", f"{at}.act", gate_up, act=name), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
 

@@ -1,4 +1,4 @@
-"""Llama, and models of its shape (SmolLM2, TinyLlama, …). Biases are the config's choice."""
+"""Llama, and models of its shape (SmolLM2, TinyLlama, …). Biases and activation are the config's choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from flatlm.export.config_keys import words
 from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.runtime.settings import Settings
 
-ACTS, OBEYED = SILU, words("attention_bias mlp_bias")
+ACTS = {**SILU, "gelu_pytorch_tanh": "gelu_tanh"}
+OBEYED = words("attention_bias mlp_bias")
 
 
 def layers(c: DecoderConfig, settings: Settings) -> list[Layer]:

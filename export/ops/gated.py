@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flatlm.export.onnx_text.exp import exp
+from flatlm.export.onnx_text.exp import exp, literal
+from flatlm.kernels_arm import reference
 from flatlm.runtime.format.graph import Graph, Node
 
 from .function import Channels, Env, Function, Operation
@@ -42,7 +43,40 @@ _SILU = f"""
     denominator = Add (exp_one, decay)
     active = Div (gate, denominator)"""
 
-_ACTS = {"silu": _Act(_silu, _silu_slopes, _SILU)}
+
+def _gelu_tanh(gate: np.ndarray) -> np.ndarray:
+    z, _ = _gelu_z(gate)
+    active: np.ndarray = 0.5 * gate * (1 + np.tanh(z))
+    return active
+
+
+def _gelu_tanh_slopes(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z, slope = _gelu_z(gate)
+    half = 0.5 * (1 + np.tanh(z))
+    return up * (half + gate * 2 * half * (1 - half) * slope), gate * half
+
+
+def _gelu_z(gate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What tanh is of, and its slope."""
+    linear, cubic = reference.GELU_LINEAR / -2, reference.GELU_CUBIC / -2
+    return gate * (linear + cubic * gate**2), linear + 3 * cubic * gate**2
+
+
+_GELU_TANH = f"""
+    linear = Constant <value_float = {literal(float(reference.GELU_LINEAR))}> ()
+    cubic = Constant <value_float = {literal(float(reference.GELU_CUBIC))}> ()
+    square = Mul (gate, gate)
+    cubic_part = Mul (cubic, square)
+    factor = Add (linear, cubic_part)
+    exponent = Mul (gate, factor)
+{exp("exponent", "decay")}
+    denominator = Add (exp_one, decay)
+    active = Div (gate, denominator)"""
+
+_ACTS = {
+    "silu": _Act(_silu, _silu_slopes, _SILU),
+    "gelu_tanh": _Act(_gelu_tanh, _gelu_tanh_slopes, _GELU_TANH),
+}
 
 
 def _act(node: Node) -> _Act:

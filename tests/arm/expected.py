@@ -22,6 +22,8 @@ MODELS = (
     (5, "float32", "token", "qk_norm"),
     (6, "int8", "static", "qk_norm"),
     (7, "float32", "static", "window"),
+    (9, "float32", "static", "gelu_tanh"),
+    (10, "int8", "token", "gelu_tanh", "norms"),
     (8, "int8", "token", "window"),
 )
 PROMPT = 8  # tokens before the greedy ones
