@@ -10,7 +10,7 @@ import pytest
 from flatlm.export import execute
 from flatlm.export.archs import architectures, build_graph
 from flatlm.export.blocks import decoder
-from flatlm.export.config import inverse_frequency, read_config
+from flatlm.export.config import SILU, inverse_frequency, read_config
 from flatlm.export.constants import LazyConstants
 from flatlm.export.layers import Attention, Gated, Layer
 from flatlm.export.sources import open_source
@@ -135,7 +135,7 @@ def test_layers_may_differ_from_one_another(tmp_path):
     source = open_source(str(folder))
     attention = Attention(num_heads=3, kv_num_heads=1, head_size=20)
     layers = [Layer(attention, Gated("silu", 84)), Layer(attention, Gated("silu", 40, bias=True))]
-    graph = decoder(source, read_config(source), layers)
+    graph = decoder(source, read_config(source, SILU, frozenset()), layers)
     assert graph.constants["layers.1.mlp.gate_up.weight"].shape == (80, 60)
     assert np.array_equal(graph.array("layers.1.mlp.down.bias"), second["model.layers.1.mlp.down_proj.bias"])
     ids = np.random.default_rng(1).integers(0, 301, (2, 40))

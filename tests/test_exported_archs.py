@@ -17,6 +17,7 @@ from flatlm.export.sources import open_source
 from flatlm.runtime.backends import open_backend
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.artifact import open_artifact
+from flatlm.runtime.options import BackendOptions
 from tests.tiny_models import tiny_model
 
 LAYER_TYPES = ["sliding_attention", "full_attention"]
@@ -28,7 +29,7 @@ SHAPES = {
     "mistral_some": {"architecture": "mistral", "config": {"sliding_window": 9, "layer_types": LAYER_TYPES}},
     "qwen3": {"architecture": "qwen3", "heads": 4, "kv_heads": 2},
 }
-TOKENS = 40
+TOKENS, CONTEXT = 40, BackendOptions(ctx=64)
 CUTS = ([40], [1] * 40, [33, 7], [5, 19, 16], [8] * 5)
 
 
@@ -41,10 +42,10 @@ def test_an_exported_model_gives_the_same_bits_on_every_backend(tmp_path, shape,
         exporter.export(source, tmp_path / "out", recipe, tell=lambda stage: lambda done, total: None).path
     )
     ids = np.random.default_rng(0).integers(0, artifact.manifest.vocab_size, TOKENS)
-    expected = computed(open_backend("numpy", artifact, context=64), ids, [TOKENS])
+    expected = computed(open_backend("numpy", artifact, CONTEXT), ids, [TOKENS])
     assert np.isfinite(expected).all()
     for cut in ([TOKENS], [33, 7]):
-        np.testing.assert_array_equal(computed(open_backend("ort", artifact, context=64), ids, cut), expected)
+        np.testing.assert_array_equal(computed(open_backend("ort", artifact, CONTEXT), ids, cut), expected)
     for threads in (1, 2):
         for cut in CUTS:
             found = computed(NativeBackend(artifact, threads=threads, context=64), ids, cut)
