@@ -160,3 +160,10 @@ def test_what_was_found_stays_mended(tmp_path, monkeypatch, name):
             (case.name, str(reply.finding)) for case in kept(name) if (reply := worker.run(case)).finding
         ]
     assert found == []
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_can_be_prepared_and_finds_nothing_in_its_first_cases(tmp_path, name):
+    result = search(TARGETS[name], TARGETS[name].prepare(tmp_path), 0.2, 0)
+    assert result.cases > 0
+    assert result.findings == []

@@ -80,7 +80,7 @@ def command_line(folder: Path) -> Prepared:
     (folder / "run.jsonl").write_bytes(run)
     (folder / "broken.jsonl").write_bytes(run + b"{\n{}\n")
     for verb in cli.VERBS:  # once, here, and not in each child
-        cli._load(verb)
+        cli.parser_of(verb)
     importlib.import_module("flatlm.runtime.llm")
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
