@@ -86,9 +86,10 @@ def wide_channels(limit: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.stack([channels, 4 * number[channels // 4] + channels % 4]).astype(np.int32)
 
 
-def high_digits(limit: np.ndarray) -> int:
-    """Bytes of a token's high digits at most: whole groups for few tokens, channels side by side for many."""
-    return max(4 * wide_groups(limit).size, padded(int((limit > 127).sum()), COLUMNS))
+def high_digits(limit: np.ndarray, groups: np.ndarray) -> int:
+    """Bytes of a token's high digits at most: whole `groups` (as `wide_groups` has them) for few tokens,
+    channels side by side for many."""
+    return max(4 * groups.size, padded(int((limit > 127).sum()), COLUMNS))
 
 
 def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,7 +82,7 @@ class Integers:
     @property
     def digits(self) -> int:
         """Bytes of a token's digits at most."""
-        return self.columns + layout.high_digits(self.limit)
+        return self.columns + layout.high_digits(self.limit, self.groups)
 
     @property
     def scratch(self) -> int:

@@ -5,7 +5,7 @@ It knows no function; each lowers itself (`lower` of its module in runtime/ops).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +54,14 @@ class Lowering:
         graph: Graph,
         values: Mapping[str, Value],
         states: Mapping[str, State],
-        products: Iterable[records.Integers],
+        products: Mapping[str, records.Integers],
         kernels: Library,
         *,
         batch: int,
         logit_rows: int,
     ) -> None:
         self.graph, self.values, self.states, self.kernels = graph, values, states, kernels
+        self.products = products  # how their inputs become integers, by the name of the node
         self.batch, self.logit_rows = batch, logit_rows
         self.context = max(state.context for state in states.values())  # positions of the longest state
         self.records: list[np.ndarray] = []
@@ -69,7 +70,7 @@ class Lowering:
         self.tables: dict[str, int] = {}  # addresses of rotary tables, float32 [context, d/2]
         self.shared: dict[str, int] = {}  # addresses of what int8 attention shares among layers
         self.scratch = 0  # bytes that a thread needs
-        self.digits = records.digit_buffers(batch, products, self.keep)
+        self.digits = records.digit_buffers(batch, products.values(), self.keep)
         self.quantized: tuple[object, ...] = ()  # what stands in the buffers of digits
         self._places: dict[str, Place] = {}
         self._pool: dict[int, list[np.ndarray]] = {}

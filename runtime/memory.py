@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from flatlm.kernels_arm import cgroup
 from flatlm.runtime import ops
 from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.values import Value
 from flatlm.runtime.format.widths import values_of
 
 
@@ -44,11 +46,16 @@ def _machine_bytes(root: Path) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def require_memory(graph: Graph, context: int, slots: int = 1) -> None:
-    """ResourceError where weights and full K/V caches of `slots` sequences exceed the available memory."""
+def require_memory(
+    graph: Graph, context: int, slots: int = 1, values: Mapping[str, Value] | None = None
+) -> None:
+    """ResourceError where weights and full K/V caches of `slots` sequences exceed the available memory.
+
+    `values`: as `widths.values_of` gives them, where that was asked for before.
+    """
     available = available_bytes()
     weights = sum(tensor.data.nbytes for tensor in graph.constants.values())
-    cache = slots * cache_bytes(graph, context)
+    cache = slots * cache_bytes(graph, context, values)
     if available is not None and weights + cache > available:
         raise ResourceError(
             f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a "
@@ -57,9 +64,9 @@ def require_memory(graph: Graph, context: int, slots: int = 1) -> None:
         )
 
 
-def cache_bytes(graph: Graph, context: int) -> int:
+def cache_bytes(graph: Graph, context: int, values: Mapping[str, Value] | None = None) -> int:
     """Of one sequence."""
-    states = ops.states_of(graph, values_of(graph))
+    states = ops.states_of(graph, values_of(graph) if values is None else values)
     return sum(state.bytes(context) for state in states.values())
 
 

@@ -14,6 +14,7 @@ A value of the graph becomes a buffer; fuse.py says which nodes become records t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from flatlm.kernels_arm import records
 from flatlm.kernels_arm.library import Library
 from flatlm.runtime import ops
 from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.values import Value
 from flatlm.runtime.format.widths import values_of
 from flatlm.runtime.fuse import fuse
 from flatlm.runtime.lowering import Lowering
@@ -46,13 +48,25 @@ class Plan:
 
 
 def lower(
-    graph: Graph, kernels: Library, *, context: int, batch: int, logit_rows: int, slots: int = 1
+    graph: Graph,
+    kernels: Library,
+    *,
+    context: int,
+    batch: int,
+    logit_rows: int,
+    slots: int = 1,
+    values: Mapping[str, Value] | None = None,
 ) -> Plan:
-    """The plan for steps of up to `batch` tokens of `slots` sequences, `logit_rows` of them with logits."""
-    values = values_of(graph)
+    """The plan for steps of up to `batch` tokens of `slots` sequences, `logit_rows` of them with logits.
+
+    `values`: as `values_of` gives them, where that was asked for before.
+    """
+    values = values_of(graph) if values is None else values
     described = ops.states_of(graph, values)
     states = {name: state.allocate(context, slots) for name, state in described.items()}
-    products = (ops.PRODUCTS[node.op].integers(graph, node) for node in graph.nodes if ops.is_product(node))
+    products = {
+        node.name: ops.PRODUCTS[node.op].integers(graph, node) for node in graph.nodes if ops.is_product(node)
+    }
     lowering = Lowering(graph, values, states, products, kernels, batch=batch, logit_rows=logit_rows)
     groups = fuse(graph)
     last_uses = {name: i for i, group in enumerate(groups) for name in group.inputs}

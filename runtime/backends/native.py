@@ -12,6 +12,7 @@ from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
 from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
+from flatlm.runtime.format.widths import values_of
 from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import Plan, lower
 from flatlm.runtime.states import cut_back
@@ -47,14 +48,21 @@ class NativeBackend:
         metadata = artifact.graph.metadata
         longest = int(metadata["context_length"])
         self.context = min(context or min(longest, DEFAULT_CONTEXT), longest)
-        require_memory(artifact.graph, self.context, slots)
+        values = values_of(artifact.graph)
+        require_memory(artifact.graph, self.context, slots, values)
         self.vocab = int(metadata["vocab_size"])
         self._head_rows = int(artifact.graph.head.attrs["rows"])  # fewer in a drafter's short head
         self.slots, self.positions = slots, [0] * slots
         self.kernels = kernels
         batch = min(BATCH, self.context * slots)
         plan = lower(
-            artifact.graph, kernels, context=self.context, batch=batch, logit_rows=BATCH, slots=slots
+            artifact.graph,
+            kernels,
+            context=self.context,
+            batch=batch,
+            logit_rows=BATCH,
+            slots=slots,
+            values=values,
         )
         runs = team.Team(kernels, plan.ops, plan.state, plan.scratch, threads or team.default_threads())
         self._parts: tuple[Plan, team.Team] | None = plan, runs  # None: closed

@@ -31,4 +31,4 @@ def numpy(graph: Graph, node: Node) -> Operation:
 
 
 def lower(lowering: Lowering, group: Group) -> None:
-    products.lower_product(lowering, group, integers(lowering.graph, group.node))
+    products.lower_product(lowering, group)

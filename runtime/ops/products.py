@@ -73,9 +73,10 @@ def _exact(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 # ---- as records
-def lower_product(lowering: Lowering, group: Group, integers: records.Integers) -> None:
+def lower_product(lowering: Lowering, group: Group) -> None:
     """QUANTIZE, but where the digits are already there, and PRODUCT."""
     node, last = group.node, group.node is lowering.graph.head
+    integers = lowering.products[node.name]
     weights = _weights(lowering, node, integers)
     sparse = weights.excess is not None
     # what the digits are made of: by the other plane of a nested layer, they may be there
