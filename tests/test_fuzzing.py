@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,7 @@ from tests.tiny_graphs import quantized_graph
 if not hasattr(os, "fork"):
     pytest.skip("the fuzzer's child is a fork", allow_module_level=True)
 
+ROOT = Path(__file__).parent.parent
 QUICK = Limits(seconds=0.2, memory=1 << 28, output=1 << 16)
 
 
@@ -162,8 +165,9 @@ def test_what_was_found_stays_mended(tmp_path, monkeypatch, name):
     assert found == []
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_every_target_can_be_prepared_and_finds_nothing_in_its_first_cases(tmp_path, name):
-    result = search(TARGETS[name], TARGETS[name].prepare(tmp_path), 0.2, 0)
-    assert result.cases > 0
-    assert result.findings == []
+def test_every_target_can_be_prepared_and_finds_nothing_in_its_first_cases(tmp_path):
+    """In a process of its own, whose only thread forks: a child of this one may inherit a lock that is held."""
+    command = [sys.executable, "-m", "tests.fuzzing", "all", "--seconds", "0.2", "--keep", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(name in done.stdout for name in TARGETS)
