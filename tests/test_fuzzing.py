@@ -166,7 +166,7 @@ def test_what_was_found_stays_mended(tmp_path, monkeypatch, name):
 
 
 def test_every_target_can_be_prepared_and_finds_nothing_in_its_first_cases(tmp_path):
-    """In a process of its own, whose only thread forks: a child of this one may inherit a lock that is held."""
+    """In a process of its own: a child of one with threads may inherit a lock that is held."""
     command = [sys.executable, "-m", "tests.fuzzing", "all", "--seconds", "0.2", "--keep", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
