@@ -42,7 +42,7 @@ def test_a_fold_knows_its_shape_before_it_reads_and_gives_the_array(fold, expect
     assert folded.shape == expected.shape
     loaded = folded.load()
     assert loaded.dtype == np.float32 and loaded.shape == expected.shape
-    np.testing.assert_allclose(loaded, expected, rtol=1e-6)
+    np.testing.assert_allclose(loaded, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_folds_that_change_nothing_are_the_weight_itself():
