@@ -31,6 +31,7 @@ from flatlm.runtime.options import did_you_mean
 VERBS = {  # verb: (module:function, what it does, extra that brings the module's packages)
     "generate": ("flatlm.runtime.commands.generate:register", "answer one prompt", ""),
     "chat": ("flatlm.runtime.commands.chat:register", "talk with a model in the terminal", ""),
+    "serve": ("flatlm.runtime.commands.serve:register", "answer over HTTP", "serve"),
     "export": (
         "flatlm.export.commands:add_export",
         "turn a Hugging Face or GGUF model into an artifact",
