@@ -19,10 +19,10 @@ from flatlm.runtime.errors import FlatlmError
 from flatlm.runtime.server import openai
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
-from flatlm.runtime.server.shop import Shop
+from flatlm.runtime.server.shop import Call, Shop
 from flatlm.runtime.server.wire import GoneError
 
-Handler = Callable[[Shop, Request], Awaitable[Response]]
+Handler = Callable[[Call], Awaitable[Response]]
 LOG = logging.getLogger("flatlm.server")
 
 
@@ -79,7 +79,7 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
     async def handle(request: Request) -> Response:
         started = time.monotonic()
         try:
-            response = await handler(shop, request)
+            response = await handler(Call(shop, request))
         except GoneError:
             LOG.info("%s %s: the client went away", request.method, request.url.path)
             return Response(status_code=499)

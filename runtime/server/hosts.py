@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.artifact import Manifest, read_manifest
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions
+from flatlm.runtime.server.tickets import Order
 
 if TYPE_CHECKING:
     from flatlm.runtime.generation.answer import Answer
     from flatlm.runtime.generation.scheduler import Scheduler
     from flatlm.runtime.llm import LLM
-    from flatlm.runtime.server.engine import Order
 
 CHUNK_SECONDS = 0.5  # that a chunk of a prompt may take: a cancelled one and all who write wait for it
 
@@ -107,11 +107,12 @@ class Host:
             self.llm.close()
             self.llm = None
 
-    def cancel(self, answer: Answer) -> None:
-        """From any thread."""
+    def cancel(self, order: Order) -> None:
+        """End what has not ended of it; from any thread."""
         llm = self.llm
-        if llm is not None:
-            llm.scheduler.cancel(answer)
+        for ticket in order.tickets:
+            if llm is not None and ticket.answer is not None and not ticket.answer.ended:
+                llm.scheduler.cancel(ticket.answer)
 
     def left(self, order: Order) -> None:
         """All answers of an order have ended."""
