@@ -77,6 +77,14 @@ class Order:
     def ended(self) -> bool:
         return all(ticket.ended for ticket in self.tickets)
 
+    def ids(self, index: int) -> list[int]:
+        """Prompt and answer."""
+        answer = self.tickets[index].answer
+        return [] if answer is None else list(answer.ids)
+
+    def prompt_tokens(self, index: int) -> int:
+        return len(self.tickets[index].prompt.ids)
+
     def fail(self, error: BaseException) -> None:
         """Nothing more comes of what has not ended, because of `error`."""
         for ticket in self.tickets:
