@@ -67,6 +67,11 @@ class Scheduler:
         """Answers that wait or run."""
         return len(self._waiting) + len(self._running)
 
+    @property
+    def running(self) -> tuple[Answer, ...]:
+        """Answers that have a slot; from any thread."""
+        return tuple(self._running)
+
     def submit(self, prompt: Prompt, progress: Progress | None = None) -> Answer:
         """The answer to `prompt`, which begins as soon as a slot is free. Raises as `add` does."""
         prompt = prompt.seeded()

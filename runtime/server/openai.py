@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from flatlm import __version__
@@ -24,11 +23,11 @@ from flatlm.runtime.server.asks import (
     sampling_of,
     siblings,
 )
-from flatlm.runtime.server.engine import Order
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import News, follow, timings_of, usage
-from flatlm.runtime.server.shop import Shop
+from flatlm.runtime.server.shop import Call
+from flatlm.runtime.server.tickets import Order
 from flatlm.runtime.server.wire import DONE, event, reply
 from flatlm.runtime.settings import Settings
 
@@ -43,10 +42,11 @@ class Reply:
 
     model: str
     chat: bool
+    silent: Sequence[bool]  # by answer: whether nothing of it is told
+    stream: bool = False
     usage: bool = False  # an event of its own in the end
     timings: bool = False  # with each event
     progress: bool = False  # while the prompt is read
-    silent: Sequence[bool] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     number: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
@@ -85,29 +85,31 @@ class Reply:
         return choice | {"text": text, "logprobs": None}
 
 
-def _reply(body: Settings, host: Host, chat: bool, asks: Sequence[Asked]) -> Reply:
+def _reply(body: Settings, host: Host, kind: str, asks: Sequence[Asked]) -> Reply:
     return Reply(
         host.name,
-        chat,
+        kind == "chat.completion",
+        [one.silent for one in asks],
+        body.get("stream", bool, False),
         body.table("stream_options").get("include_usage", bool, False),
         body.get("timings_per_token", bool, False),
         body.get("return_progress", bool, False),
-        [one.silent for one in asks],
     )
 
 
-async def chat_completions(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
+async def chat_completions(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
     llm, options = host.opened, sampling_of(body, host.opening.sampling)
     chat, n = openai_chat(body), choices_of(body, host)
-    one = await shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
-    return await answered(shop, request, host, body, siblings(one, n), True)
+    one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
+    asks = siblings(one, n)
+    return await answered(call, _reply(body, host, "chat.completion", asks), call.order(host, asks))
 
 
-async def completions(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
+async def completions(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
     llm, options = host.opened, sampling_of(body, host.opening.sampling)
     if body.get("suffix", str):
         raise NotSupported("suffix: this model does not fill in the middle", param="suffix")
@@ -117,7 +119,8 @@ async def completions(shop: Shop, request: Request) -> Response:
         prompts = [asked(ids, options, llm, True) for ids in prompts_of(prompt, llm)]
         return [one for first in prompts for one in siblings(first, n)]
 
-    return await answered(shop, request, host, body, await shop.on_text(read), False)
+    asks = await call.shop.on_text(read)
+    return await answered(call, _reply(body, host, "text_completion", asks), call.order(host, asks))
 
 
 def choices_of(body: Settings, host: Host) -> int:
@@ -128,15 +131,11 @@ def choices_of(body: Settings, host: Host) -> int:
     return n
 
 
-async def answered(
-    shop: Shop, request: Request, host: Host, body: Settings, asks: Sequence[Asked], chat: bool
-) -> Response:
+async def answered(call: Call, made: Reply, order: Order) -> Response:
     """The response to a request that was read."""
-    made = _reply(body, host, chat, asks)
-    order = shop.order(host, asks)
-    if not body.get("stream", bool, False):
-        return reply(made.whole(await shop.completed(order, request)))
-    return shop.streamed(_events(made, order), order)
+    if not made.stream:
+        return reply(made.whole(await call.completed(order)))
+    return call.streamed(_events(made, order), order)
 
 
 async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
@@ -183,12 +182,12 @@ def _of_news(made: Reply, order: Order, news: News) -> list[dict[str, Any]]:
     return [*events, made.end(index, completion)] if news.ended else events
 
 
-async def models(shop: Shop, request: Request) -> Response:
-    return reply({"object": "list", "data": [model_row(host) for host in shop.hosts.values()]})
+async def models(call: Call) -> Response:
+    return reply({"object": "list", "data": [model_row(host) for host in call.shop.hosts.values()]})
 
 
-async def model(shop: Shop, request: Request) -> Response:
-    return reply(model_row(shop.named(request.path_params["name"])))
+async def model(call: Call) -> Response:
+    return reply(model_row(call.shop.named(call.request.path_params["name"])))
 
 
 def model_row(host: Host) -> dict[str, Any]:
@@ -209,18 +208,18 @@ def model_row(host: Host) -> dict[str, Any]:
     }
 
 
-async def embeddings(shop: Shop, request: Request) -> Response:
-    await shop.body(request)
+async def embeddings(call: Call) -> Response:
+    await call.body()
     raise NotSupported(
         "embeddings are not made here: the models are made to write, and their states are no good vectors of "
         "texts; use a model of its own for that"
     )
 
 
-async def input_tokens(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
+async def input_tokens(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
     llm: LLM = host.opened
     chat = openai_chat(body)
-    ids = await shop.on_text(lambda: chat_ids(chat, llm))
+    ids = await call.shop.on_text(lambda: chat_ids(chat, llm))
     return reply({"object": "response.input_tokens", "input_tokens": len(ids)})

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-
 from flatlm.runtime.generation.answer import Completion, Prompt, Timings
-from flatlm.runtime.server.engine import Bell, Engine, Order
+from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import Busy
 from flatlm.runtime.server.hosts import Host
-from flatlm.runtime.server.wire import SILENCE, while_there
+from flatlm.runtime.server.tickets import Bell, Order
+from flatlm.runtime.server.wire import SILENCE
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,9 @@ class Desk:
         if host.orders and waiting + len(prompts) > self.most_waiting:
             self.refused += 1
             raise Busy(f"{waiting} answers wait for {host.slots} slots already: try again later")
-        order = Order(host, prompts, Bell(asyncio.get_running_loop()))
-        self.engine.submit(order)
+        order = Order(prompts, Bell(asyncio.get_running_loop()))
+        self.engine.submit(host, order)
         return order
-
-    async def completed(self, order: Order, request: Request, seconds: float) -> list[Completion]:
-        """All its answers; a client that goes away cancels them."""
-        try:
-            return await while_there(request, completed(order), seconds)
-        finally:
-            self.engine.cancel(order)
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, Any]:
