@@ -215,6 +215,13 @@ class LLM:
         found = dict(self.answer_many(wanted.several(count)))
         return [found[number] for number in range(count)]
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """What writes the answers, for a program that turns its steps itself, as `flatlm serve` does: that
+        one thread then owns the LLM and calls nothing else of it that answers.
+        """
+        return self._scheduler
+
     def _begin(self, wanted: Prompt | None = None) -> Check:
         """Make room for `wanted`, or for many: what was begun before ends. Returns what tells whether that
         has happened to the new one.

