@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Answer, AnswerText, Prompt
 from flatlm.runtime.generation.reading import ChunkSize, awaits, next_reader
 from flatlm.runtime.generation.sequence import PREFILL_CHUNK, Slots
+from flatlm.runtime.generation.token_options import in_ids
 from flatlm.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Scheduler:
     def submit(self, prompt: Prompt, progress: Progress | None = None) -> Answer:
         """The answer to `prompt`, which begins as soon as a slot is free. Raises as `add` does."""
         prompt = prompt.seeded()
+        if self._tokenizer is not None:
+            prompt = replace(prompt, options=in_ids(prompt.options, self._tokenizer, self._backend.vocab))
         law = None if self._speculator is None else rule_of(self._draft_rule, prompt.options)
         if self._tokenizer is None:
             return self.add(Answer(prompt, law=law, progress=progress))
@@ -187,6 +191,7 @@ class Scheduler:
             return _next(answer, segment, rows)
         sequence = answer.sequence
         written = verify(rows, guesses, answer.law.judge, sequence.ids, answer.end_ids)
+        answer.note(rows, written)
         sequence.ids += written
         sequence.read = len(sequence.ids) - 1
         self.slots.cut_back(sequence)
@@ -275,4 +280,5 @@ def _next(answer: Answer, segment: Segment, rows: np.ndarray) -> list[int]:
         return []
     number = answer.law.judge(rows[-1], sequence.ids, None)
     sequence.ids.append(number)
+    answer.note(rows[-1:], [number])
     return [number]
