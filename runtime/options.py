@@ -137,10 +137,14 @@ class BackendOptions:
     backend: str = option(
         "auto",
         "--backend",
-        choices=("auto", "native", "numpy", "ort"),
-        help="what executes the model; auto: native, else numpy",
+        choices=("auto", "native", "numpy", "ort", "ort-file"),
+        help="what executes the model; auto: native, else numpy; ort-file: the file as it stands in "
+        "onnxruntime, without a plan",
     )
     device: str = option("cpu", "--device", choices=("cpu", "cuda"), help="cuda needs the ort backend")
+    fast: bool = option(
+        False, "--fast", help="ort with onnxruntime's own operators: faster on CUDA, not bit-exact"
+    )
     threads: int | None = option(
         None, "-t", "--threads", low=1, high=1024, help="threads; default: the fast cores"
     )
