@@ -78,7 +78,7 @@ def body(node: Node) -> str:
     head = f"{norm.attributes(node, 'scope')} (x, weight) => (y) {{"
     if scope(node) == ALL:
         return head + _JOINED + norm.scaled(node, "rows") + _PARTED
-    return head + norm.scaled(node) + _WEIGHTED
+    return head + norm.scaled(node, counted="x") + _WEIGHTED
 
 
 HEAD_NORM = Function("HeadNorm", operation, backward, body, parameters=norm.parameters)

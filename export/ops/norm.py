@@ -14,7 +14,7 @@ from .function import Env, Function, Operation
 _CENTER = """
     whole_double = Cast <to = 11> ({x})
     whole_total = ReduceSum <keepdims = 1> (whole_double, last)
-    whole_size = Shape <start = -1> ({x})
+    whole_size = Shape <start = -1> ({counted})
     whole_count = Cast <to = 11> (whole_size)
     middle_double = Div (whole_total, whole_count)
     middle = Cast <to = 1> (middle_double)
@@ -24,7 +24,7 @@ _SCALE = """
     x_double = Cast <to = 11> ({x})
     squares = Mul (x_double, x_double)
     total = ReduceSum <keepdims = 1> (squares, last)
-    size = Shape <start = -1> ({x})
+    size = Shape <start = -1> ({counted})
     count = Cast <to = 11> (size)
     mean = Div (total, count)
     epsilon_float = Constant <value_float: float = @epsilon> ()
@@ -38,12 +38,13 @@ _SCALE = """
     scaled = Mul ({x}, inverse)"""
 
 
-def scaled(node: Node, x: str = "x") -> str:
-    """Lines of a body: x → `scaled`, the norm without its weight."""
+def scaled(node: Node, x: str = "x", counted: str = "weight") -> str:
+    """Lines of a body: x → `scaled`, the norm without its weight; over as many columns as `counted` has."""
     lines = "\n    last = Constant <value_ints = [-1]> ()"
     if is_centered(node):
-        return lines + _CENTER.format(x=x) + _SCALE.format(x="centered")
-    return lines + _SCALE.format(x=x)
+        lines += _CENTER.format(x=x, counted=counted)
+        x = "centered"
+    return lines + _SCALE.format(x=x, counted=counted)
 
 
 def attributes(node: Node, *more: str) -> str:
