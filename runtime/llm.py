@@ -213,6 +213,7 @@ class LLM:
         one thread then owns the LLM and calls nothing else of it that answers.
         """
         return self._scheduler
+
     def several(self, wanted: Prompt, count: int) -> list[Completion]:
         """`count` answers to one prompt, their seeds one after the other; it is read once.
 

@@ -41,8 +41,8 @@ FIELDS = {  # as requests call it: as SamplingOptions do; of several for one opt
     "frequency_penalty": "frequency_penalty",
     "ignore_eos": "ignore_eos",
     "seed": "seed",
+    "logit_bias": "logit_bias",
 }
-OPTIONS = {one.name for one in dataclasses.fields(SamplingOptions)}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,15 @@ class Asked:
     silent: bool = False
 
 
-def sampling_of(body: Settings, defaults: SamplingOptions) -> SamplingOptions:
-    """The options of a request; n is 0 where only the prompt is to be read. Raises UsageError by field."""
-    found = defaults
+def sampling_of(body: Settings, defaults: SamplingOptions, top: int | None = None) -> SamplingOptions:
+    """The options of a request; n is 0 where only the prompt is to be read. Raises UsageError by field.
+
+    `top`: how many likeliest tokens are told with log probabilities, None: none are.
+    """
+    found = dataclasses.replace(defaults, logprobs=top)
     for name, option in FIELDS.items():
         value = body.values.get(name)
-        if value is None or option not in OPTIONS:
+        if value is None:
             continue
         try:
             found = from_json({option: _tolerant(option, value)}, SamplingOptions, start=found)
@@ -93,15 +96,8 @@ def asked(ids: Sequence[int], options: SamplingOptions, llm: LLM, continues: boo
 
 
 def siblings(one: Asked, n: int) -> list[Asked]:
-    """`n` answers to one prompt: a seed that is given counts up."""
-    options = one.prompt.options
-    seeds = [options.seed + i if options.seed >= 0 else -1 for i in range(n)]
-    return [
-        dataclasses.replace(
-            one, prompt=dataclasses.replace(one.prompt, options=dataclasses.replace(options, seed=seed))
-        )
-        for seed in seeds
-    ]
+    """`n` answers to one prompt: the seed counts up."""
+    return [dataclasses.replace(one, prompt=prompt) for prompt in one.prompt.several(n)]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import Asked, asked, chat_text, openai_chat, prompts_of, sampling_of, siblings
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.hosts import Host
@@ -42,6 +44,11 @@ class Reply:
         part = {"index": index, "content": text, "tokens": [], "stop": False, "id_slot": -1}
         return {**part, "tokens_predicted": written, "tokens_evaluated": self.order.prompt_tokens(index)}
 
+    def rated(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+        if not found:
+            return {}
+        return {"completion_probabilities": chances.probabilities(found, self.llm.tokenizer)}
+
     def whole(self, index: int, text: str | None = None) -> dict[str, Any]:
         """The answer; with the `text` that is left of it where the rest was streamed."""
         completion, answer = self.order.tickets[index].completion, self.order.tickets[index].answer
@@ -66,6 +73,7 @@ class Reply:
             "stopping_word": self._stopped_by(index) if kind == "word" else "",
             "tokens_cached": completion.timings.prompt_tokens + completion.timings.generated_tokens - 1,
             "timings": timings_of(completion.timings),
+            **(self.rated(completion.logprobs) if text is None else {}),
         }
         return picked(whole, self.fields) if self.fields else whole
 
@@ -101,7 +109,8 @@ def settings_of(options: SamplingOptions) -> dict[str, Any]:
 async def completion(call: Call) -> Response:
     body = await call.body()
     host = await call.model(body)
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+    llm, top = host.opened, body.get("n_probs", int, 0, low=0, high=chances.MOST) or None
+    options = sampling_of(body, host.opening.sampling, top)
     n, given = choices_of(body, host), body.values.get("prompt")
     if given is None:
         raise UsageError("prompt: a text, ids, or a list of those is needed", param="prompt")
@@ -138,8 +147,10 @@ async def _events(made: Reply, progress: bool) -> AsyncIterator[bytes]:
                 spent = 1e3 * made.order.tickets[index].completion.timings.prefill_seconds
                 state = {"total": total, "cache": held, "processed": read, "time_ms": spent}
                 yield event({**made.part(index, ""), "prompt_progress": state})
+            rated = news.logprobs
             for text, _ in () if made.silent[index] else news.pieces:
-                yield event(made.part(index, text))
+                yield event({**made.part(index, text), **made.rated(rated)})
+                rated = ()
             if news.ended:
                 yield event(made.whole(index, ""))
     except Exception as error:  # noqa: BLE001  told, not swallowed
