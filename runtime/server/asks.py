@@ -204,12 +204,20 @@ def content_of(given: Settings, key: str) -> str:
 def call_of(call: Settings) -> dict[str, Any]:
     """A call of an earlier answer. Arguments that are no JSON go to the template as the text they are."""
     function = call.table("function")
+    found = {
+        "type": "function",
+        "function": {"name": function.need("name", str), "arguments": arguments_of(function)},
+    }
+    return {"id": call.get("id", str, ""), **found} if "id" in call else found
+
+
+def arguments_of(function: Settings) -> Any:
+    """The arguments of a call as an object, where their text is one."""
     arguments = function.values.get("arguments", {})
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
-    found = {"type": "function", "function": {"name": function.need("name", str), "arguments": arguments}}
-    return {"id": call.get("id", str, ""), **found} if "id" in call else found
+            return json.loads(arguments)
+    return arguments
 
 
 def prompts_of(value: Any, llm: LLM) -> list[list[int]]:

@@ -54,7 +54,8 @@ class Reply:
         completion, answer = self.order.tickets[index].completion, self.order.tickets[index].answer
         assert answer is not None
         said = "" if self.silent[index] else completion.text
-        kind = STOPS.get(completion.finish_reason) or ("eos" if answer.ids[-1] in answer.end_ids else "word")
+        word = self.order.stopped_by(index)
+        kind = STOPS.get(completion.finish_reason) or ("eos" if word is None else "word")
         full = len(answer.ids) > self.llm.backend.context
         whole = {
             "index": index,
@@ -70,19 +71,12 @@ class Reply:
             "has_new_line": "\n" in said,
             "truncated": kind == "limit" and full,
             "stop_type": kind,
-            "stopping_word": self._stopped_by(index) if kind == "word" else "",
+            "stopping_word": word or "",
             "tokens_cached": completion.timings.prompt_tokens + completion.timings.generated_tokens - 1,
             "timings": timings_of(completion.timings),
             **(self.rated(completion.logprobs) if text is None else {}),
         }
         return picked(whole, self.fields) if self.fields else whole
-
-    def _stopped_by(self, index: int) -> str:
-        """The stop text that the answer ended before."""
-        completion, options = self.order.tickets[index].completion, self.order.tickets[index].prompt.options
-        written = self.llm.tokenizer.decode(completion.tokens)
-        found = [stop for stop in options.stop if completion.text + stop in written]
-        return found[0] if found else options.stop[0]
 
 
 def picked(whole: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
