@@ -16,6 +16,8 @@ from typing import Any
 from flatlm.runtime.backends import check_prompt
 from flatlm.runtime.errors import ContextError, UsageError
 from flatlm.runtime.generation.answer import Prompt
+from flatlm.runtime.generation.token_options import in_ids
+from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions, from_json
 from flatlm.runtime.server.failures import LongPrompt, NotSupported
@@ -87,10 +89,16 @@ def _tolerant(option: str, value: Any) -> Any:
 
 
 def asked(ids: Sequence[int], options: SamplingOptions, llm: LLM, continues: bool) -> Asked:
-    """A prompt that fits. Raises LongPrompt, UsageError, TokenizerError."""
+    """A prompt that fits, with options that hold for the model: nothing of it will be refused later.
+
+    Raises LongPrompt, UsageError, TokenizerError; BackendError where the package for its form is missing.
+    """
     if len(ids) > llm.backend.context:
         raise LongPrompt(len(ids), llm.backend.context)
     check_prompt(llm.backend, ids)
+    in_ids(options, llm.tokenizer, llm.backend.vocab)
+    if (grammar := grammar_of(options)) and llm.scheduler.guidance is not None:
+        llm.scheduler.guidance.constraint(grammar, len(ids))
     silent = options.n == 0
     return Asked(Prompt(ids, dataclasses.replace(options, n=1) if silent else options, continues), silent)
 

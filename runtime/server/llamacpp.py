@@ -16,6 +16,7 @@ from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import Asked, asked, chat_text, openai_chat, prompts_of, sampling_of, siblings
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.openai import PING, choices_of
 from flatlm.runtime.server.orders import follow, timings_of
@@ -104,7 +105,7 @@ async def completion(call: Call) -> Response:
     body = await call.body()
     host = await call.model(body)
     llm, top = host.opened, body.get("n_probs", int, 0, low=0, high=chances.MOST) or None
-    options = sampling_of(body, host.opening.sampling, top)
+    options = with_form(sampling_of(body, host.opening.sampling, top), openai_form(body))
     n, given = choices_of(body, host), body.values.get("prompt")
     if given is None:
         raise UsageError("prompt: a text, ids, or a list of those is needed", param="prompt")

@@ -26,6 +26,7 @@ from flatlm.runtime.server.asks import (
     siblings,
 )
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import News, follow, timings_of, usage
 from flatlm.runtime.server.shop import Call
@@ -121,6 +122,7 @@ async def chat_completions(call: Call) -> Response:
     host = await call.model(body)
     llm = host.opened
     options = sampling_of(body, host.opening.sampling, chances.of_chat(body))
+    options = with_form(options, openai_form(body))
     chat, n = openai_chat(body), choices_of(body, host)
     one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
     asks = siblings(one, n)
@@ -132,6 +134,7 @@ async def completions(call: Call) -> Response:
     host = await call.model(body)
     llm = host.opened
     options = sampling_of(body, host.opening.sampling, chances.of_completion(body))
+    options = with_form(options, openai_form(body))
     if body.get("suffix", str):
         raise NotSupported("suffix: this model does not fill in the middle", param="suffix")
     n, prompt = choices_of(body, host), body.values.get("prompt")

@@ -23,6 +23,7 @@ from flatlm.runtime.server.asks import (
     sampling_of,
 )
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import responses_form, with_form
 from flatlm.runtime.server.openai import PING
 from flatlm.runtime.server.orders import follow
 from flatlm.runtime.server.shop import Call
@@ -126,6 +127,7 @@ async def responses(call: Call) -> Response:
         raise NotSupported("previous_response_id: responses are not kept here; send the whole conversation")
     host = await call.model(body)
     llm, options = host.opened, sampling_of(body, host.opening.sampling)
+    options = with_form(options, responses_form(body))
     chat = read_chat(body)
     one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, False))
     order, made = call.order(host, [one]), Reply(host.name)
