@@ -15,6 +15,7 @@ from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
 from .jit import inlined, kernel
 from .ops import (
+    ACT_ROWS,
     ADD_ROWS,
     ATTEND,
     ATTEND8,
@@ -47,7 +48,7 @@ from .ops import (
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .product import product_bytes, product_items, run_product
-from .rows import run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
+from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -126,6 +127,8 @@ def run_chunk(op, step, first, last, scratch):
         run_norm_rows(op, first, last)
     elif code == GATE_ROWS:
         run_gate_rows(op, first, last)
+    elif code == ACT_ROWS:
+        run_act_rows(op, first, last)
     elif code == ADD_ROWS:
         run_add_rows(op, first, last)
     elif code == HEAD_NORM:

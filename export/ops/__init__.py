@@ -8,6 +8,7 @@ from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.format.graph import Node
 
 from . import (
+    activation,
     add,
     append,
     attend,
@@ -19,6 +20,7 @@ from . import (
     heads,
     linear,
     norm,
+    output_gate,
     rotary_table,
     rotate,
 )
@@ -40,6 +42,8 @@ _FUNCTIONS = {
         append.APPEND,
         attend.ATTEND,
         gated.GATED,
+        activation.ACTIVATION,
+        output_gate.OUTPUT_GATE,
         add.ADD,
     )
 }

@@ -12,6 +12,7 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Signature
 from flatlm.runtime.format.values import Value
 from flatlm.runtime.ops import (
+    activation,
     add,
     append,
     attend,
@@ -24,6 +25,7 @@ from flatlm.runtime.ops import (
     heads,
     linear,
     norm,
+    output_gate,
     rotary_table,
     rotate,
 )
@@ -42,6 +44,8 @@ _MODULES: tuple[Function, ...] = (
     append,
     attend,
     gated,
+    activation,
+    output_gate,
     embedding,
     linear,
     add,

@@ -25,6 +25,8 @@ MODELS = (
     (9, "float32", "static", "gelu_tanh"),
     (10, "int8", "token", "gelu_tanh", "norms"),
     (8, "int8", "token", "window"),
+    (11, "float32", "static", "plain", "gelu", "output_gate"),
+    (12, "int8", "token", "relu2", "head_gate", "norms"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
