@@ -1,7 +1,7 @@
 """Rewrites of `--fast`: onnxruntime's own operators, which round in other places: not bit-exact.
 
-Weights stay integers, with their scales; activations are float32 and not quantized. What a rewrite here does not
-know, an option of a function that came later, stays exact.
+Weights stay integers, with their scales; activations are float32 and not quantized. What a rewrite here does
+not know, an option of a function that came later, stays exact.
 """
 
 from __future__ import annotations
