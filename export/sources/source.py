@@ -77,8 +77,9 @@ def require_finite(values: np.ndarray, name: str, file: str) -> None:
     )
 
 
-def json_bytes(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+def json_bytes(value: object, indent: int | None = 1) -> bytes:
+    """indent None: on one line, which takes a tenth of the time where the value is large."""
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
 def no_default(place: str, named: Iterable[str]) -> str:
