@@ -72,10 +72,10 @@ class Builder:
 
     def weight(self, part: str, *shape: int, kind: str = ".weight") -> Weight:
         """A weight of the checkpoint, with what its name folds into it; `shape` as the config implies."""
-        name = self.names.of(f"{self.branch}{part}", self.layer)
-        stored, source = f"{name.hf}{kind}", self.source
+        place, source = f"{self.branch}{part}", self.source
+        stored = f"{self.names.stored(place, self.layer, source.gguf)}{kind}"
         found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
-        for fold in name.folds:
+        for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)
         self.made.placed.add(stored)
         return found.require(shape)
@@ -102,7 +102,9 @@ class Builder:
         """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
         width, scale = self.config.hidden_size, self.scale
         weight = self.weight(part, width)
-        weight = (weight.plus(1) if norm.plus_one else weight).scaled(scale)
+        if norm.plus_one and not self.source.gguf:  # whose converters have added it
+            weight = weight.plus(1)
+        weight = weight.scaled(scale)
         shift = self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
         constant = self.constant(f"{self.name(part)}.weight", weight)
         return self.emit(norm.op, part, (x, constant), epsilon=self.config.epsilon), shift

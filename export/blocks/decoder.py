@@ -90,7 +90,7 @@ def _head(b: Builder, x: str, decoder: Decoder) -> None:
     x, shift = dataclasses.replace(b, scale=decoder.logits_scale).norm("norm", x, decoder.norm)
     head = Affine(b.weight("embedding" if tied else HEAD, *shape)).reading(shift)
     if tied:
-        b.made.placed.add(f"{b.names.of(HEAD).hf}.weight")  # where it is stored, it is the same matrix
+        b.made.placed.add(f"{b.names.stored(HEAD)}.weight")  # where it is stored, it is the same matrix
     b.linear("head", x, head, output="logits", shared="embedding.weight" if tied else "")
 
 
