@@ -39,7 +39,7 @@ PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns, numbers of the activation …]
-# Q_GROUPS: int32 [extras], the 4-column groups that have a high digit; Q_WIDE: int32 [2, wides], the flattened
+# Q_GROUPS: int32 [extras], 4-column groups that have a high digit; Q_WIDE: int32 [2, wides], the flattened
 # channels, and the place of each among the digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras
 # rounded up to 64], the digits of a few tokens row by row for sparse excess, or 0; Q_LAST: only the rows
 # wanted as logits; Q_SHARES: float32 [padded], levels / limit, where each token has a step of its own, or 0;
