@@ -38,7 +38,7 @@ from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import excess_share, round_weights
 from .recipe import Recipe
-from .report import LayerReport, Report
+from .report import LayerReport, Report, sizes_of
 from .survey import survey
 from .vocabulary import round_tied
 
@@ -96,7 +96,7 @@ def quantize(
                 keys.apply(result, meeting, decided.keys[meeting.name])
         to_int8(result)
     nested.join(result)
-    report = Report(recipe, tuple(layers), *_bytes(result))
+    report = Report(recipe, tuple(layers), *sizes_of(result))
     if not chosen:
         return result, report
     fixed = fixed_bytes(graph, decided)
@@ -254,10 +254,3 @@ def _report(name: str, rounded: Rounded, error: float, decision: Decision) -> La
         error=error,
         kl=decision.kl,
     )
-
-
-def _bytes(graph: Graph) -> tuple[int, int]:
-    """Bytes of the constants in all and of those between embedding and head."""
-    total = sum(tensor.data.nbytes for tensor in graph.constants.values())
-    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if in_body(name))
-    return total, sum(body)
