@@ -69,11 +69,18 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Embedding, layers, last norm and head."""
+    """Embedding, layers, last norm and head.
+
+    embedding_scale: what rows of the embedding are multiplied by, not those of a head that shares it
+    logits_scale: of the head's outputs; folded into the last norm
+    context: tokens beyond which the model is not what is said here; None: as many as config.json says
+    """
 
     layers: Sequence[Layer]
     norm: Norm = Norm()
-    logits_scale: float = 1.0  # folded into the last norm
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    context: int | None = None
 
 
 def pre_norm(mixer: Body, mlp: Body, scale: float = 1.0) -> Layer:
