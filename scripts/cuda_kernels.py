@@ -4,11 +4,11 @@ python scripts/cuda_kernels.py          where onnxruntime-gpu starts; writes tes
 
 For every operator of the plan's opset, and every choice of element types, a model of that one node is loaded
 with the CPU forbidden. onnxruntime's page docs/OperatorKernels.md says the same of some commit, but ranges of
-opsets in it do not tell which node a kernel takes. No GPU computes anything here: the table can be made wherever
-the provider's library loads.
+opsets in it do not tell which node a kernel takes. No GPU computes anything here: the table can be made
+wherever the provider's library loads.
 
-Keys are `Operator-VERSION`, VERSION the opset since which it is defined so; values are lists of element types,
-one for each type parameter of the operator's schema, in the schema's order.
+Keys are `Operator-VERSION`, VERSION the opset since which it is defined so; values are lists of element
+types, one for each type parameter of the operator's schema, in the schema's order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ATTRIBUTES = {  # that a node must have
     "Split": {"num_outputs": 2},
     "MatMulNBits": {"K": 32, "N": 16, "bits": 8, "block_size": 32},
 }
-# Of onnxruntime's own domain, what the plan uses or onnxruntime makes of its nodes: element types of the inputs
+# Of onnxruntime's own domain, what the plan uses or onnxruntime makes of it: element types of the inputs
 OTHERS = {"MatMulNBits": ("float", "uint8", "float"), "FusedMatMul": ("double", "double")}
 
 
