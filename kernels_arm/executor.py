@@ -13,14 +13,21 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
+from .conv import conv_items, run_conv
+from .gating import run_grouped_norm, run_multiply_rows, run_silu_gate
 from .jit import inlined, kernel
+from .linear_attention import linear_attention_items, run_linear_attention, run_settle
 from .ops import (
     ADD_ROWS,
     ATTEND,
     ATTEND8,
+    CONV,
     EMBED,
     GATE_ROWS,
+    GROUPED_NORM,
     HEAD_NORM,
+    LINEAR_ATTENTION,
+    MULTIPLY_ROWS,
     NORM_ROWS,
     P_LAST,
     PRODUCT,
@@ -30,6 +37,8 @@ from .ops import (
     RECORD,
     ROTATE,
     ROTATE8,
+    SETTLE,
+    SILU_GATE,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -88,6 +97,12 @@ def op_items(op, step):
         return attend8_items(op, step)
     if code == QUANTIZE:
         return quantize_items(op_tokens(op, step))
+    if code == CONV:
+        return conv_items(op)
+    if code == LINEAR_ATTENTION:
+        return linear_attention_items(op)
+    if code == SETTLE:
+        return 1
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -134,6 +149,18 @@ def run_chunk(op, step, first, last, scratch):
         run_rotate8(op, step, first, last, scratch)
     elif code == EMBED:
         run_embed(op, step, first, last)
+    elif code == CONV:
+        run_conv(op, step, first, last, scratch)
+    elif code == LINEAR_ATTENTION:
+        run_linear_attention(op, step, first, last, scratch)
+    elif code == MULTIPLY_ROWS:
+        run_multiply_rows(op, first, last)
+    elif code == SILU_GATE:
+        run_silu_gate(op, first, last)
+    elif code == GROUPED_NORM:
+        run_grouped_norm(op, first, last)
+    elif code == SETTLE:
+        run_settle(op, step)
 
 
 @kernel

@@ -25,7 +25,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         window      a query of the first layer sees so many positions
     """
     assert {*options} <= OPTIONS
-    return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
+    return Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -53,7 +53,9 @@ def flattening(
     return {"limit": np.float32(pieces * levels)}
 
 
-class _Maker:
+class Maker:
+    """Makes such a graph."""
+
     def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, options: set[str]) -> None:
         self.rng, self.kv, self.by_token, self.options, self.graph = rng, kv, by_token, options, Graph()
 
@@ -80,13 +82,8 @@ class _Maker:
         return graph
 
     def layer(self, i: int, x: str) -> str:
-        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
         bits = (4, 8)[i % 2]
-        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
-        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
-        self.attention(i, at, qkv)
-        out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
-        x = self.node("Add", f"{at}.add", x, self.normed(out))
+        x = self.mixer(i, x, bits)
         at = f"layers.{i}.mlp"
         gate_up = self.linear(
             f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
@@ -95,6 +92,14 @@ class _Maker:
         act = self.normed(self.node("Gated", f"{at}.act", gate_up, act=name), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
+
+    def mixer(self, i: int, x: str, bits: int) -> str:
+        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
+        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
+        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
+        self.attention(i, at, qkv)
+        out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
+        return self.node("Add", f"{at}.add", x, self.normed(out))
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""

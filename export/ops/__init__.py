@@ -11,16 +11,22 @@ from . import (
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
+    parts,
     rotary_table,
     rotate,
+    silu_gate,
 )
 from .function import Function
 
@@ -41,6 +47,12 @@ _FUNCTIONS = {
         attend.ATTEND,
         gated.GATED,
         add.ADD,
+        parts.PARTS,
+        mul.MUL,
+        causal_conv.CAUSAL_CONV,
+        linear_attention.LINEAR_ATTENTION,
+        grouped_norm.GROUPED_NORM,
+        silu_gate.SILU_GATE,
     )
 }
 

@@ -15,17 +15,23 @@ from flatlm.runtime.ops import (
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     flat_linear_token,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
+    parts,
     rotary_table,
     rotate,
+    silu_gate,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -45,9 +51,15 @@ _MODULES: tuple[Function, ...] = (
     embedding,
     linear,
     add,
+    parts,
+    mul,
+    causal_conv,
+    linear_attention,
+    grouped_norm,
+    silu_gate,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
-_STATEFUL: tuple[Stateful, ...] = (append,)
+_STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}

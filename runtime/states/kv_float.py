@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flatlm.kernels_arm.layout import padded
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -22,7 +23,7 @@ class FloatKV:
     def bytes(self, context: int) -> int:
         return 4 * self.groups * padded(context, BLOCK) * (self.size + padded(self.size, BLOCK))
 
-    def allocate(self, context: int, slots: int) -> FloatCache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> FloatCache:
         return FloatCache(self.groups, self.size, context, slots)
 
 

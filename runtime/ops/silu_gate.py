@@ -1,0 +1,42 @@
+"""SiluGate: a stream times silu of another, its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flatlm.kernels_arm import ops, reference
+from flatlm.runtime.format.graph import Attribute, Graph, Node
+from flatlm.runtime.format.signature import Signature, Traits
+from flatlm.runtime.format.values import Values
+from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.ops.function import Operation, Step
+from flatlm.runtime.ops.pairs import lower_pair, pair_of_streams
+
+NAME, TRAITS = "SiluGate", Traits()
+_SIGNATURE = Signature({"x": None, "gate": None}, ("y",))
+
+
+def signature(attrs: Mapping[str, Attribute]) -> Signature:
+    return _SIGNATURE
+
+
+def check(graph: Graph, node: Node) -> None:
+    """The signature says it all."""
+
+
+def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
+    return pair_of_streams(given)
+
+
+def numpy(graph: Graph, node: Node) -> Operation:
+    def run(step: Step, x: np.ndarray, gate: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (x * reference.silu(gate),)
+
+    return run
+
+
+def lower(lowering: Lowering, group: Group) -> None:
+    """SILU_GATE."""
+    lower_pair(lowering, group.node, ops.SILU_GATE)
