@@ -14,10 +14,11 @@ from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
 from .conv import conv_items, run_conv
-from .gating import run_grouped_norm, run_multiply_rows, run_silu_gate
+from .gating import run_grouped_norm, run_multiply_rows
 from .jit import inlined, kernel
 from .linear_attention import linear_attention_items, run_linear_attention, run_settle
 from .ops import (
+    ACT_ROWS,
     ADD_ROWS,
     ATTEND,
     ATTEND8,
@@ -38,7 +39,6 @@ from .ops import (
     ROTATE,
     ROTATE8,
     SETTLE,
-    SILU_GATE,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -56,7 +56,7 @@ from .ops import (
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
 from .product import product_bytes, product_items, run_product
-from .rows import run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
+from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -141,6 +141,8 @@ def run_chunk(op, step, first, last, scratch):
         run_norm_rows(op, first, last)
     elif code == GATE_ROWS:
         run_gate_rows(op, first, last)
+    elif code == ACT_ROWS:
+        run_act_rows(op, first, last)
     elif code == ADD_ROWS:
         run_add_rows(op, first, last)
     elif code == HEAD_NORM:
@@ -155,8 +157,6 @@ def run_chunk(op, step, first, last, scratch):
         run_linear_attention(op, step, first, last, scratch)
     elif code == MULTIPLY_ROWS:
         run_multiply_rows(op, first, last)
-    elif code == SILU_GATE:
-        run_silu_gate(op, first, last)
     elif code == GROUPED_NORM:
         run_grouped_norm(op, first, last)
     elif code == SETTLE:

@@ -1,4 +1,4 @@
-"""What stands around a recurrence: rows times rows or times their silu, and norms of groups of columns.
+"""What stands around a recurrence: rows times rows, and norms of groups of columns.
 
 What is read beyond a row's columns may be anything; what is written there, up to a multiple of 16, is zeros.
 Norms of groups are in place and write nothing there.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import ONE, ZERO, exp16
+from .acts import ZERO
 from .doubles import add_squares, high_doubles, low_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import kernel
 from .ops import ROWS_COLUMNS, ROWS_FLOATS, ROWS_HEADS, ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_WEIGHT
@@ -25,19 +25,6 @@ def run_multiply_rows(op, first, last):
         a, b, y = input_row(op, token), other + stride * token, output_row(op, token)
         for k in range(0, columns, 16):
             store_lanes(y, k, columns, load_floats(a + 4 * k) * load_floats(b + 4 * k))
-
-
-@kernel
-def run_silu_gate(op, first, last):
-    """Tokens first … last: y = x · silu(gate), as `reference.silu`."""
-    columns, one, zero = get_i64(op + 8 * ROWS_COLUMNS), splat_float(ONE), splat_float(ZERO)
-    other, stride = get_i64(op + 8 * ROWS_OTHER), get_i64(op + 8 * ROWS_OTHER_STRIDE)
-    for token in range(first, last):
-        x, gates, y = input_row(op, token), other + stride * token, output_row(op, token)
-        for k in range(0, columns, 16):
-            gate = load_floats(gates + 4 * k)
-            active = gate / (one + exp16(zero - gate))
-            store_lanes(y, k, columns, load_floats(x + 4 * k) * active)
 
 
 @kernel

@@ -14,25 +14,27 @@ FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
-HEAD_NORM = 11
-CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS, SILU_GATE, GROUPED_NORM = range(40, 46)
+HEAD_NORM, ACT_ROWS = 11, 12
+CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS, GROUPED_NORM = range(40, 45)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
-    HEAD_NORM: "norm", CONV: "conv", LINEAR_ATTENTION: "linear attention", SETTLE: "settle",
-    MULTIPLY_ROWS: "multiply", SILU_GATE: "gate", GROUPED_NORM: "norm",
+    HEAD_NORM: "norm", ACT_ROWS: "act", CONV: "conv", LINEAR_ATTENTION: "linear attention", SETTLE: "settle",
+    MULTIPLY_ROWS: "multiply", GROUPED_NORM: "norm",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
 EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no excess
 
-# activations, by the `act` of Gated
-SILU, GELU_TANH = range(2)
-ACTS = {"silu": SILU, "gelu_tanh": GELU_TANH}
+# activations, by the `act` of Gated, Activation and OutputGate
+SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID = range(6)
+ACTS = {
+    "silu": SILU, "gelu_tanh": GELU_TANH, "gelu": GELU, "relu": RELU, "relu2": RELU2, "sigmoid": SIGMOID
+}  # fmt: skip
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
-PLAIN, NORM, GATED = range(3)
+PLAIN, NORM, GATED, ACTED = range(4)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
@@ -69,15 +71,16 @@ I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_
 # I_PARTS: float32 [g, FEW_TOKENS · h/g, context/256, d + 16], what rows of a few tokens get from each block;
 # I_COUNTERS: int64 [g, 8], blocks of a group that are done, 0 between steps
 
-# float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its gate
-# times its other half (2 · COLUMNS wide), or its sum with OTHER
+# float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its
+# activation, its activation times OTHER, or its sum with OTHER
 ROWS_IN, ROWS_IN_STRIDE, ROWS_OUT, ROWS_OUT_STRIDE, ROWS_COLUMNS, ROWS_FLOATS, ROWS_WEIGHT = range(1, 8)
 ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS = range(8, 12)
 # HEAD_NORM: HEADS of COLUMNS side by side in IN, each becomes its norm in place
+# GATE_ROWS: HEADS columns of IN, each for COLUMNS / HEADS of OTHER; 0: as many as OTHER has
 # ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
 
-# MULTIPLY_ROWS: IN times OTHER. SILU_GATE: IN times silu of OTHER. GROUPED_NORM: each of HEADS groups of
-# COLUMNS in IN becomes its norm, with its part of WEIGHT
+# MULTIPLY_ROWS: IN times OTHER. GROUPED_NORM: each of HEADS groups of COLUMNS in IN becomes its norm, with
+# its part of WEIGHT
 
 # depthwise causal convolution over a state of rows (conv.py): weight float32 [taps, columns padded to 16]
 C_IN, C_IN_STRIDE, C_OUT, C_OUT_STRIDE, C_COLUMNS, C_TAPS, C_WEIGHT, C_BIAS, C_SILU, C_ROWS, C_ZEROS = range(

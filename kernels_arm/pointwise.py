@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import ONE, ZERO, gate_row
+from .acts import ONE, ZERO, act_row, gate_row
 from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import inlined, kernel
 from .ops import (
+    ACTED,
     EMBED_BITS,
     EMBED_COLUMNS,
     EMBED_EXCESS,
@@ -261,6 +262,9 @@ def prepare_row(op, x, token, first, last, scratch):
     elif kind == GATED:
         up = x + 4 * get_i64(op + 8 * Q_COLUMNS)
         gate_row(get_i64(op + 8 * Q_ACT), x, up, first, last, scratch)
+        x = scratch
+    elif kind == ACTED:
+        act_row(get_i64(op + 8 * Q_ACT), x, first, last, scratch)
         x = scratch
     inverse = get_f32(get_i64(op + 8 * Q_FLOATS))
     if shares:

@@ -103,10 +103,10 @@ class Rows:
     """The float32 rows that are quantized, [m, stride / 4], and what is done to one first."""
 
     source: np.ndarray
-    kind: int = ops.PLAIN  # or NORM, or GATED, whose rows are gate and up side by side
+    kind: int = ops.PLAIN  # or NORM, ACTED, or GATED, whose rows are gate and up side by side
     epsilon: float = 0.0  # of a norm
     weight: np.ndarray | None = None  # float32 [k], of a norm
-    act: int = ops.SILU  # of a gate
+    act: int = ops.SILU  # the activation
 
 
 @dataclass(frozen=True)

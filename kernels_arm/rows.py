@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import ZERO, gate_row
+from .acts import ZERO, act_row, gate_row
 from .doubles import (
     add_squares,
     high_doubles,
@@ -86,15 +86,58 @@ def run_head_norm(op, first, last):
                 store_floats_part(x + 4 * k, y, size - k)
 
 
+@inlined
+def last_lanes(columns):
+    """Where the lanes stand of which some may be none."""
+    return (columns - 1) // 16 * 16
+
+
+@kernel
+def run_act_rows(op, first, last):
+    """Tokens first … last: y = act(x)."""
+    columns, act = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_ACT)
+    end = last_lanes(columns)
+    for token in range(first, last):
+        y = output_row(op, token)
+        act_row(act, input_row(op, token), 0, columns, y)
+        store_lanes(y, end, columns, load_floats(y + 4 * end))
+
+
 @kernel
 def run_gate_rows(op, first, last):
-    """Tokens first … last: y = act(gate) · up, gate and up being the halves of x."""
+    """Tokens first … last: y = act(gate) · other, a gate's column for one of the other's or for several."""
     columns, act = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_ACT)
-    end = (columns - 1) // 16 * 16  # where the lanes stand of which some may be none
+    other, stride = get_i64(op + 8 * ROWS_OTHER), get_i64(op + 8 * ROWS_OTHER_STRIDE)
+    gates, end = get_i64(op + 8 * ROWS_HEADS), last_lanes(columns)
     for token in range(first, last):
-        gates, y = input_row(op, token), output_row(op, token)
-        gate_row(act, gates, gates + 4 * columns, 0, columns, y)
+        x, y = other + stride * token, output_row(op, token)
+        if gates:
+            gate_groups(act, input_row(op, token), gates, x, columns // gates, y)
+        else:
+            gate_row(act, input_row(op, token), x, 0, columns, y)
         store_lanes(y, end, columns, load_floats(y + 4 * end))
+
+
+@kernel
+def gate_groups(act, gate, gates, x, size, y):
+    """y = x times a factor for each group of `size` columns, of which there are `gates`."""
+    for group in range(gates):
+        at = 4 * size * group
+        for k in range(0, size, 16):
+            store_floats_part(y + at + 4 * k, splat_float(get_f32(gate + 4 * group)), size - k)
+        gate_row_part(act, x + at, size, y + at)
+
+
+@kernel
+def gate_row_part(act, x, size, y):
+    """y = act(y) · x, `size` columns and nothing beyond."""
+    whole = size // 16 * 16
+    gate_row(act, y, x, 0, whole, y)
+    if whole < size:
+        beyond = load_floats(y + 4 * whole)
+        gate_row(act, y, x, whole, size, y)
+        lanes = load_floats(y + 4 * whole)
+        store_floats(y + 4 * whole, keep_first(lanes, size - whole, beyond))
 
 
 @kernel

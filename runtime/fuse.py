@@ -1,7 +1,7 @@
 """Which nodes of a graph become records together: four patterns. What matches none runs by itself.
 
     norm + product                a Norm that only products read runs as they quantize their input
-    gate + product                a Gated likewise
+    gate + product                a Gated or an Activation likewise
     product + residual            a product whose output only an Add reads adds to the other summand in place
     rotate + rotate + append + attend       of queries and keys that nothing else reads: one record writes
                                   them into state and buffers, one attends
@@ -18,7 +18,9 @@ from dataclasses import replace
 from flatlm.runtime import ops
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.lowering import Group
-from flatlm.runtime.ops import add, append, attend, gated, norm, rotate
+from flatlm.runtime.ops import activation, add, append, attend, gated, norm, rotate
+
+_TAKEN_IN = (norm.NAME, gated.NAME, activation.NAME)  # by a product's quantization
 
 
 def fuse(graph: Graph) -> list[Group]:
@@ -54,7 +56,7 @@ def _before(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
     if node.op == attend.NAME:
         return _attention(neighbours, node)
     maker = neighbours.maker(node.inputs[0])
-    if maker is None or not ops.is_product(node) or maker.op not in (norm.NAME, gated.NAME):
+    if maker is None or not ops.is_product(node) or maker.op not in _TAKEN_IN:
         return ()
     summed = maker.op == norm.NAME  # to the end of the buffer's row
     if summed and neighbours.is_ragged(maker.inputs[0]):

@@ -9,7 +9,8 @@ A value of the graph becomes a buffer; fuse.py says which nodes become records t
     FlatLinear (out) → Add                             QUANTIZE         PRODUCT(add)
     Norm → FlatLinear (gate, up)                       QUANTIZE(norm)   PRODUCT
     Gated → FlatLinear (down) → Add                    QUANTIZE(gated)  PRODUCT(add)
-    Norm, Gated, Add elsewhere                         NORM_ROWS, GATE_ROWS, ADD_ROWS
+    Activation → FlatLinear (down) → Add               QUANTIZE(acted)  PRODUCT(add)
+    Norm, Gated, Activation, OutputGate, Add elsewhere  NORM_ROWS, GATE_ROWS, ACT_ROWS, GATE_ROWS, ADD_ROWS
     CausalConv, LinearAttention                        CONV, LINEAR_ATTENTION, and SETTLE at the end
 """
 

@@ -57,7 +57,7 @@ class RecurrentMaker(Maker):
         y = self.linear_attention(at, [q, k, v, dt, beta], update_rule="gated_delta")
         weight = self.rng.random(width, np.float32) + 0.5
         normed = self.grouped(f"{at}.out_norm", y, weight, VALUE_SIZE)
-        return self.node("SiluGate", f"{at}.mixed", normed, z), width
+        return self.node("OutputGate", f"{at}.mixed", normed, z, act="silu"), width
 
     def gated(self, at: str, x: str, bits: int) -> tuple[str, int]:
         keys, width = KEY_HEADS * KEY_SIZE, RECURRENT_HEADS * VALUE_SIZE
@@ -68,7 +68,7 @@ class RecurrentMaker(Maker):
         y = self.linear_attention(at, [q, k, v, dt], update_rule="gated", least_step=0.01)
         weight = self.rng.random(width, np.float32) + 0.5
         return self.grouped(
-            f"{at}.mixed", self.node("SiluGate", f"{at}.gate", y, z), weight, width // 2
+            f"{at}.mixed", self.node("OutputGate", f"{at}.gate", y, z, act="silu"), weight, width // 2
         ), width
 
     def parts(self, at: str, x: str, sizes: list[int]) -> list[str]:

@@ -268,7 +268,7 @@ def test_norm_gated_embedding_and_linear_follow_their_formulas():
 def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
     nodes = [
         *quantized_graph(0, kv, "static", "qk_norm", "window").nodes,
-        *quantized_graph(0, kv, "token").nodes,
+        *quantized_graph(0, kv, "token", "plain", "head_gate").nodes,
     ]
     nodes += float_graph().nodes
     nodes += [node for mixer in MIXERS for node in recurrent_graph(mixer).nodes]
@@ -292,6 +292,8 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("float32", "static", "window"),
         ("int8", "token", "gelu_tanh"),
         ("int8", "static", "window"),
+        ("float32", "static", "plain", "gelu", "output_gate"),
+        ("float32", "token", "relu2", "head_gate"),
     ],
     ids="-".join,
 )

@@ -29,6 +29,8 @@ MODELS = [  # cache, activations, options
     ("float32", "static", "gelu_tanh"),
     ("int8", "token", "gelu_tanh"),
     ("int8", "static", "window"),
+    ("float32", "static", "plain", "gelu", "output_gate"),
+    ("int8", "token", "plain", "relu2", "output_gate"),
 ]
 
 
@@ -204,9 +206,10 @@ def test_the_time_of_a_step_is_shared_among_its_operations(artifact):
     times = per_op.measure(backend, 1)
     assert sum(op.count for op in times) == len(backend.plan.ops)
     assert all(op.seconds > 0 for op in times)
-    norms = {"norm"} if any(node.op == "HeadNorm" for node in artifact.graph.nodes) else set()
+    alone = {"HeadNorm": "norm", "OutputGate": "gate"}
+    more = {alone[node.op] for node in artifact.graph.nodes if node.op in alone}
     names = {op.name.split()[0] for op in times}
-    assert names == {"embed", "quantize", "product", "rotate", "attend"} | norms
+    assert names == {"embed", "quantize", "product", "rotate", "attend"} | more
     head = next(op for op in times if op.name == "product head")
     assert head.multiplications >= backend.vocab
     assert "product head" in per_op.table(times, Limits(2, 1e9, 1e9))

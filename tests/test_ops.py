@@ -17,7 +17,7 @@ from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.ops import OPS
 from tests.test_passes import float_graph, random_tokens
 
-RECURRENT = {"Parts", "Mul", "SiluGate", "GroupedNorm", "CausalConv", "LinearAttention"}
+RECURRENT = {"Parts", "Mul", "GroupedNorm", "CausalConv", "LinearAttention"}
 FLOAT = {node.op for node in float_graph(qk_norm=True).nodes}
 OF_IDS = {"Embedding", "RotaryTable"}  # read ids and positions: nothing is differentiated by those
 

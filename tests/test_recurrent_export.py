@@ -54,7 +54,6 @@ def graphs() -> dict[str, tuple[Graph, dict[str, int]]]:
             one_node("GroupedNorm", ["x", "w"], {"w": rng.standard_normal(6)}, size=3, epsilon=1e-3),
             {"x": 6},
         ),
-        "gate": (one_node("SiluGate", ["a", "b"], {}), pair),
         "multiply": (one_node("Mul", ["a", "b"], {}), pair),
         "parts": (one_node("Parts", ["x"], {}, ("y", "z"), sizes="4 2"), {"x": 6}),
     }
@@ -110,7 +109,7 @@ def test_a_scale_of_the_output_folds_into_the_norm_before_the_gate_and_into_part
         Node("Linear", ("x", "w", "wb"), ("in",), {}, "in"),
         Node("Parts", ("in",), ("a", "z", "c"), {"sizes": "6 6 6"}, "parts"),
         Node("GroupedNorm", ("a", "n"), ("normed",), {"size": 3, "epsilon": 1e-6}, "normed"),
-        Node("SiluGate", ("normed", "z"), ("gated",), {}, "gated"),
+        Node("OutputGate", ("normed", "z"), ("gated",), {"act": "silu"}, "gated"),
         Node("Mul", ("c", "gated"), ("y",), {}, "y"),
     ]
     tensors = {name: Tensor.of(array.astype(np.float32)) for name, array in constants.items()}
@@ -119,7 +118,7 @@ def test_a_scale_of_the_output_folds_into_the_norm_before_the_gate_and_into_part
     assert first.value == "c"
     rows = of("Parts").origin(graph, nodes[1], first)
     assert (rows.value, rows.index.tolist(), rows.width) == ("in", list(range(12, 18)), 18)
-    assert of("SiluGate").origin(graph, nodes[3], replace(channels, value="gated")).value == "normed"
+    assert of("OutputGate").origin(graph, nodes[3], replace(channels, value="gated")).value == "normed"
     x, factor = rng.standard_normal((1, 3, 5)).astype(np.float32), np.float32([1, 2, 3, 4, 5, 6])
 
     def output() -> np.ndarray:
@@ -187,9 +186,6 @@ BAD = {
     ),
     "groups that do not divide": (
         lambda: changed("delta", "GroupedNorm", size=21), "80 columns are not groups of 21"
-    ),
-    "a gate of another width": (
-        lambda: changed("delta", "SiluGate", {1: "layers.0.delta.part_2"}), "is a stream of 4, .* of 144"
     ),
 }  # fmt: skip
 

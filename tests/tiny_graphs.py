@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatlm.kernels_arm import layout
+from flatlm.kernels_arm import layout, ops
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
-OPTIONS = {"norms", "qk_norm", "window", "gelu_tanh"}
+OPTIONS = {"norms", "qk_norm", "window", "plain", "output_gate", "head_gate", *ops.ACTS}
 WINDOW = 5  # of the first layer
 
 
@@ -21,7 +21,9 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         norms       more of them, of the embedding, of activations and of what each block adds, which no
                     product can take in
         qk_norm     a norm of each head of queries and of keys
-        gelu_tanh   the activation, in the place of silu
+        an activation    in the place of silu
+        plain       the activation of one product, not of a gate
+        output_gate, head_gate      of attention's output, a gate for each column or for each head
         window      a query of the first layer sees so many positions
     """
     assert {*options} <= OPTIONS
@@ -85,11 +87,11 @@ class Maker:
         bits = (4, 8)[i % 2]
         x = self.mixer(i, x, bits)
         at = f"layers.{i}.mlp"
-        gate_up = self.linear(
-            f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
-        )
-        name = "gelu_tanh" if "gelu_tanh" in self.options else "silu"
-        act = self.normed(self.node("Gated", f"{at}.act", gate_up, act=name), INTERMEDIATE)
+        plain = "plain" in self.options
+        made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
+        gate_up = self.linear(f"{at}.gate_up", self.norm(f"{at}.norm", x), made, HIDDEN, bits, levels=7)
+        name = next((act for act in ops.ACTS if act in self.options), "silu")
+        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
 
@@ -98,7 +100,7 @@ class Maker:
         rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
         qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
         self.attention(i, at, qkv)
-        out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
+        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
         return self.node("Add", f"{at}.add", x, self.normed(out))
 
     def cached(self, prefix: str, i: int) -> list[str]:
@@ -117,6 +119,14 @@ class Maker:
         self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
         options = {"window": WINDOW} if "window" in self.options and i == 0 else {}
         self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state, **options)
+
+    def output_gate(self, at: str, x: str) -> str:
+        """x by a gate, if there is one, that the attention's norm feeds."""
+        gates = {"output_gate": HEADS * HEAD_SIZE, "head_gate": HEADS}
+        for gate in self.options & {*gates}:
+            made = self.linear(f"{at}.gate", f"{at}.norm", gates[gate], HIDDEN, 8)
+            x = self.node("OutputGate", f"{at}.gated", x, made, act="sigmoid")
+        return x
 
     def node(self, op: str, name: str, *inputs: str, **attrs) -> str:
         self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))

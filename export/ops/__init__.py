@@ -8,6 +8,7 @@ from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.format.graph import Node
 
 from . import (
+    activation,
     add,
     append,
     attend,
@@ -23,10 +24,10 @@ from . import (
     linear_attention,
     mul,
     norm,
+    output_gate,
     parts,
     rotary_table,
     rotate,
-    silu_gate,
 )
 from .function import Function
 
@@ -46,13 +47,14 @@ _FUNCTIONS = {
         append.APPEND,
         attend.ATTEND,
         gated.GATED,
+        activation.ACTIVATION,
+        output_gate.OUTPUT_GATE,
         add.ADD,
         parts.PARTS,
         mul.MUL,
         causal_conv.CAUSAL_CONV,
         linear_attention.LINEAR_ATTENTION,
         grouped_norm.GROUPED_NORM,
-        silu_gate.SILU_GATE,
     )
 }
 

@@ -109,7 +109,7 @@ def origin(graph: Graph, node: Node, channels: Channels) -> Channels:
     h, d = sizes_of(graph, node.inputs[0])
     g, _ = sizes_of(graph, values)
     head, element = np.divmod(channels.index, d)
-    return Channels(values, head // (h // g) * d + element, g * d)
+    return Channels(values, head // (h // g) * d + element, g * d, channels.power)
 
 
 def over_int8(node: Node) -> Node:

@@ -14,7 +14,7 @@ _BODY = """<epsilon> (x, weight) => (y) {
     x_double = Cast <to = 11> (x)
     squares = Mul (x_double, x_double)
     total = ReduceSum <keepdims = 1> (squares, last)
-    size = Shape <start = -1> (x)
+    size = Shape <start = -1> (weight)
     count = Cast <to = 11> (size)
     mean = Div (total, count)
     epsilon_float = Constant <value_float: float = @epsilon> ()

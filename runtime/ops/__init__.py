@@ -12,6 +12,7 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Signature
 from flatlm.runtime.format.values import Value
 from flatlm.runtime.ops import (
+    activation,
     add,
     append,
     attend,
@@ -28,10 +29,10 @@ from flatlm.runtime.ops import (
     linear_attention,
     mul,
     norm,
+    output_gate,
     parts,
     rotary_table,
     rotate,
-    silu_gate,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -48,6 +49,8 @@ _MODULES: tuple[Function, ...] = (
     append,
     attend,
     gated,
+    activation,
+    output_gate,
     embedding,
     linear,
     add,
@@ -56,7 +59,6 @@ _MODULES: tuple[Function, ...] = (
     causal_conv,
     linear_attention,
     grouped_norm,
-    silu_gate,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
 _STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)

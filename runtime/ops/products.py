@@ -9,7 +9,7 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Attr, Constant, misfit
 from flatlm.runtime.format.values import Values, streams
 from flatlm.runtime.lowering import Group, Lowering
-from flatlm.runtime.ops import gated, norm
+from flatlm.runtime.ops import activation, gated, norm
 from flatlm.runtime.ops.function import Operation, Step
 from flatlm.runtime.ops.packed import EXCESS, MATRIX, WEIGHT, check_excess, sizes
 
@@ -22,7 +22,8 @@ LIMIT_EXCESS = {"limit": Constant("float32", ("columns",)), **EXCESS}
 LIMIT, DELTA, VALUE = -3, -2, -1
 ATTRS = {**MATRIX, "levels": Attr(int)}
 
-_INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of}  # what a quantization does to a row first
+# what a quantization does to a row first
+_INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of, activation.NAME: activation.rows_of}
 
 
 def check(graph: Graph, node: Node) -> None:

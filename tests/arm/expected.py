@@ -26,8 +26,10 @@ MODELS = (
     (9, "float32", "static", "gelu_tanh"),
     (10, "int8", "token", "gelu_tanh", "norms"),
     (8, "int8", "token", "window"),
-    *((11, "float32", "static", mixer) for mixer in MIXERS),
-    *((12, "int8", "token", mixer) for mixer in MIXERS),
+    *((13, "float32", "static", mixer) for mixer in MIXERS),
+    *((14, "int8", "token", mixer) for mixer in MIXERS),
+    (11, "float32", "static", "plain", "gelu", "output_gate"),
+    (12, "int8", "token", "relu2", "head_gate", "norms"),
 )
 PROMPT = 8  # tokens before the greedy ones
 

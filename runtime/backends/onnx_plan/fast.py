@@ -1,0 +1,3 @@
+from .exact import REWRITES
+
+FAST = dict(REWRITES)

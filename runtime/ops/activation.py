@@ -1,0 +1,65 @@
+"""Activation: a function of each element by itself.
+
+Where it feeds products alone it runs as they quantize their input (runtime/fuse.py), else as a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flatlm.kernels_arm import ops, reference
+from flatlm.kernels_arm.records import Rows, record
+from flatlm.runtime.format.graph import Attribute, Graph, Node
+from flatlm.runtime.format.signature import Attr, Signature, Traits
+from flatlm.runtime.format.values import Values, columns_of, streams
+from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.ops.function import Operation, Step
+
+NAME, TRAITS = "Activation", Traits()
+ACT = {"act": Attr(str, tuple(ops.ACTS))}
+_SIGNATURE = Signature({"x": None}, ("y",), ACT)
+
+
+def signature(attrs: Mapping[str, Attribute]) -> Signature:
+    return _SIGNATURE
+
+
+def check(graph: Graph, node: Node) -> None:
+    """The signature says it all."""
+
+
+def act_of(node: Node) -> int:
+    """The code of the node's activation."""
+    return ops.ACTS[str(node.attrs["act"])]
+
+
+def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
+    both = streams(columns_of(given[0]))
+    return both, both
+
+
+def numpy(graph: Graph, node: Node) -> Operation:
+    act = reference.ACTS[str(node.attrs["act"])]
+
+    def run(step: Step, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (act(x),)
+
+    return run
+
+
+def rows_of(lowering: Lowering, node: Node) -> Rows:
+    """The activation as a part of a quantization."""
+    return Rows(lowering.array(node.inputs[0]), ops.ACTED, act=act_of(node))
+
+
+def lower(lowering: Lowering, group: Group) -> None:
+    """ACT_ROWS."""
+    node = group.node
+    columns = columns_of(lowering.values[node.outputs[0]])
+    x, out = lowering.array(node.inputs[0]), lowering.rows(node.outputs[0], columns)
+    lowering.add(node, record(
+        ops.ACT_ROWS, ROWS_IN=x.ctypes.data, ROWS_IN_STRIDE=x.strides[0], ROWS_OUT=out.ctypes.data,
+        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_ACT=act_of(node),
+    ))  # fmt: skip
