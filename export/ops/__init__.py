@@ -28,6 +28,7 @@ from . import (
     parts,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from .function import Function
 
@@ -49,6 +50,7 @@ _FUNCTIONS = {
         gated.GATED,
         activation.ACTIVATION,
         output_gate.OUTPUT_GATE,
+        soft_cap.FUNCTION,
         add.ADD,
         parts.PARTS,
         mul.MUL,

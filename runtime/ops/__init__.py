@@ -33,6 +33,7 @@ from flatlm.runtime.ops import (
     parts,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -51,6 +52,7 @@ _MODULES: tuple[Function, ...] = (
     gated,
     activation,
     output_gate,
+    soft_cap,
     embedding,
     linear,
     add,
