@@ -27,7 +27,7 @@ from .ops import (
     KEPT,
     STEP_SPANS,
 )  # fmt: skip
-from .rows import store_lanes
+from .norms import store_lanes
 from .simd import get_i64, load_floats, set_i64, splat_float, store_floats
 from .spans import first_row, past_of, rows_until, sequence_end, slot_of, span_of
 

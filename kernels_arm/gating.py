@@ -12,7 +12,8 @@ from .acts import ZERO
 from .doubles import add_squares, high_doubles, low_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import kernel
 from .ops import ROWS_COLUMNS, ROWS_FLOATS, ROWS_HEADS, ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_WEIGHT
-from .rows import input_row, output_row, store_lanes
+from .norms import store_lanes
+from .rows import input_row, output_row
 from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats_part
 
 
