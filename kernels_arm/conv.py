@@ -12,6 +12,7 @@ import numpy as np
 
 from .acts import ONE, ZERO, exp16
 from .jit import inlined, kernel
+from .norms import store_lanes
 from .ops import (
     C_BIAS,
     C_COLUMNS,
@@ -27,7 +28,6 @@ from .ops import (
     KEPT,
     STEP_SPANS,
 )  # fmt: skip
-from .norms import store_lanes
 from .simd import get_i64, load_floats, set_i64, splat_float, store_floats
 from .spans import first_row, past_of, rows_until, sequence_end, slot_of, span_of
 

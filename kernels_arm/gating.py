@@ -11,8 +11,8 @@ import numpy as np
 from .acts import ZERO
 from .doubles import add_squares, high_doubles, low_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import kernel
-from .ops import ROWS_COLUMNS, ROWS_FLOATS, ROWS_HEADS, ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_WEIGHT
 from .norms import store_lanes
+from .ops import ROWS_COLUMNS, ROWS_FLOATS, ROWS_HEADS, ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_WEIGHT
 from .rows import input_row, output_row
 from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats_part
 
