@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from flatlm.runtime.states.floors import Floors
+
 
 class State(Protocol):
     """Slots of one node, as its kernels read them."""
@@ -17,7 +19,7 @@ class State(Protocol):
     context: int  # positions of a slot, at least as many as were asked for
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Slot `target` becomes the first `length` positions of slot `source`."""
+        """Slot `target` becomes the first `length` positions of slot `source`, or more: it is cut then."""
         ...
 
     def cut_back(self, slot: int, length: int) -> int:
@@ -52,7 +54,9 @@ class Description(Protocol):
         """Of one slot."""
         ...
 
-    def allocate(self, context: int, slots: int) -> State: ...
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> State:
+        """`floors`: of the plan's states that sum up their past, where it has several."""
+        ...
 
 
 def cut_back(states: Iterable[State], slot: int, length: int) -> int:

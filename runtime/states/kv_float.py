@@ -9,6 +9,7 @@ import numpy as np
 
 from flatlm.kernels_arm.layout import padded
 from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -24,7 +25,7 @@ class FloatKV:
     def bytes(self, context: int) -> int:
         return 4 * self.groups * padded(context, BLOCK) * (self.size + padded(self.size, BLOCK))
 
-    def allocate(self, context: int, slots: int) -> FloatCache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> FloatCache:
         return FloatCache(self.groups, self.size, context, slots)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.ops import KV_BLOCK
 from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -25,7 +26,7 @@ class Int8KV:
     def bytes(self, context: int) -> int:
         return 2 * self.groups * padded(context, KV_BLOCK) * (padded(self.size, BLOCK) + 4)
 
-    def allocate(self, context: int, slots: int) -> Int8Cache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> Int8Cache:
         return Int8Cache(self.groups, self.size, context, slots)
 
 
