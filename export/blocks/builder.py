@@ -7,7 +7,7 @@ Legend: n outputs, k inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,6 +121,18 @@ class Builder:
             self.made.notes.extend([f"{self.source.name}: {rotary.note}"] if rotary.note else [])
         assert np.array_equal(tables[name].frequency, rotary.frequency), f"two tables are called {name}"
         return outputs
+
+    def parts(self, part: str, x: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Columns of x side by side, as values of their own, by the last words of their names."""
+        names = tuple(self.name(f"{part}.{word}") for word in sizes)
+        self.emit("Parts", part, (x,), names, sizes=" ".join(map(str, sizes.values())))
+        return names
+
+    def fixed_state(self, kind: str) -> tuple[str, str]:
+        """A state of the layer that does not grow with the positions: its input and its output."""
+        names = f"past_{kind}.{self.layer}", f"present_{kind}.{self.layer}"
+        self.made.states.append(names)
+        return names
 
     def state(self, *parts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What the layer keeps of the tokens before: its names as inputs of the graph, and as outputs."""

@@ -9,7 +9,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer
+from flatlm.export.layers import (
+    Attention,
+    Beside,
+    Branch,
+    Decoder,
+    DeltaNet,
+    Gated,
+    Layer,
+    Mamba2,
+    ShortConv,
+)
 from flatlm.export.names import HEAD
 from flatlm.export.sources.source import is_ignored
 from flatlm.export.weights import Affine
@@ -19,11 +29,29 @@ from flatlm.runtime.format.graph import Graph
 from .attention import attention
 from .builder import Builder
 from .mlp import gated
+from .recurrent import delta_net, mamba2, short_conv
+
+
+def beside(b: Builder, x: str, body: Beside) -> str:
+    """The sum of several bodies, each with places of its own name."""
+    outputs = []
+    for name, inner, scale in body.bodies:
+        within = dataclasses.replace(b, branch=f"{name}.", scale=b.scale * scale)
+        outputs.append((within, BODIES[type(inner)](within, x, inner)))
+    (_, total), *others = outputs
+    for within, y in others:
+        total = within.emit("Add", "sum", (total, y))
+    return total
+
 
 # What builds a branch's body: (builder within the branch, the normed stream, the body) → what it adds.
 BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
     Attention: attention,
     Gated: gated,
+    ShortConv: short_conv,
+    DeltaNet: delta_net,
+    Mamba2: mamba2,
+    Beside: beside,
 }
 
 
