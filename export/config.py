@@ -22,7 +22,8 @@ _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 def settings_of(config: Settings, architecture: Architecture) -> Settings:
     """What config.json says to the architecture: absent keys have its defaults."""
-    return dataclasses.replace(config, values={**architecture.defaults, **config.values})
+    values = architecture.as_new({**architecture.defaults, **config.values})
+    return dataclasses.replace(config, values=values)
 
 
 def read_config(

@@ -17,11 +17,87 @@ from flatlm.runtime.backends import open_backend
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.options import BackendOptions
-from tests.model_types import CASES
 from tests.spec.archs import spec
 from tests.tiny_checkpoints import tiny, tiny_weights
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 2.0, 4.0],
+    "partial_rotary_factor": 0.75,
+}
+MINICPM4 = {key: value for key, value in LONG.items() if key != "partial_rotary_factor"}
+MINICPM4 |= {"original_max_position_embeddings": 16}
+SOME = ["sliding_attention", "full_attention"]
 TOKENS, CONTEXT = 30, BackendOptions(ctx=64)
+Case = tuple[str, dict[str, Any]]
+
+
+def rope(**parameters: Any) -> dict[str, Any]:
+    """A config as transformers 5 writes it."""
+    return {"rope_parameters": {"rope_theta": 10000.0, **parameters}, "rope_theta": None}
+
+
+TWO_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+}
+
+# One configuration a line: the model type, and what its config.json has beside the usual.
+CASES: list[Case] = [
+    ("llama", rope(rope_type="linear", factor=2.0)),
+    ("llama", rope(rope_type="dynamic", factor=2.0)),
+    ("llama", rope(**YARN)),
+    ("llama", rope(**YARN, truncate=False, beta_fast=16.0, beta_slow=2.0, attention_factor=1.3)),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("qwen2", rope(**YARN, mscale=0.7, mscale_all_dim=0.4)),
+    ("qwen3", {"head_dim": 14, "tie_word_embeddings": True}),
+    ("qwen3", {"head_dim": 12, "attention_bias": True, **rope(**YARN)}),
+    ("mistral", {"sliding_window": 5, "head_dim": 14}),
+    ("ministral", {"sliding_window": 5, "layer_types": SOME, "head_dim": 8}),
+    ("ministral3", rope(**YARN, llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0)),
+    ("smollm3", {}),
+    ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": True, "attention_bias": True}),
+    ("phi3", {"sliding_window": 5, "tie_word_embeddings": True}),
+    ("phi3", {"rope_scaling": LONG, "hidden_size": 32, "original_max_position_embeddings": 16}),
+    ("phi3", {**rope(**LONG), "hidden_size": 32, "original_max_position_embeddings": 128}),
+    ("granite", {}),
+    ("granite", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("granitemoehybrid", {}),
+    ("granitemoehybrid", {"position_embedding_type": None, "tie_word_embeddings": True}),
+    ("minicpm", {"tie_word_embeddings": True}),
+    ("minicpm", {"rope_scaling": MINICPM4, "hidden_size": 24}),
+    ("ernie4_5", {}),
+    ("ernie4_5", {"use_bias": True, "tie_word_embeddings": True}),
+    ("helium", {}),
+    ("seed_oss", {}),
+    ("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
+    ("internlm3", rope(rope_type="dynamic", factor=6.0)),
+    ("internlm3", {"bias": True, "qkv_bias": True}),
+    ("exaone", {}),
+    ("gemma", {}),
+    ("gemma", {"hidden_act": "gelu", "tie_word_embeddings": False, "attention_bias": True}),
+    ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_hidden_layers": 3}),
+    ("gemma2", {"layer_types": SOME[::-1], "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma3_text", {"num_hidden_layers": 6, "rope_local_base_freq": 100.0, "rope_theta": 5e5}),
+    ("gemma3_text", {"layer_types": SOME, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ("gemma3_text", {"layer_types": SOME, "rope_parameters": TWO_ROPES, "final_logit_softcapping": 4.0}),
+    ("olmo2", {}),
+    ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    ("olmo3", {"num_hidden_layers": 4, "rope_scaling": YARN}),
+    ("olmo3", {"layer_types": SOME, "rope_parameters": TWO_ROPES}),
+    ("exaone4", {"tie_word_embeddings": True}),
+    ("exaone4", {"sliding_window": 5, "sliding_window_pattern": "LG"}),
+    ("glm4", {}),
+    ("glm4", {"attention_bias": False, "tie_word_embeddings": True}),
+    ("hunyuan_v1_dense", {}),
+    ("hunyuan_v1_dense", rope(rope_type="dynamic", alpha=50.0, factor=1.0)),
+    ("nanochat", {"final_logit_softcapping": 3.0}),
+    ("nanochat", {"tie_word_embeddings": True, "final_logit_softcapping": None}),
+    ("arcee", {}),
+    ("arcee", {"mlp_bias": True, "attention_bias": True, "hidden_act": "gelu"}),
+]
 IDS = [f"{kind}-{i}" for i, (kind, _) in enumerate(CASES)]
 ONCE = {kind: (kind, config) for kind, config in reversed(CASES)}.values()
 

@@ -174,12 +174,70 @@ def exaone(c: Mapping[str, Any]) -> Shapes:
     return shapes | norms(c, "transformer", "ln_f") | {"lm_head.weight": table}
 
 
+def sandwiched(c: Mapping[str, Any]) -> Shapes:
+    """Norms before, after or around the branches, and of heads, as each model type has them."""
+    kind, hidden = c["model_type"], c["hidden_size"]
+    d = c.get("head_dim") or hidden // c["num_attention_heads"]
+    q, k = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
+    bias = {"glm4": "qkv"}.get(kind, "qkvo") * c.get("attention_bias", kind == "glm4")
+    heads = {"olmo2": (q, k), "olmo3": (q, k), "exaone4": (d, d), "gemma3_text": (d, d)}.get(kind, ())
+    after = ("post_attention_layernorm", "post_feedforward_layernorm")
+    glm = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+    around = {"glm4": glm, "olmo2": after, "olmo3": after, "exaone4": after}
+    gemma = ("input_layernorm", "post_attention_layernorm")
+    if kind != "gemma":
+        gemma += ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", bias) | norms(c, at, *around.get(kind, gemma))
+        for part, width in zip("qk", heads, strict=False):
+            shapes |= {f"{at}.self_attn.{part}_norm.weight": (width,)}
+        if kind != "glm4":
+            return shapes | gated(c, f"{at}.mlp")
+        shapes |= linear(f"{at}.mlp.gate_up_proj", 2 * c["intermediate_size"], hidden)
+        return shapes | linear(f"{at}.mlp.down_proj", hidden, c["intermediate_size"])
+
+    return whole(c, layer)
+
+
+def hunyuan(c: Mapping[str, Any]) -> Shapes:
+    names = [f"{part}_layernorm.weight" for part in ("query", "key")]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False))
+        shapes |= {f"{at}.self_attn.{name}": (c["head_dim"],) for name in names}
+        return shapes | gated(c, f"{at}.mlp") | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def plain(c: Mapping[str, Any]) -> Shapes:
+    """MLPs without a gate."""
+    hidden, wide, kind = c["hidden_size"], c["intermediate_size"], c["model_type"]
+    up, down = ("fc1", "fc2") if kind == "nanochat" else ("up_proj", "down_proj")
+    bias = c.get("mlp_bias", False)
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False))
+        shapes |= linear(f"{at}.mlp.{up}", wide, hidden, bias)
+        shapes |= linear(f"{at}.mlp.{down}", hidden, wide, bias)
+        if kind != "nanochat":
+            shapes |= norms(c, at, "input_layernorm", "post_attention_layernorm")
+        return shapes
+
+    shapes = whole(c, layer)
+    return {
+        name: shape for name, shape in shapes.items() if kind != "nanochat" or name != "model.norm.weight"
+    }
+
+
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "logits_scaling": 4.0,
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.2,
 }
+GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
 # What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "granite": MULTIPLIERS,
@@ -200,19 +258,38 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "seed_oss": {"head_dim": 12},
     "smollm3": {"num_hidden_layers": 4},
     "ministral3": {"head_dim": 8},
+    "gemma": {"head_dim": 12, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
+    "gemma3_text": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
+    "glm4": {"head_dim": 8, "partial_rotary_factor": 0.5},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "exaone4": {"sliding_window": None},
+    "olmo3": {"sliding_window": 5},
+    "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
+    "arcee": {"hidden_act": "relu2"},
 }
 SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+    "arcee": plain,
     "ernie4_5": llama,
     "exaone": exaone,
+    "exaone4": sandwiched,
+    "gemma": sandwiched,
+    "gemma2": sandwiched,
+    "gemma3_text": sandwiched,
+    "glm4": sandwiched,
     "granite": llama,
     "granitemoehybrid": granitemoehybrid,
     "helium": llama,
+    "hunyuan_v1_dense": hunyuan,
     "internlm3": llama,
     "llama": llama,
     "minicpm": llama,
     "ministral": llama,
     "ministral3": llama,
     "mistral": llama,
+    "nanochat": plain,
+    "olmo2": sandwiched,
+    "olmo3": sandwiched,
     "phi3": phi3,
     "qwen2": llama,
     "qwen3": llama,
