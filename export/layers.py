@@ -35,6 +35,7 @@ class Gated:
     act: str
     intermediate_size: int
     bias: bool = False
+    gate_scale: float = 1.0  # of what act is applied to; folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Mamba2:
     norm: bool = True
     norm_first: bool = False
     least_step: float = 0.0
-    factors: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
     scale_in: float = 1.0
 
 
@@ -124,11 +125,18 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Embedding, layers, last norm and head."""
+    """Embedding, layers, last norm and head.
+
+    embedding_scale: what rows of the embedding are multiplied by, not those of a head that shares it
+    logits_scale: of the head's outputs; folded into the last norm
+    context: tokens beyond which the model is not what is said here; None: as many as config.json says
+    """
 
     layers: Sequence[Layer]
     norm: Norm = Norm()
-    logits_scale: float = 1.0  # folded into the last norm
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    context: int | None = None
 
 
 def pre_norm(mixer: Body, mlp: Body, scale: float = 1.0) -> Layer:

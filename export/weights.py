@@ -72,9 +72,11 @@ class Weight:
         """Elementwise, both of one shape."""
         return self._made(self.shape, lambda w: w + other.load())
 
-    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Weight:
-        """Each element by itself: −e^A of recurrences."""
-        return self._made(self.shape, lambda w: function(w).astype(np.float32))
+    def mapped(
+        self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None
+    ) -> Weight:
+        """What a function makes of it: −e^A of recurrences. `shape`: the result's, where it is another."""
+        return self._made(shape or self.shape, lambda w: np.ascontiguousarray(function(w), np.float32))
 
     def require(self, shape: tuple[int, ...]) -> Weight:
         """Itself; SourceError unless its shape is the one that config.json implies."""

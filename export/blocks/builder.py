@@ -116,6 +116,7 @@ class Builder:
             self.made.nodes.insert(len(tables), node)
             self.made.constants[constant] = Tensor.of(rotary.frequency)
             tables[name] = rotary
+            self.made.notes.extend([f"{self.source.name}: {rotary.note}"] if rotary.note else [])
         assert np.array_equal(tables[name].frequency, rotary.frequency), f"two tables are called {name}"
         return outputs
 

@@ -60,25 +60,30 @@ def build(b: Builder, decoder: Decoder) -> Graph:
 
     Raises SourceError for missing weights or wrong shapes, UnsupportedError for weights without a place.
     """
-    x = _embedding(b)
+    x = _embedding(b, decoder)
     for i, layer in enumerate(decoder.layers):
         x = _layer(b, i, x, layer)
     _head(b, x, decoder)
     _require_places(b)
-    made = b.made
+    made, metadata = b.made, b.config.metadata()
+    if decoder.context is not None and decoder.context < b.config.context_length:
+        metadata["context_length"] = str(decoder.context)
+        made.notes.append(f"{b.source.name}: exported for texts of up to {decoder.context} tokens")
     return Graph(
         nodes=made.nodes,
         constants=made.constants,
         inputs=["input_ids", "position_ids", *(past for past, _ in made.states)],
         outputs=["logits", *(present for _, present in made.states)],
-        metadata=b.config.metadata(),
+        metadata=metadata,
     )
 
 
-def _embedding(b: Builder) -> str:
+def _embedding(b: Builder, decoder: Decoder) -> str:
     """input_ids → [B, T, hidden]."""
     weight = b.weight("embedding", b.config.vocab_size, b.config.hidden_size)
-    return b.emit("Embedding", "embedding", ("input_ids", b.constant("embedding.weight", weight)))
+    options = {"scale": decoder.embedding_scale} if decoder.embedding_scale != 1 else {}
+    inputs = ("input_ids", b.constant("embedding.weight", weight))
+    return b.emit("Embedding", "embedding", inputs, (), **options)
 
 
 def _layer(b: Builder, i: int, x: str, layer: Layer) -> str:
