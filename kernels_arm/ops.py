@@ -29,21 +29,24 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 EMBED_POSITIONS = 10  # not 0: a row for each token's position, not for its id
 
 # activations, by the `act` of Gated, Activation and OutputGate
-SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID = range(6)
+SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID, XIELU = range(7)
 ACTS = {
     "silu": SILU, "gelu_tanh": GELU_TANH, "gelu": GELU, "relu": RELU, "relu2": RELU2, "sigmoid": SIGMOID
 }  # fmt: skip
+PLAIN_ACTS = {**ACTS, "xielu": XIELU}  # of Activation, which may have numbers of its own
+ACT_NUMBERS = {"xielu": ("positive", "negative", "linear")}
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
-# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
-# that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
-# digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
-# tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32
-# [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these
-# steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens [tokens, SUM_SLICES]
+# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns, numbers of the activation …]
+# Q_GROUPS: int32 [extras], 4-column groups that have a high digit; Q_WIDE: int32 [2, wides], the flattened
+# channels, and the place of each among the digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras
+# rounded up to 64], the digits of a few tokens row by row for sparse excess, or 0; Q_LAST: only the rows
+# wanted as logits; Q_SHARES: float32 [padded], levels / limit, where each token has a step of its own, or 0;
+# Q_STEPS: float32 [tokens], these steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens
+# [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
 P_BITS, P_X, P_SUMS, P_PADDED, P_WEIGHTS, P_PANELS, P_SCALE, P_BIAS, P_OUT, P_STRIDE, P_ADD = range(1, 12)
@@ -83,7 +86,8 @@ ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS, ROWS_CENTERED, ROWS_WEIGHT_
 # head's weight to the next one's; norms with CENTERED are of x − its mean
 # SOFT_CAP: IN in place, of the rows wanted as logits; ROWS_FLOATS: as A_CAP
 # GATE_ROWS: HEADS columns of IN, each for COLUMNS / HEADS of OTHER; 0: as many as OTHER has
-# ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
+# ROWS_FLOATS: float32 [epsilon, columns], of ACT_ROWS the activation's numbers; ROWS_WEIGHT: float32 [columns
+# padded to 16]
 
 # MULTIPLY_ROWS: IN times OTHER. GROUPED_NORM: each of HEADS groups of COLUMNS in IN becomes its norm, with
 # its part of WEIGHT

@@ -298,7 +298,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("int8", "token", "softcap", "slopes", "sinks", "window"),
         ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
         ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
-        ("float32", "static", "qk_norm", "all", "norm_last"),
+        ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
     ],
     ids="-".join,
 )

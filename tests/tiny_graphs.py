@@ -11,7 +11,7 @@ VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
 OF_ATTENTION = {"qk_norm", "own", "all", "norm_last", "no_rotation", "window", "softcap", "sinks", "slopes"}
 OPTIONS = {"norms", "centered", "plain", "output_gate", "head_gate", "positions", "logit_cap"}
-OPTIONS |= {*ops.ACTS, *OF_ATTENTION}
+OPTIONS |= {*ops.PLAIN_ACTS, *OF_ATTENTION}
 WINDOW = 5  # of the first layer
 
 
@@ -108,8 +108,9 @@ class Maker:
         plain = "plain" in self.options
         made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
         gate_up = self.linear(f"{at}.gate_up", self.norm(f"{at}.norm", x), made, HIDDEN, bits, levels=7)
-        name = next((act for act in ops.ACTS if act in self.options), "silu")
-        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name), INTERMEDIATE)
+        name = next((act for act in ops.PLAIN_ACTS if act in self.options), "silu")
+        numbers = dict(zip(ops.ACT_NUMBERS.get(name, ()), (0.8, 1.3, 0.5), strict=False))
+        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name, **numbers), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
 

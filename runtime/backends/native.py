@@ -15,7 +15,7 @@ from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.format.widths import values_of
 from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import Plan, lower
-from flatlm.runtime.states import cut_back
+from flatlm.runtime.states import cut_back, load, save
 
 BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
 DEFAULT_CONTEXT = 4096
@@ -134,6 +134,16 @@ class NativeBackend:
             state.copy(source, target, length)
         cut = length < self.positions[source]
         self._positions[target] = cut_back(states, target, length) if cut else length
+
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        """Copies of the states after the first `length` tokens of a sequence; none if they have no such."""
+        return save(self.plan.states, slot, length)
+
+    def load(self, slot: int, length: int, arrays: Sequence[np.ndarray]) -> None:
+        """A sequence of `length` tokens becomes what was saved; ValueError where that is of another model."""
+        self.positions[slot] = 0
+        load(self.plan.states, slot, arrays)
+        self.positions[slot] = length
 
     def close(self) -> None:
         if self._parts is not None:

@@ -33,7 +33,7 @@ MODELS = (
     (13, "float32", "static", "softcap", "slopes", "sinks", "window", "logit_cap"),
     (14, "int8", "token", "softcap", "slopes", "sinks", "window", "no_rotation", "positions"),
     (15, "float32", "token", "qk_norm", "own", "centered", "no_rotation", "norms"),
-    (16, "int8", "static", "qk_norm", "all", "norm_last", "centered"),
+    (16, "int8", "static", "qk_norm", "all", "norm_last", "centered", "plain", "xielu"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
