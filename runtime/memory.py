@@ -71,7 +71,7 @@ def cache_bytes(graph: Graph, context: int, values: Mapping[str, Value] | None =
 
 
 def sequence_text(graph: Graph) -> str:
-    """What a sequence takes, in words: states that are there from its first token on, and caches that grow."""
+    """What a sequence takes, in words: states that are there from its first token on, caches that grow."""
     if not graph.nodes:
         return "nothing"
     tokens = 1 << 12  # a multiple of every block
