@@ -56,6 +56,7 @@ class Gated:
     act: str
     intermediate_size: int
     bias: bool = False
+    gate_scale: float = 1.0  # of what act is applied to; folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Mamba2:
     norm: bool = True
     norm_first: bool = False
     least_step: float = 0.0
-    factors: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
     scale_in: float = 1.0
 
 
