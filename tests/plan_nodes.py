@@ -2,8 +2,8 @@
 
 onnxruntime optimizes the plan on the CPU, at the level that all devices share. Then every value is the
 device's but sizes: what is made of Shape alone, int64, onnxruntime leaves on the host, where Reshape, Range
-and others read it. A size that a node reads otherwise is a copy in every step (a Memcpy node): no graph can be
-captured.
+and others read it. A size that a node reads otherwise is a copy in every step (a Memcpy node): no graph can
+be captured.
 """
 
 from __future__ import annotations
