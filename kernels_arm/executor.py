@@ -31,6 +31,7 @@ from .ops import (
     RECORD,
     ROTATE,
     ROTATE8,
+    SOFT_CAP,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -45,10 +46,13 @@ from .ops import (
     T_TIMES,
     T_WORDS,
     T_YIELD,
+    TURN,
 )  # fmt: skip
-from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
+from .pointwise import quantize_items, run_embed, run_quantize
 from .product import product_bytes, product_items, run_product
+from .rotate import run_rotate, run_turn
 from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
+from .scores import run_soft_cap
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -89,6 +93,8 @@ def op_items(op, step):
         return attend8_items(op, step)
     if code == QUANTIZE:
         return quantize_items(op_tokens(op, step))
+    if code == SOFT_CAP:
+        return get_i64(step + 8 * STEP_LOGITS)
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -135,6 +141,10 @@ def run_chunk(op, step, first, last, scratch):
         run_head_norm(op, first, last)
     elif code == ROTATE8:
         run_rotate8(op, step, first, last, scratch)
+    elif code == TURN:
+        run_turn(op, step, first, last)
+    elif code == SOFT_CAP:
+        run_soft_cap(op, first, last)
     elif code == EMBED:
         run_embed(op, step, first, last)
 

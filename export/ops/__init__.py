@@ -23,6 +23,7 @@ from . import (
     output_gate,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from .function import Function
 
@@ -44,6 +45,7 @@ _FUNCTIONS = {
         gated.GATED,
         activation.ACTIVATION,
         output_gate.OUTPUT_GATE,
+        soft_cap.FUNCTION,
         add.ADD,
     )
 }

@@ -28,6 +28,7 @@ from flatlm.runtime.ops import (
     output_gate,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -46,6 +47,7 @@ _MODULES: tuple[Function, ...] = (
     gated,
     activation,
     output_gate,
+    soft_cap,
     embedding,
     linear,
     add,
