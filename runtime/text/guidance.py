@@ -140,6 +140,16 @@ class Guidance:
             ) from None
 
 
+def usable(grammar: Grammar) -> bool:
+    """Whether there is llguidance, and it knows what to do with `grammar`."""
+    try:
+        llguidance = _package()
+        problem: str = llguidance.LLMatcher.validate_grammar(_source(llguidance, grammar))
+    except (BackendError, ValueError):
+        return False
+    return not problem or bool(llguidance.LLMatcher.is_validate_warning(problem))
+
+
 def _source(llguidance: Any, grammar: Grammar) -> str:
     """The grammar in llguidance's form."""
     if grammar.kind == "json_schema":
