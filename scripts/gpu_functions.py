@@ -33,7 +33,7 @@ def functions(artifact: Artifact, form: str, device: str) -> dict[str, dict[str,
         single = _single(plan, node, values)
         given = {name: values[name] for name in _computed(plan, node)}
         cpu, there = (_session(single, one).run(None, given) for one in ("cpu", device))
-        found[" ".join(filter(None, (op, overload)))] = _compared(cpu, there) | {"node": node.name}
+        found[" ".join(filter(None, (op, overload)))] = compared(cpu, there) | {"node": node.name}
     return found
 
 
@@ -121,7 +121,7 @@ def _session(plan: Plan, device: str, profile: str = "") -> Any:
     return sessions.open_session(ort, plan.model.SerializeToString(), options, device)
 
 
-def _compared(cpu: list[np.ndarray], there: list[np.ndarray]) -> dict[str, Any]:
+def compared(cpu: list[np.ndarray], there: list[np.ndarray]) -> dict[str, Any]:
     equal = [np.mean(a.view(np.uint8) == b.view(np.uint8)) == 1 for a, b in zip(cpu, there, strict=True)]
     if all(equal):
         return {"equal": True}
