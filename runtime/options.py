@@ -193,14 +193,17 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, without: Collection[st
             group.add_argument(*declared.meta["flags"], **declared.settings())
 
 
-def from_args(args: argparse.Namespace, cls: type[T]) -> T:
-    """The options `cls` from parsed flags. UsageError names the flag, the value and what is allowed."""
+def from_args(args: argparse.Namespace, cls: type[T], start: T | None = None) -> T:
+    """The options `cls` from parsed flags, what is not given as in `start`, or the default.
+
+    UsageError names the flag, the value and what is allowed.
+    """
     values: dict[str, Any] = {}
     for name, declared in declared_by(cls).items():
         given = getattr(args, name, None)
         if given is not None:
             values[name] = declared.from_text(given)
-    return cls(**values)
+    return cls(**values) if start is None else dataclasses.replace(start, **values)  # type: ignore[type-var]
 
 
 def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:

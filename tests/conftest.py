@@ -31,6 +31,14 @@ def real_model() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def models_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The models by name of each test; empty, and not the user's."""
+    folder = tmp_path_factory.getbasetemp() / f"models-{next(NUMBERS)}"
+    monkeypatch.setenv("FLATLM_MODELS", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def kept_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What drafting learned no other test sees."""
     folder = tmp_path_factory.getbasetemp() / f"kept-{next(NUMBERS)}"

@@ -12,17 +12,23 @@ from . import (
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
     output_gate,
+    parts,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from .function import Function
 
@@ -44,7 +50,13 @@ _FUNCTIONS = {
         gated.GATED,
         activation.ACTIVATION,
         output_gate.OUTPUT_GATE,
+        soft_cap.FUNCTION,
         add.ADD,
+        parts.PARTS,
+        mul.MUL,
+        causal_conv.CAUSAL_CONV,
+        linear_attention.LINEAR_ATTENTION,
+        grouped_norm.GROUPED_NORM,
     )
 }
 

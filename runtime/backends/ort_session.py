@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
+import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,8 +50,10 @@ def demand(ort: Any, device: str) -> None:
     if provider not in ort.get_available_providers():
         raise BackendError(f"this onnxruntime {ort.__version__} has no {provider}; {ADVICE}")
     if device == "cuda" and hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what it does not find
             ort.preload_dlls()
+        if text := said.getvalue().strip():
+            logging.getLogger(__name__).warning(text)
 
 
 def session_options(ort: Any, threads: int | None) -> Any:

@@ -15,7 +15,6 @@ with the longest folder that exists is meant.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
@@ -38,6 +37,7 @@ from flatlm.runtime.drafting.speculator import Speculator
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import high_plane
+from flatlm.runtime.names import find, resolve
 from flatlm.runtime.options import BackendOptions, did_you_mean
 
 if TYPE_CHECKING:
@@ -144,11 +144,12 @@ def inside(target: Artifact) -> Artifact:
 
 
 def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
-    """The artifact in folder `name`; UsageError where its tokens are not the target's."""
+    """The artifact `name`, a folder or a name; UsageError where its tokens are not the target's."""
     from flatlm.runtime.format.artifact import open_artifact
 
-    require_same_tokenizer(target.path, name, tokenizer)
-    return open_artifact(name)
+    path = resolve(name)
+    require_same_tokenizer(target.path, path, tokenizer)
+    return open_artifact(path)
 
 
 def _own_name(name: str, taken: Collection[str]) -> str:
@@ -164,7 +165,7 @@ def _bytes_read(graph: Graph) -> int:
 
 
 def _is_drafter(name: str) -> bool:
-    return name in MAXGRAMS or name == NESTED or os.path.isdir(name)
+    return name in MAXGRAMS or name == NESTED or find(name) is not None
 
 
 def _names(text: str, part: str) -> tuple[str, ...]:

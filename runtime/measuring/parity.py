@@ -133,7 +133,7 @@ def _follow(backend: Backend, ids: Sequence[int], written: Sequence[int], expect
         same.append(logits.argmax(axis=-1) == wanted.argmax(axis=-1))
         equal.append((logits == wanted).all(axis=-1))
     seconds = time.perf_counter() - started
-    return _Part(*map(np.concatenate, (kl, same, equal)), difference, seconds)
+    return _Part(np.concatenate(kl), np.concatenate(same), np.concatenate(equal), difference, seconds)
 
 
 def _summary(name: str, reference: str, parts: Sequence[_Part]) -> Agreement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -16,10 +17,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
-from flatlm.runtime.server import llamacpp, ollama, openai
+from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
 from flatlm.runtime.server.shop import Call, Shop
+from flatlm.runtime.server.warm import warm
 from flatlm.runtime.server.wire import GoneError
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -46,6 +48,11 @@ ENDPOINTS = (
     Endpoint("GET", "/models", openai.models, "OpenAI: the models"),
     Endpoint("GET", "/v1/models/{name:path}", openai.model, "OpenAI: one model"),
     Endpoint("POST", "/v1/embeddings", openai.embeddings, "OpenAI: refused, with the reason"),
+    Endpoint("POST", "/v1/responses", responses.responses, "OpenAI: answer an input"),
+    Endpoint("POST", "/responses", responses.responses, "OpenAI: answer an input"),
+    Endpoint("POST", "/v1/responses/input_tokens", responses.input_tokens, "OpenAI: length of an input"),
+    Endpoint("POST", "/v1/messages", anthropic.messages, "Anthropic: answer messages"),
+    Endpoint("POST", "/v1/messages/count_tokens", anthropic.count_tokens, "Anthropic: length of a prompt"),
     Endpoint("POST", "/completion", llamacpp.completion, "llama.cpp: continue a text"),
     Endpoint("POST", "/completions", llamacpp.completion, "llama.cpp: continue a text"),
     Endpoint("POST", "/tokenize", llamacpp.tokenize, "llama.cpp: a text as ids"),
@@ -77,7 +84,9 @@ def application(shop: Shop, access: Access) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         shop.engine.start()
         shop.engine.call(lambda: shop.engine.open(shop.first)).add_done_callback(log_failure)
+        warming = asyncio.create_task(warm(shop, shop.options.warm))
         yield
+        warming.cancel()
         shop.engine.stop()
         shop.texts.shutdown(wait=False)
 

@@ -10,10 +10,13 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import Asked, asked, chat_text, openai_chat, prompts_of, sampling_of, siblings
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.openai import PING, choices_of
 from flatlm.runtime.server.orders import follow, timings_of
@@ -42,12 +45,18 @@ class Reply:
         part = {"index": index, "content": text, "tokens": [], "stop": False, "id_slot": -1}
         return {**part, "tokens_predicted": written, "tokens_evaluated": self.order.prompt_tokens(index)}
 
+    def rated(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+        if not found:
+            return {}
+        return {"completion_probabilities": chances.probabilities(found, self.llm.tokenizer)}
+
     def whole(self, index: int, text: str | None = None) -> dict[str, Any]:
         """The answer; with the `text` that is left of it where the rest was streamed."""
         completion, answer = self.order.tickets[index].completion, self.order.tickets[index].answer
         assert answer is not None
         said = "" if self.silent[index] else completion.text
-        kind = STOPS.get(completion.finish_reason) or ("eos" if answer.ids[-1] in answer.end_ids else "word")
+        word = self.order.stopped_by(index)
+        kind = STOPS.get(completion.finish_reason) or ("eos" if word is None else "word")
         full = len(answer.ids) > self.llm.backend.context
         whole = {
             "index": index,
@@ -63,18 +72,12 @@ class Reply:
             "has_new_line": "\n" in said,
             "truncated": kind == "limit" and full,
             "stop_type": kind,
-            "stopping_word": self._stopped_by(index) if kind == "word" else "",
+            "stopping_word": word or "",
             "tokens_cached": completion.timings.prompt_tokens + completion.timings.generated_tokens - 1,
             "timings": timings_of(completion.timings),
+            **(self.rated(completion.logprobs) if text is None else {}),
         }
         return picked(whole, self.fields) if self.fields else whole
-
-    def _stopped_by(self, index: int) -> str:
-        """The stop text that the answer ended before."""
-        completion, options = self.order.tickets[index].completion, self.order.tickets[index].prompt.options
-        written = self.llm.tokenizer.decode(completion.tokens)
-        found = [stop for stop in options.stop if completion.text + stop in written]
-        return found[0] if found else options.stop[0]
 
 
 def picked(whole: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +104,8 @@ def settings_of(options: SamplingOptions) -> dict[str, Any]:
 async def completion(call: Call) -> Response:
     body = await call.body()
     host = await call.model(body)
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+    llm, top = host.opened, body.get("n_probs", int, 0, low=0, high=chances.MOST) or None
+    options = with_form(sampling_of(body, host.opening.sampling, top), openai_form(body))
     n, given = choices_of(body, host), body.values.get("prompt")
     if given is None:
         raise UsageError("prompt: a text, ids, or a list of those is needed", param="prompt")
@@ -138,8 +142,10 @@ async def _events(made: Reply, progress: bool) -> AsyncIterator[bytes]:
                 spent = 1e3 * made.order.tickets[index].completion.timings.prefill_seconds
                 state = {"total": total, "cache": held, "processed": read, "time_ms": spent}
                 yield event({**made.part(index, ""), "prompt_progress": state})
+            rated = news.logprobs
             for text, _ in () if made.silent[index] else news.pieces:
-                yield event(made.part(index, text))
+                yield event({**made.part(index, text), **made.rated(rated)})
+                rated = ()
             if news.ended:
                 yield event(made.whole(index, ""))
     except Exception as error:  # noqa: BLE001  told, not swallowed

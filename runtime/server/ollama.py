@@ -19,6 +19,7 @@ from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion
 from flatlm.runtime.server.asks import Asked, Chat, asked, chat_ids, encoded, message_of, sampling_of
 from flatlm.runtime.server.failures import NotFound, NotSupported, ollama_body
+from flatlm.runtime.server.forms import ollama_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import follow
 from flatlm.runtime.server.shop import LATEST, LINES, Call
@@ -75,7 +76,8 @@ async def chat(call: Call) -> Response:
     if not messages:
         return await _only_loaded(call, host, body, {"message": {"role": "assistant", "content": ""}})
     opened = await _opened(call, host, body)
-    llm, options = host.opened, sampling_of(_options(body), host.opening.sampling)
+    llm = host.opened
+    options = with_form(sampling_of(_options(body), host.opening.sampling), ollama_form(body))
     tools = [dict(one.values) for one in body.tables("tools")]
     put = Chat(messages, tools or None, _variables(body))
     one = await call.shop.on_text(lambda: asked(chat_ids(put, llm), options, llm, False))
@@ -91,7 +93,8 @@ async def generate(call: Call) -> Response:
         raise NotSupported("suffix: this model does not fill in the middle")
     _refuse_images(body)
     opened = await _opened(call, host, body)
-    llm, options = host.opened, sampling_of(_options(body), host.opening.sampling)
+    llm = host.opened
+    options = with_form(sampling_of(_options(body), host.opening.sampling), ollama_form(body))
     system = body.get("system", str)
     messages = [{"role": "system", "content": system}] if system else []
     put = Chat([*messages, {"role": "user", "content": text}], None, _variables(body))
@@ -217,7 +220,7 @@ async def tags(call: Call) -> Response:
 async def ps(call: Call) -> Response:
     rows = []
     for host in call.shop.hosts.values():
-        left = host.until_rest()
+        left = host.until_closed()
         if host.loaded:
             then = datetime.now(timezone.utc) + timedelta(seconds=min(left or 0.0, 1e8))
             expires = NEVER if left is None else then.isoformat().replace("+00:00", "Z")

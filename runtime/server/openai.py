@@ -13,7 +13,9 @@ from starlette.responses import Response
 from flatlm import __version__
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion
+from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import (
     Asked,
     asked,
@@ -24,12 +26,14 @@ from flatlm.runtime.server.asks import (
     siblings,
 )
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import News, follow, timings_of, usage
 from flatlm.runtime.server.shop import Call
 from flatlm.runtime.server.tickets import Order
 from flatlm.runtime.server.wire import DONE, event, reply
 from flatlm.runtime.settings import Settings
+from flatlm.runtime.text.tokenizer import Tokenizer
 
 FINGERPRINT = f"b0-flatlm-{__version__}"
 REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "interrupted": "stop"}
@@ -41,6 +45,7 @@ class Reply:
     """What all events and the whole of one answer have in common. `chat`: else a completion."""
 
     model: str
+    tokenizer: Tokenizer
     chat: bool
     silent: Sequence[bool]  # by answer: whether nothing of it is told
     stream: bool = False
@@ -60,12 +65,25 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def piece(self, index: int, text: str, source: str) -> dict[str, Any]:
-        """An event with text. `source`: the drafter that guessed it, which other clients do not read."""
-        choice: dict[str, Any] = {"index": index, "finish_reason": None}
-        choice |= {"delta": {"content": text}} if self.chat else {"text": text, "logprobs": None}
-        event = {**self.head(True), "choices": [choice]}
-        return {**event, "flatlm": {"source": source}} if source else event
+    def pieces(self, news: News) -> list[dict[str, Any]]:
+        """Events with text; log probabilities go with the first.
+
+        `source` is the drafter that guessed it, which other clients do not read.
+        """
+        events = []
+        logprobs = self.logprobs(news.logprobs, news.start) if news.logprobs else None
+        for text, source in news.pieces or ([("", "")] if news.logprobs else []):
+            choice: dict[str, Any] = {"index": news.index, "finish_reason": None, "logprobs": logprobs}
+            choice |= {"delta": {"content": text}} if self.chat else {"text": text}
+            one = {**self.head(True), "choices": [choice]}
+            events.append({**one, "flatlm": {"source": source}} if source else one)
+            logprobs = None
+        return events
+
+    def logprobs(self, found: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
+        if self.chat:
+            return chances.chat_logprobs(found, self.tokenizer)
+        return chances.completion_logprobs(found, self.tokenizer, start)
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
@@ -80,14 +98,16 @@ class Reply:
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         text = "" if self.silent[index] else completion.text
         choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
+        choice["logprobs"] = self.logprobs(completion.logprobs) if completion.logprobs else None
         if self.chat:
-            return choice | {"message": {"role": "assistant", "content": text}, "logprobs": None}
-        return choice | {"text": text, "logprobs": None}
+            return choice | {"message": {"role": "assistant", "content": text}}
+        return choice | {"text": text}
 
 
 def _reply(body: Settings, host: Host, kind: str, asks: Sequence[Asked]) -> Reply:
     return Reply(
         host.name,
+        host.opened.tokenizer,
         kind == "chat.completion",
         [one.silent for one in asks],
         body.get("stream", bool, False),
@@ -100,7 +120,9 @@ def _reply(body: Settings, host: Host, kind: str, asks: Sequence[Asked]) -> Repl
 async def chat_completions(call: Call) -> Response:
     body = await call.body()
     host = await call.model(body)
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+    llm = host.opened
+    options = sampling_of(body, host.opening.sampling, chances.of_chat(body))
+    options = with_form(options, openai_form(body))
     chat, n = openai_chat(body), choices_of(body, host)
     one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
     asks = siblings(one, n)
@@ -110,7 +132,9 @@ async def chat_completions(call: Call) -> Response:
 async def completions(call: Call) -> Response:
     body = await call.body()
     host = await call.model(body)
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+    llm = host.opened
+    options = sampling_of(body, host.opening.sampling, chances.of_completion(body))
+    options = with_form(options, openai_form(body))
     if body.get("suffix", str):
         raise NotSupported("suffix: this model does not fill in the middle", param="suffix")
     n, prompt = choices_of(body, host), body.values.get("prompt")
@@ -175,7 +199,7 @@ def _of_news(made: Reply, order: Order, news: News) -> list[dict[str, Any]]:
         progress = {"total": total, "cache": held, "processed": read, "time_ms": spent}
         events.append({**made.head(True), "choices": [choice], "prompt_progress": progress})
     if not made.silent[index]:
-        events += [made.piece(index, text, source) for text, source in news.pieces]
+        events += made.pieces(news)
     if made.timings:
         for one in events:
             one["timings"] = timings_of(completion.timings)

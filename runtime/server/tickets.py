@@ -77,6 +77,11 @@ class Order:
     def ended(self) -> bool:
         return all(ticket.ended for ticket in self.tickets)
 
+    def stopped_by(self, index: int) -> str | None:
+        """The stop text that an answer ended before; None: none, it ended otherwise."""
+        answer = self.tickets[index].answer
+        return None if answer is None or answer.text is None else answer.text.stopped_by
+
     def ids(self, index: int) -> list[int]:
         """Prompt and answer."""
         answer = self.tickets[index].answer
