@@ -68,8 +68,9 @@ def export(
     """
     out = target.check(out, force, source.path)
     words = calibrate.text(text)
-    float_graph = build_graph(source)
-    for note in source.notes:
+    notes = list(source.notes)
+    float_graph = build_graph(source, notes)
+    for note in notes:
         say(note)
     with workplace(out, say) as place:
         folder = place / ARTIFACT

@@ -1,11 +1,15 @@
-"""A decoder's layers as data: what an architecture (export/archs) says, and export/blocks.py builds.
+"""A decoder's layers as data: what an architecture (export/archs) says, and export/blocks builds.
 
-A field here is an option of a block. What none can say, export/config.py refuses by name and value.
+A layer is a row of branches around the residual stream, each `stream += post(body(pre(stream)))`. A field
+here is an option of a block. What none can say, export/config.py refuses by name and value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from flatlm.export.rope import Rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,9 @@ class Attention:
     out_bias: bool = False
     qk_norm: bool = False  # of each head of queries and of keys, before they are rotated
     window: int = 0  # tokens that a query sees, its own included; 0: all before it
+    gate: bool = False  # what is attended is multiplied by the sigmoid of a gate, column by column
+    rotary: Rotary | None = None  # None: the model's own, `DecoderConfig.rotary()`
+    scale: float | None = None  # of the scores; None: head_size^-½
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,106 @@ class Gated:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """A mixer of tokens and an MLP, each with a root-mean-square norm before it and a residual around it."""
+class ShortConv:
+    """b, c, u of one product: c · conv(b · u), a causal convolution of `taps`, and a product out of that."""
 
-    mixer: Attention
-    mlp: Gated
+    taps: int
+    bias: bool = False  # of convolution and products
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule, after a convolution; a norm of each head, gated by silu.
+
+    fused: queries, keys, values and gates of a key head lie together in the checkpoint
+    """
+
+    heads: int
+    key_heads: int
+    key_size: int
+    value_size: int
+    taps: int
+    fused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2:
+    """Linear attention by the gated rule, after a convolution; gated by silu, with a norm or none.
+
+    groups: keys and queries (B and C) that heads share, and groups of columns of the norm
+    norm_first: the norm is before the gate, not after it
+    factors: of the rows of z, x, B, C, dt; scale_in: of all of them, but not of their biases
+    """
+
+    heads: int
+    head_size: int
+    state_size: int
+    groups: int
+    taps: int
+    conv_bias: bool = True
+    bias: bool = False  # of the products
+    norm: bool = True
+    norm_first: bool = False
+    least_step: float = 0.0
+    factors: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    scale_in: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Bodies that read the same normed stream, by name, each times a number; they add up."""
+
+    bodies: tuple[tuple[str, Mixer, float], ...]
+
+
+Mixer = Attention | ShortConv | DeltaNet | Mamba2
+Body = Mixer | Beside | Gated  # each has its builder in blocks/decoder.py
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm of the stream, by the function that does it. `bias` is stored beside its weight."""
+
+    op: str = "Norm"
+    plus_one: bool = False  # the checkpoint has its weight as the distance from one
+    bias: bool = False  # folded into what reads the norm
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """stream += scale · post(body(pre(stream))). Its nodes and places are below `name`."""
+
+    name: str
+    body: Body
+    pre: Norm | None = Norm()
+    post: Norm | None = None
+    scale: float = 1.0  # folded into the last weights of the branch
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Branches one after the other, or, `parallel`, all reading the stream as it comes to the layer."""
+
+    branches: tuple[Branch, ...]
+    parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Embedding, layers, last norm and head.
+
+    embedding_scale: what rows of the embedding are multiplied by, not those of a head that shares it
+    logits_scale: of the head's outputs; folded into the last norm
+    context: tokens beyond which the model is not what is said here; None: as many as config.json says
+    """
+
+    layers: Sequence[Layer]
+    norm: Norm = Norm()
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    context: int | None = None
+
+
+def pre_norm(mixer: Body, mlp: Body, scale: float = 1.0) -> Layer:
+    """Llama's layer: a norm before each of attention and MLP."""
+    return Layer((Branch("attention", mixer, scale=scale), Branch("mlp", mlp, scale=scale)))

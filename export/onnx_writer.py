@@ -6,7 +6,6 @@ Constants of 1 KiB and more go to the data file in the order in which the nodes 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +16,7 @@ from onnx import TensorProto, helper
 
 from flatlm.export import ops
 from flatlm.export.onnx_functions import OPSET, Bodies
-from flatlm.runtime.errors import ResourceError
+from flatlm.runtime.errors import ResourceError, full_disk
 from flatlm.runtime.format.functions import (
     DOMAIN,
     SIGNED,
@@ -55,7 +54,7 @@ def write_onnx(graph: Graph, folder: Path, progress: Progress | None = None) -> 
         model = _model(graph, constants)
         (folder / MODEL).write_bytes(model.SerializeToString())
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if full_disk(error):
             raise ResourceError(
                 f"no space left for the model in {folder}; free some or choose another disk"
             ) from error
@@ -140,10 +139,10 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
     }
     for cache in caches_of(graph):
         for name, length in ((cache.past, "past"), (cache.present, "past + T")):
-            shape: list[str | int | None] = ["B", cache.heads, length, cache.columns]
+            shape: list[str | int] = ["B", *(length if size is None else size for size in cache.shape)]
             infos[name] = helper.make_tensor_value_info(name, _DTYPES[cache.dtype], shape)
     head = graph.head
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
-    for name in head.outputs:
+    for name in graph.nodes[-1].outputs:
         infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T", vocabulary])
     return infos

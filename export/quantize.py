@@ -40,7 +40,7 @@ from .passes.grid import excess_share, round_weights
 from .recipe import Recipe
 from .report import LayerReport, Report, sizes_of
 from .survey import survey
-from .vocabulary import is_tied, round_tied
+from .vocabulary import round_tied
 
 SAMPLE = 512  # tokens of which a layer is compared with the float one, for its error: a head has wide outputs
 PAIRED = 2  # chunks of windows that also go through the float model
@@ -112,7 +112,8 @@ def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions
     for name, bits in lowest.items():
         decided.note(name, way=chosen[name].way if name in chosen else (bits, recipe.sigma))
     for node in ops.tables(graph.nodes):
-        way = decided.way(graph.head.name) if is_tied(graph) else (8, recipe.sigma)
+        tied = node.inputs[1] == graph.head.inputs[1]
+        way = decided.way(graph.head.name) if tied else (8, recipe.sigma)
         decided.note(node.name, way=way)
 
 

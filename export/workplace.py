@@ -6,7 +6,6 @@ it is this user's and nobody else can write in it, and nothing is opened through
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -15,14 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flatlm.kernels_arm.files import foreign
-from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.errors import ResourceError, UsageError, full_disk
 
 ARTIFACT, JOURNAL, LOCK = "artifact", "journal", "lock"
-_FULL = {  # what a disk says that takes no more
-    errno.ENOSPC: "is full",
-    errno.EDQUOT: "is full for this user",
-    errno.EFBIG: "takes no file this large",
-}
 
 
 @contextmanager
@@ -50,9 +44,9 @@ def workplace(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
             if kept:
                 stopped = "stopped by an error" if isinstance(error, Exception) else "interrupted"
                 say(f"{stopped}; the same command goes on from here (what is done is kept in {place})")
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and (full := full_disk(error)):
                 rest = "make room" if kept else "nothing of the export was kept"
-                raise ResourceError(f"the disk of {out.parent} {_FULL[error.errno]}; {rest}") from error
+                raise ResourceError(f"the disk of {out.parent} {full}; {rest}") from error
             raise
         shutil.rmtree(place, ignore_errors=True)
 

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import inlined
-from .ops import GELU_TANH, SILU
-from .reference import EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, GELU_CUBIC, GELU_LINEAR, LN2_HIGH, LN2_LOW, LOG2E
+from .jit import inlined, kernel
+from .ops import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, XIELU
+from .reference import (
+    EXP_HIGH,
+    EXP_LOW,
+    EXP_POLYNOMIAL,
+    GELU_CUBIC,
+    GELU_LINEAR,
+    GELU_NEAR,
+    GELU_TAIL,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2E,
+    XIELU_NEAR,
+)
 from .simd import (
+    get_f32,
     greater,
     load_floats,
     power_of_two,
@@ -19,7 +32,8 @@ from .simd import (
     zero_below,
 )
 
-ONE, ZERO = np.float32(1), np.float32(0)
+ONE, ZERO, MINUS_HALF = np.float32(1), np.float32(0), np.float32(-0.5)
+LEAST = np.float32(1e-45)  # above 0
 
 
 @inlined
@@ -39,20 +53,125 @@ def exp16(x):
     return zero_below(p * power_of_two(to_ints(n)), x, low)
 
 
+# ------------------------------------------------------------------------- each step for step the reference's
 @inlined
-def gate_row(act, gates, ups, first, last, y):
-    """y = act(gate) · up, columns first … last, step for step `reference.gated`; `act` is a code of ops.py.
+def silu16(x):
+    return x / (splat_float(ONE) + exp16(splat_float(ZERO) - x))
+
+
+@inlined
+def gelu_tanh16(x):
+    exponent = x * (splat_float(GELU_LINEAR) + splat_float(GELU_CUBIC) * (x * x))
+    return x / (splat_float(ONE) + exp16(exponent))
+
+
+@inlined
+def relu16(x):
+    return greater(x, splat_float(ZERO))
+
+
+@inlined
+def relu2_16(x):
+    positive = relu16(x)
+    return positive * positive
+
+
+@inlined
+def gelu16(x):
+    size, one = greater(x, splat_float(ZERO) - x), splat_float(ONE)
+    t = one / (size * splat_float(GELU_NEAR) + one)
+    tail = splat_float(GELU_TAIL[0])
+    tail = tail * t + splat_float(GELU_TAIL[1])
+    tail = tail * t + splat_float(GELU_TAIL[2])
+    tail = tail * t + splat_float(GELU_TAIL[3])
+    tail = tail * t + splat_float(GELU_TAIL[4])
+    tail = tail * t + splat_float(GELU_TAIL[5])
+    tail = tail * t + splat_float(GELU_TAIL[6])
+    tail = tail * t + splat_float(GELU_TAIL[7])
+    return relu16(x) - size * ((tail * t) * exp16((x * x) * splat_float(MINUS_HALF)))
+
+
+@inlined
+def sigmoid16(x):
+    one = splat_float(ONE)
+    return one / (one + exp16(splat_float(ZERO) - x))
+
+
+@inlined
+def xielu16(x, floats):
+    """floats: address of float32 [positive, negative, linear]."""
+    zero, one = splat_float(ZERO), splat_float(ONE)
+    part = x * splat_float(get_f32(floats + 8))
+    above = (x * splat_float(get_f32(floats))) * x + part
+    grown = exp16(smaller(x, splat_float(XIELU_NEAR))) - one
+    below = (grown - x) * splat_float(get_f32(floats + 4)) + part
+    return zero_below(above, x, splat_float(LEAST)) + zero_below(below, zero - x, zero)
+
+
+def _loops(act16):
+    """Of a row, columns first … last: the activation, and the activation times another row."""
+
+    @inlined
+    def act(x, first, last, y):
+        for at in range(4 * first, 4 * last, 64):
+            store_floats(y + at, act16(load_floats(x + at)))
+
+    @inlined
+    def gate(gates, ups, first, last, y):
+        for at in range(4 * first, 4 * last, 64):
+            store_floats(y + at, act16(load_floats(gates + at)) * load_floats(ups + at))
+
+    return act, gate
+
+
+_act_silu, _gate_silu = _loops(silu16)
+_act_gelu_tanh, _gate_gelu_tanh = _loops(gelu_tanh16)
+_act_gelu, _gate_gelu = _loops(gelu16)
+_act_relu, _gate_relu = _loops(relu16)
+_act_relu2, _gate_relu2 = _loops(relu2_16)
+_act_sigmoid, _gate_sigmoid = _loops(sigmoid16)
+
+
+@inlined
+def _act_xielu(x, first, last, y, floats):
+    for at in range(4 * first, 4 * last, 64):
+        store_floats(y + at, xielu16(load_floats(x + at), floats))
+
+
+@kernel
+def act_row(act, x, first, last, y, floats):
+    """y = act(x), columns first … last; `act` is a code of ops.py, `floats` the address of its numbers.
 
     Lanes beyond the end of a row hold anything finite.
     """
-    one, zero = splat_float(ONE), splat_float(ZERO)
     if act == SILU:
-        for at in range(4 * first, 4 * last, 64):
-            gate = load_floats(gates + at)
-            store_floats(y + at, (gate / (one + exp16(zero - gate))) * load_floats(ups + at))
+        _act_silu(x, first, last, y)
     elif act == GELU_TANH:
-        linear, cubic = splat_float(GELU_LINEAR), splat_float(GELU_CUBIC)
-        for at in range(4 * first, 4 * last, 64):
-            gate = load_floats(gates + at)
-            exponent = gate * (linear + cubic * (gate * gate))
-            store_floats(y + at, (gate / (one + exp16(exponent))) * load_floats(ups + at))
+        _act_gelu_tanh(x, first, last, y)
+    elif act == GELU:
+        _act_gelu(x, first, last, y)
+    elif act == RELU:
+        _act_relu(x, first, last, y)
+    elif act == RELU2:
+        _act_relu2(x, first, last, y)
+    elif act == SIGMOID:
+        _act_sigmoid(x, first, last, y)
+    elif act == XIELU:
+        _act_xielu(x, first, last, y, floats)
+
+
+@kernel
+def gate_row(act, gates, ups, first, last, y):
+    """y = act(gate) · up, the same way."""
+    if act == SILU:
+        _gate_silu(gates, ups, first, last, y)
+    elif act == GELU_TANH:
+        _gate_gelu_tanh(gates, ups, first, last, y)
+    elif act == GELU:
+        _gate_gelu(gates, ups, first, last, y)
+    elif act == RELU:
+        _gate_relu(gates, ups, first, last, y)
+    elif act == RELU2:
+        _gate_relu2(gates, ups, first, last, y)
+    elif act == SIGMOID:
+        _gate_sigmoid(gates, ups, first, last, y)

@@ -26,13 +26,14 @@ from typing import Any, NoReturn
 from flatlm import __version__
 from flatlm.runtime.commands import streams
 from flatlm.runtime.commands.habits import translated
-from flatlm.runtime.errors import BackendError, FlatlmError, ResourceError, UsageError, first_line
+from flatlm.runtime.errors import BackendError, FlatlmError, ResourceError, UsageError, first_line, full_disk
 from flatlm.runtime.options import did_you_mean
 
 VERBS = {  # verb: (module:function, what it does, extra that brings the module's packages)
     "run": ("flatlm.export.run:add_run", "fetch and export a model once, then chat or answer", ""),
     "generate": ("flatlm.runtime.commands.generate:register", "answer one prompt", ""),
     "chat": ("flatlm.runtime.commands.chat:register", "talk with a model in the terminal", ""),
+    "serve": ("flatlm.runtime.commands.serve:register", "answer over HTTP", "serve"),
     "export": (
         "flatlm.export.commands:add_export",
         "turn a Hugging Face or GGUF model into an artifact",
@@ -141,6 +142,13 @@ def _meaning(error: BaseException, interrupted: bool) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "out of memory: use a smaller model or a smaller --ctx", 1
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return (
+            "the system lets flatlm start no more threads: fewer --threads, or less memory in use by others",
+            1,
+        )
+    if isinstance(error, OSError) and error.filename is None and (full := full_disk(error)):
+        return f"the disk {full}: make room and try again", 1
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}", 1
     name, said = type(error).__name__, first_line(error)

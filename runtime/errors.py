@@ -20,6 +20,14 @@ what the command line returns for the error: 2 for wrong use, 1 for everything e
 
 from __future__ import annotations
 
+import errno
+
+_FULL = {  # what a disk says that takes no more
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full for this user",
+    errno.EFBIG: "takes no file this large",
+}
+
 
 class FlatlmError(Exception):
     exit_code = 1
@@ -73,6 +81,11 @@ class BackendError(FlatlmError):
 
 class ResourceError(FlatlmError):
     code = "out_of_resources"
+
+
+def full_disk(error: OSError) -> str | None:
+    """What is to be said of a disk that did not take what was written, after its name; None: not the disk."""
+    return _FULL.get(error.errno or 0)
 
 
 def first_line(error: BaseException) -> str:

@@ -211,6 +211,21 @@ class LLM:
         """
         return answer_many(self._scheduler, prompts, self.backend.slots, self._begin())
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """What writes the answers, for a program that turns its steps itself, as `flatlm serve` does: that
+        one thread then owns the LLM and calls nothing else of it that answers.
+        """
+        return self._scheduler
+
+    def several(self, wanted: Prompt, count: int) -> list[Completion]:
+        """`count` answers to one prompt, their seeds one after the other; it is read once.
+
+        As many as the model has sequences (`batch`) are written side by side.
+        """
+        found = dict(self.answer_many(wanted.several(count)))
+        return [found[number] for number in range(count)]
+
     def _begin(self, wanted: Prompt | None = None) -> Check:
         """Make room for `wanted`, or for many: what was begun before ends. Returns what tells whether that
         has happened to the new one.

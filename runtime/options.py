@@ -8,47 +8,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import itertools
-import types
-import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from flatlm.runtime.declared import check_fields as check_fields
+from flatlm.runtime.declared import declared_by
+from flatlm.runtime.declared import did_you_mean as did_you_mean
+from flatlm.runtime.declared import option as option
 from flatlm.runtime.errors import UsageError
+from flatlm.runtime.grammars import (
+    grammar_of,
+    grammar_text,
+    of_flag,
+    schema_of,
+)
+from flatlm.runtime.logit_bias import Bias, bias_of_flag, biases_of
 
 T = TypeVar("T")
-
-
-def option(
-    default: Any,
-    *flags: str,
-    help: str,  # noqa: A002  argparse's word
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    metavar: str | None = None,
-) -> Any:
-    """A dataclass field. `low` and `high` are inclusive; for a tuple they bound each element."""
-    metadata = {
-        "flags": flags,
-        "help": help,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "metavar": metavar,
-    }
-    return field(default=default, metadata=metadata)
-
-
-def check_fields(options: Any) -> None:
-    """The `__post_init__` of option classes: a value outside its declaration never becomes an object."""
-    for declared in dataclasses.fields(options):
-        value = getattr(options, declared.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is not None:
-                _check(declared, item)
 
 
 @dataclass(frozen=True)
@@ -82,9 +60,55 @@ class SamplingOptions:
     stop: tuple[str, ...] = option(
         (), "--stop", metavar="TEXT", help="end before this text; may be given often"
     )
+    presence_penalty: float = option(
+        0.0, "--presence-penalty", low=-100.0, high=100.0, help="taken off the logit of a recent token"
+    )
+    frequency_penalty: float = option(
+        0.0, "--frequency-penalty", low=-100.0, high=100.0, help="the same for each time that it is there"
+    )
+    logit_bias: tuple[Bias, ...] = option(
+        (),
+        "--logit-bias",
+        metavar="TOKEN=BIAS",
+        help="added to the logit of a token, by its id or of each in a text; `false` bans it; may be given "
+        "often",
+        from_flag=bias_of_flag,
+        from_value=biases_of,
+    )
+    ignore_eos: bool = option(False, "--ignore-eos", help="never write a token that ends the answer")
+    json_object: bool = option(False, "--json-object", help="the answer is a JSON object")
+    json_schema: str | None = option(
+        None,
+        "--json-schema",
+        metavar="FILE|TEXT",
+        help="the answer is JSON of this schema",
+        from_flag=of_flag("json_schema", schema_of),
+        from_value=schema_of,
+    )
+    regex: str | None = option(None, "--regex", metavar="TEXT", help="the answer is a match of this")
+    grammar: str | None = option(
+        None,
+        "--grammar",
+        metavar="FILE|TEXT",
+        help="the answer is of this grammar, in llama.cpp's GBNF or Lark's form",
+        from_flag=of_flag("grammar", grammar_text),
+        from_value=grammar_text,
+    )
+    logprobs: int | None = option(
+        None,
+        "--logprobs",
+        metavar="K",
+        low=0,
+        high=100,
+        help="with --json: log probabilities, of each token and of the K likeliest at its place",
+    )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", biases_of(self.logit_bias))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_of(self.json_schema))
         check_fields(self)
+        grammar_of(self)
 
 
 @dataclass(frozen=True)
@@ -113,10 +137,14 @@ class BackendOptions:
     backend: str = option(
         "auto",
         "--backend",
-        choices=("auto", "native", "numpy", "ort"),
-        help="what executes the model; auto: native, else numpy",
+        choices=("auto", "native", "numpy", "ort", "ort-file"),
+        help="what executes the model; auto: native, else numpy; ort-file: the file as it stands in "
+        "onnxruntime, without a plan",
     )
     device: str = option("cpu", "--device", choices=("cpu", "cuda"), help="cuda needs the ort backend")
+    fast: bool = option(
+        False, "--fast", help="ort with onnxruntime's own operators: faster on CUDA, not bit-exact"
+    )
     threads: int | None = option(
         None, "-t", "--threads", low=1, high=1024, help="threads; default: the fast cores"
     )
@@ -160,7 +188,7 @@ class DraftOptions:
 def add_flags(parser: argparse.ArgumentParser, cls: type, without: Collection[str] = ()) -> None:
     """Add the flags of `cls`, but for the fields `without`. Values stay text until `from_args`."""
     group = parser.add_argument_group(cls.__name__.removesuffix("Options").lower() + " options")
-    for name, declared in _declared(cls).items():
+    for name, declared in declared_by(cls).items():
         if declared.meta.get("flags") and name not in without:
             group.add_argument(*declared.meta["flags"], **declared.settings())
 
@@ -171,7 +199,7 @@ def from_args(args: argparse.Namespace, cls: type[T], start: T | None = None) ->
     UsageError names the flag, the value and what is allowed.
     """
     values: dict[str, Any] = {}
-    for name, declared in _declared(cls).items():
+    for name, declared in declared_by(cls).items():
         given = getattr(args, name, None)
         if given is not None:
             values[name] = declared.from_text(given)
@@ -195,7 +223,7 @@ def from_json(
     What is not there is as in `start`, or the default. Raises UsageError for a name that is neither a field
     nor in `ignore`, and for a value that does not fit.
     """
-    declared = _declared(cls)
+    declared = declared_by(cls)
     for name in values:
         if name not in declared and name not in ignore:
             raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}", param=name)
@@ -218,121 +246,3 @@ def of_call(cls: type[T], given: Sequence[object], keywords: Mapping[str, Any], 
     start = next((one for one in given if isinstance(one, cls)), None)
     theirs = {item.name for other in others for item in dataclasses.fields(other)}
     return from_json(keywords, cls, theirs, start)
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """`; did you mean 'x'?` where something known is close to `word`, else the whole list."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
-
-
-@dataclass(frozen=True)
-class _Declared:
-    """An option as its class declares it. `kind`: of its values, int for `int | None`."""
-
-    field: Field[Any]
-    kind: Any
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        return self.field.metadata
-
-    @property
-    def element(self) -> Any:
-        """What one value is: of a tuple, the kind of its elements."""
-        return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else self.kind
-
-    def settings(self) -> dict[str, Any]:
-        """What argparse is told."""
-        settings = {"dest": self.field.name, "help": self._help(), "default": None}
-        if self.kind is bool:
-            return {**settings, "action": "store_true"}
-        settings["metavar"] = self.meta["metavar"] or self._metavar()
-        return {**settings, "action": "append"} if self.kind == tuple[str, ...] else settings
-
-    def _metavar(self) -> str:
-        if self.meta["choices"]:
-            return "{" + ",".join(self.meta["choices"]) + "}"
-        short = self.field.name.rsplit("_", 1)[-1].upper()
-        return {int: "N", float: short if len(short) == 1 else "X"}.get(self.kind, "TEXT")
-
-    def _help(self) -> str:
-        default = self.field.default
-        shown = default is not MISSING and default not in (None, (), False)
-        if shown and isinstance(default, tuple):
-            default = ",".join(map(str, default))
-        text: str = self.meta["help"] + (f" (default {default})" if shown else "")
-        return text.replace("%", "%%")
-
-    def from_text(self, given: Any) -> Any:
-        """The value of a flag; `given` is a list where the flag may be given often."""
-        if self.kind == tuple[str, ...]:
-            return tuple(given)
-        if self.kind in (tuple[int, ...], tuple[float, ...]):
-            return tuple(map(self._number, str(given).split(",")))
-        return self._number(given) if self.kind in (int, float) else given
-
-    def _number(self, text: str) -> Any:
-        try:
-            return self.element(text)
-        except ValueError:
-            raise _unfit(self.field, repr(text), _allowed(self.field, self.element)) from None
-
-    def from_value(self, value: Any) -> Any:
-        """The value of a keyword or a field of JSON."""
-        fits = {
-            int: lambda: isinstance(value, int) and not isinstance(value, bool),
-            float: lambda: isinstance(value, int | float) and not isinstance(value, bool),
-            str: lambda: isinstance(value, str),
-            bool: lambda: isinstance(value, bool),
-        }
-        allowed = _allowed(self.field, self.element)
-        if self.kind in fits:
-            if not fits[self.kind]():
-                raise _unfit(self.field, repr(value), allowed)
-            return self.kind(value)
-        items = [value] if isinstance(value, self.element) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, self.element) for item in items):
-            raise _unfit(self.field, repr(value), f"a list of {allowed}")
-        return tuple(items)
-
-
-def _declared(cls: type) -> dict[str, _Declared]:
-    """The options of a class by their names."""
-    kinds = typing.get_type_hints(cls)
-    return {item.name: _Declared(item, _base(kinds[item.name])) for item in dataclasses.fields(cls)}
-
-
-def _base(kind: Any) -> Any:
-    """int for `int | None`."""
-    if isinstance(kind, types.UnionType):
-        return next(part for part in typing.get_args(kind) if part is not type(None))
-    return kind
-
-
-def _check(declared: Field[Any], value: Any) -> None:
-    meta = declared.metadata
-    low, high, choices = meta.get("low"), meta.get("high"), meta.get("choices")
-    if choices and value not in choices:
-        raise UsageError(
-            f"{_name(declared)} {value!r}{did_you_mean(str(value), choices)}", param=declared.name
-        )
-    if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN fails too
-        raise _unfit(declared, str(value), _allowed(declared, type(value)))
-
-
-def _unfit(declared: Field[Any], value: str, allowed: str) -> UsageError:
-    return UsageError(f"{_name(declared)} {value}: it must be {allowed}", param=declared.name)
-
-
-def _name(declared: Field[Any]) -> str:
-    flags = declared.metadata.get("flags") or (declared.name,)
-    return max(flags, key=len)
-
-
-def _allowed(declared: Field[Any], kind: type) -> str:
-    meta = declared.metadata
-    text = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
-    if meta.get("choices"):
-        return "one of " + ", ".join(meta["choices"])
-    return text if meta.get("low") is None else f"{text} from {meta['low']} to {meta['high']}"

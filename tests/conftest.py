@@ -14,6 +14,8 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when a test file imports it
+
 NUMBERS = count()
 REAL = "FLATLM_TEST_MODEL"  # environment: an exported model to use in the place of the demo's
 

@@ -19,6 +19,13 @@ MODELS = [
     ("float32", "static", "gelu_tanh", "norms"),
     ("int8", "token", "gelu_tanh"),
     ("int8", "static", "window"),
+    ("float32", "static", "plain", "relu2", "norms"),
+    ("int8", "token", "head_gate"),
+    ("float32", "static", "softcap", "slopes", "window", "logit_cap"),
+    ("int8", "token", "softcap", "slopes", "sinks", "window"),
+    ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
+    ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
+    ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 
@@ -59,7 +66,7 @@ def _attribute(rng: np.random.Generator, graph: Graph) -> str:
     key, value = _pick(rng, node.attrs.items())
     new = _number(rng, graph, value) if isinstance(value, int) else _pick(rng, FLOATS)
     if isinstance(value, str):
-        new = _pick(rng, ["float32", "int8", "silu", "gelu_tanh", "", value])
+        new = _pick(rng, ["float32", "int8", "silu", "gelu_tanh", "relu2", "", value])
     graph.nodes[at] = replace(node, attrs={**node.attrs, key: new})
     return f"{node.name}.{key} = {new}"
 

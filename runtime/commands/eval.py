@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 MOST_TOGETHER = 16  # docs/log/several-sequences.md: little is gained beyond, and each takes a K/V cache
 
+# Options of sampling that the files of all runs name; later ones only where they were chosen.
+NAMED = ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop")
+
 MEASURES = ("gsm8k", "svamp", "aqua", "humaneval", "ppl", "kl")
 
 
@@ -296,6 +299,12 @@ class _Chosen:
             "shots": options.shots,
             "shots_sha256": fingerprint(Path(options.shots_file)) if options.shots_file else None,
             "samples": options.samples,
-            **asdict(self.sampling),
+            **_chosen_of(self.sampling),
             **asdict(self.draft),
         }
+
+
+def _chosen_of(sampling: SamplingOptions) -> dict[str, Any]:
+    """Its options by name: see NAMED."""
+    default, named = SamplingOptions(), asdict(sampling)
+    return {name: value for name, value in named.items() if name in NAMED or value != getattr(default, name)}

@@ -198,12 +198,14 @@ def summary(answer: Completion) -> str:
 
 def as_json(answer: Completion, llm: LLM) -> dict[str, Any]:
     """The answer for --json; times in seconds, rates in tokens per second."""
+    logprobs = [one._asdict() for one in answer.logprobs]
     rates = {"prefill_rate": answer.timings.prefill_rate, "decode_rate": answer.timings.decode_rate}
     return {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         "tokens": list(answer.tokens),
         "seed": answer.seed,
+        **({"logprobs": logprobs} if logprobs else {}),
         "backend": llm.backend.name,
         "timings": {**asdict(answer.timings), **rates},
     }

@@ -27,6 +27,7 @@ from flatlm.runtime.drafting import Drafter
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.bigrams import load_bigrams
 from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
+from flatlm.runtime.drafting.forced import Forced
 from flatlm.runtime.drafting.kept import Kept
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
@@ -118,7 +119,7 @@ def assemble(
     """A speculator of drafters that are open already, one for each of `spec.drafters`."""
     if spec.K is not None:
         return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock)
-    return Speculator(Auto(schedule or Schedule(), leaves), leaves, clock)
+    return Speculator(Auto(schedule or Schedule(), [*leaves, Forced()]), leaves, clock)
 
 
 def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:

@@ -12,10 +12,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from flatlm.runtime import settings as outside
-from flatlm.runtime.errors import UsageError
+from flatlm.runtime.errors import ResourceError, UsageError, full_disk
 from flatlm.runtime.settings import Settings
 
 FORMAT = 1
@@ -39,7 +39,7 @@ class RunFile:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         try:
-            self._file: BinaryIO = path.open("a+b")
+            self._file = path.open("a+b", buffering=0)  # what a full disk did not take is not tried again
         except OSError as error:
             raise UsageError(f"--out {path} cannot be written: {error}") from None
         self._path = path
@@ -72,14 +72,22 @@ class RunFile:
         return run.records
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add an item's line, on the disk when this returns."""
+        """Add an item's line, on the disk when this returns. ResourceError where the disk is full."""
         self._write(record)
         self.records.append(record)
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            if full := full_disk(error):
+                raise ResourceError(
+                    f"the disk of {self._path} {full}; make room, and the same command goes on with it"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Let other processes write the file."""

@@ -20,17 +20,20 @@ from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.signature import ADVICE, disagreement
 from flatlm.runtime.format.values import (
-    CACHE,
     IDS,
     NEW_CACHE,
+    NEW_STATE,
     POSITIONS,
     UNKNOWN_CACHE,
     Value,
+    is_past,
+    is_present,
 )
 from flatlm.runtime.ops.packed import sizes
 
 LOGITS = "logits"
-INPUTS = {"input_ids": IDS, "position_ids": POSITIONS}  # of a graph, beside caches
+POSITION_IDS = "position_ids"
+INPUTS = {"input_ids": IDS, POSITION_IDS: POSITIONS}  # of a graph, beside caches
 
 # What the runtime reads of the metadata, and the most that can be meant
 NUMBERS = {"vocab_size": 1 << 28, "context_length": 1 << 24}
@@ -41,13 +44,20 @@ MOST_SCALE = 1e4  # of attention: 1 / sqrt(head_size) is below one
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """One of the parts of a K/V cache outside the graph: `dtype` [B, heads, positions, columns]."""
+    """A part of what a sequence leaves to its next step, outside the graph: `dtype` [B, *shape].
+
+    Of a K/V cache that is [B, heads, positions, columns], where None stands for the positions.
+    """
 
     past: str  # the graph's input
     present: str  # its output, with the new positions
     dtype: str
-    heads: int
-    columns: int
+    shape: tuple[int | None, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has an axis of positions."""
+        return None in self.shape
 
 
 def check_values(graph: Graph) -> None:
@@ -60,9 +70,8 @@ def check_values(graph: Graph) -> None:
     if not any(ops.has_state(node) for node in graph.nodes):
         raise FormatError(f"the graph has no attention; {ADVICE}")
     values = values_of(graph)
-    _check_states(graph, values)
     _check_readers(graph, values)
-    _check_vocabulary(graph, numbers["vocab_size"])
+    _check_vocabulary(graph, numbers["vocab_size"], numbers["context_length"])
     checked: set[str] = set()
     for node in graph.nodes:
         _check_floats(graph, node, checked)
@@ -107,7 +116,7 @@ def values_of(graph: Graph) -> dict[str, Value]:
         given = tuple(values.get(name, UNKNOWN_CACHE) for name in names)
         taken, made = ops.of(node).values(graph, node, given)
         for role, name, found, wanted in zip(roles, names, given, taken, strict=True):
-            if name in caches and wanted.kind.startswith(CACHE):
+            if name in caches and is_past(wanted):
                 caches.remove(name)
                 values[name] = Value("the cache of another node")
             elif found != wanted:
@@ -125,10 +134,19 @@ def caches_of(graph: Graph) -> list[Cache]:
     caches = []
     for node in filter(ops.has_state, graph.nodes):
         pasts = [name for role, name in ops.named(node).items() if role.startswith("past_")]
-        for past, present, made in zip(pasts, node.outputs, _made(graph, makers, node), strict=True):
-            heads, columns = made.size
-            caches.append(Cache(past, present, made.kind.removeprefix(NEW_CACHE), heads, columns))
+        made = zip(node.outputs, _made(graph, makers, node), strict=True)
+        presents = [(name, value) for name, value in made if is_present(value)]
+        for past, (present, value) in zip(pasts, presents, strict=True):
+            caches.append(Cache(past, present, *_stored(value)))
     return caches
+
+
+def _stored(value: Value) -> tuple[str, tuple[int | None, ...]]:
+    """Type and shape of a new state or cache."""
+    if value.kind.startswith(NEW_STATE):
+        return value.kind.removeprefix(NEW_STATE), value.size
+    heads, columns = value.size
+    return value.kind.removeprefix(NEW_CACHE), (heads, None, columns)
 
 
 def _made(graph: Graph, makers: Mapping[str, Node], node: Node) -> tuple[Value, ...]:
@@ -143,11 +161,12 @@ def _made(graph: Graph, makers: Mapping[str, Node], node: Node) -> tuple[Value, 
 def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
     """Logits and caches leave the graph; all else is read in it, what is overwritten by one node."""
     last, users = graph.nodes[-1], graph.users()
-    if not ops.of(last).TRAITS.product or last.outputs != (LOGITS,):
-        raise disagreement(last, f"the last node must be a product that computes {LOGITS!r}")
+    if not ops.of(graph.head).TRAITS.product or last.outputs != (LOGITS,):
+        what = f"the last node must be a product that computes {LOGITS!r}, or a SoftCap of one"
+        raise disagreement(last, what)
     for node in graph.nodes:
         for name in node.outputs:
-            leaves = name == LOGITS or values[name].kind.startswith(NEW_CACHE)
+            leaves = name == LOGITS or is_present(values[name])
             if leaves != (name in graph.outputs):
                 what = "" if leaves else " not"
                 raise disagreement(node, f"{name!r} must{what} be an output of the graph")
@@ -159,22 +178,21 @@ def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
                 raise disagreement(node, f"{role} {inputs[role]!r} has another reader")
 
 
-def _check_states(graph: Graph, values: Mapping[str, Value]) -> None:
-    """All layers have K/V of one type and shape."""
-    nodes = {node.name: node for node in graph.nodes}
-    states = ops.states_of(graph, values)
-    first, wanted = next(iter(states.items()))
-    for name, state in states.items():
-        if state != wanted:
-            raise disagreement(nodes[name], f"its cache is not that of {first!r}: {wanted}, not {state}")
-
-
-def _check_vocabulary(graph: Graph, vocabulary: int) -> None:
+def _check_vocabulary(graph: Graph, vocabulary: int, context: int) -> None:
+    """A row of embedding and head for each token, of learned positions for each that there can be."""
+    tables = [node for node in graph.nodes if ops.of(node).TRAITS.embedding]
+    if tables and all(node.inputs[0] == POSITION_IDS for node in tables):
+        raise disagreement(tables[0], f"its ids {POSITION_IDS!r} are positions, and no node embeds tokens")
     for node in graph.nodes:
-        if ops.of(node).TRAITS.embedding or node is graph.nodes[-1]:
-            rows = sizes(graph, node)[0]
-            if rows != vocabulary:
-                raise disagreement(node, f"{rows} rows, the metadata's vocab_size is {vocabulary}")
+        if not ops.of(node).TRAITS.embedding and node is not graph.head:
+            continue
+        rows = sizes(graph, node)[0]
+        if node.inputs[0] == POSITION_IDS:
+            if rows < context:
+                problem = f"{rows} rows, the metadata's context_length is {context}"
+                raise disagreement(node, problem)
+        elif rows != vocabulary:
+            raise disagreement(node, f"{rows} rows, the metadata's vocab_size is {vocabulary}")
 
 
 def _check_floats(graph: Graph, node: Node, checked: set[str]) -> None:
@@ -185,7 +203,9 @@ def _check_floats(graph: Graph, node: Node, checked: set[str]) -> None:
     if not 0 < float(scale) <= MOST_SCALE:
         raise disagreement(node, f"scale is {scale}, not a number above 0 and up to {MOST_SCALE:g}")
     for (role, expected), name in zip(ops.signature(node).inputs.items(), node.inputs, strict=True):
-        if expected is None or expected.dtype != "float32" or len(expected.shape) > 1:
+        if expected is None or expected.dtype != "float32":
+            continue
+        if ops.of(node).TRAITS.original and len(expected.shape) > 1:
             continue
         if name not in checked:
             checked.add(name)

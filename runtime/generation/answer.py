@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flatlm.runtime.drafting import Rule
 from flatlm.runtime.drafting.verify import rule_of
+from flatlm.runtime.generation.logprobs import TokenLogprob, logprob_of
 from flatlm.runtime.generation.sequence import TokenSequence
 from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.progress import Progress
@@ -16,6 +17,8 @@ from flatlm.runtime.text.stop_text import StopText
 from flatlm.runtime.text.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from flatlm.runtime.drafting.speculator import Drafted, DraftTimings
 
 SHOWN = 16  # ids of a continued prompt that the text of its answer depends on
@@ -34,6 +37,14 @@ class Prompt:
         if self.options.seed >= 0:
             return self
         return replace(self, options=replace(self.options, seed=secrets.randbits(32)))
+
+    def several(self, count: int) -> list[Prompt]:
+        """`count` of it that differ in their seeds alone, one after the other: their answers share what is
+        read of it.
+        """
+        first = self.seeded()
+        seeds = range(first.options.seed, first.options.seed + count)
+        return [replace(first, options=replace(first.options, seed=seed)) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Completion:
     finish_reason: str
     timings: Timings
     seed: int
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where SamplingOptions ask for them
 
 
 class AnswerText:
@@ -89,6 +101,11 @@ class AnswerText:
         """Text that may be the start of a stop text."""
         return self._stop_text.held
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that it ended before."""
+        return self._stop_text.found
+
     def push(self, number: int) -> str:
         """The text that is certain with this id."""
         if number in self._end_ids:
@@ -96,12 +113,12 @@ class AnswerText:
             return ""
         self.tokens.append(number)
         piece = self._stop_text.push(self._detokenizer.push(number))
-        self.stopped = self._stop_text.found
+        self.stopped = self._stop_text.found is not None
         return piece
 
     def finish(self) -> str:
         """The rest, when no id follows."""
-        if self._stop_text.found:
+        if self._stop_text.found is not None:
             return ""
         return self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()
 
@@ -127,8 +144,10 @@ class Answer:
         self.sequence = TokenSequence(list(prompt.ids))
         self.left = prompt.options.n  # ids that may still be written
         self.reused = 0  # tokens of the prompt that some slot held
+        self.passed = 0  # chunks of other prompts that were read since one of its own was
         self.read_seconds = self.write_seconds = 0.0
         self.drafted: Drafted | None = None  # what its drafters know and what they did
+        self.logprobs: list[TokenLogprob] = []  # of its ids, where its options ask for them
         self.reason = ""  # why it ended
         self.cancelled = False  # it will end before the next step
         self.pieces: list[tuple[str, str]] = []  # of text, and the drafter whose token completed it
@@ -152,6 +171,11 @@ class Answer:
         """Whether its prompt is not all in the state."""
         return self.sequence.read < len(self.prompt.ids)
 
+    def note(self, rows: np.ndarray, ids: Sequence[int]) -> None:
+        """`ids` were written by the first of `rows`, logits [n, V]."""
+        if (top := self.prompt.options.logprobs) is not None:
+            self.logprobs += [logprob_of(row, number, top) for row, number in zip(rows, ids, strict=False)]
+
     def take(self, ids: list[int]) -> list[int]:
         """`ids` were written: those the text has room for."""
         sequence, text = self.sequence, self.text
@@ -163,6 +187,7 @@ class Answer:
                 self._give(piece, before + count - len(self.prompt.ids))
             if text.stopped:
                 del sequence.ids[before + count :]
+                del self.logprobs[self.written :]
                 sequence.read = min(sequence.read, len(sequence.ids))
                 return ids[:count]
         return ids
@@ -195,7 +220,8 @@ class Answer:
         if self.text is not None:
             text, tokens = text + ("" if self.ended else self.text.held), tuple(self.text.tokens)
         reason = self.reason or ("cancelled" if self.cancelled else "interrupted")
-        return Completion(text, tokens, reason, self.timings, self.prompt.options.seed)
+        logprobs = tuple(self.logprobs[: len(tokens)])
+        return Completion(text, tokens, reason, self.timings, self.prompt.options.seed, logprobs)
 
     def _give(self, piece: str, count: int) -> None:
         """A piece that is complete with the token `count` of the answer."""

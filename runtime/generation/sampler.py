@@ -1,7 +1,7 @@
 """From logits to the next token.
 
 A sampler takes logits [V] float32 and the history, ids so far, and gives the next id. The steps and their
-order are those of transformers: repetition penalty, temperature, top-k, top-p, min-p; then one draw over the
+order are those of transformers: biases, penalties, temperature, top-k, top-p, min-p; then one draw over the
 ids left. Equal logits are never left to the order of a sort.
 
 A sampler keeps no state: the noise of a draw belongs to (seed, position, id). So the same logits at the same
@@ -11,6 +11,7 @@ their distributions agree, which is what makes drafting invisible under sampling
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 from collections.abc import Sequence
@@ -45,10 +46,7 @@ def make_sampler(options: SamplingOptions) -> Sampler:
         return race(next_law(logits, history, options, ids), noise_key(seed, len(history)))
 
     def take_likeliest(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
-        if options.repeat_penalty != 1.0:
-            last = recent(history, options.repeat_last_n)
-            logits = penalize(logits, last, options.repeat_penalty, ids)
-        place = greedy(logits)
+        place = greedy(adjusted(logits, history, options, ids))
         return place if ids is None else int(ids[place])
 
     return take_likeliest if is_greedy(options) else sample
@@ -58,7 +56,7 @@ def next_law(
     logits: np.ndarray, history: Sequence[int], options: SamplingOptions, ids: np.ndarray | None = None
 ) -> Law:
     """What a sampler of `options` draws from; one id where it is greedy. `ids`: see Sampler."""
-    logits = penalize(logits, recent(history, options.repeat_last_n), options.repeat_penalty, ids)
+    logits = adjusted(logits, history, options, ids)
     if is_greedy(options):
         places, shares = np.array([greedy(logits)]), np.ones(1)
     else:
@@ -83,21 +81,63 @@ def recent(history: Sequence[int], last: int) -> Sequence[int]:
     return history if last < 0 else history[len(history) - min(last, len(history)) :]
 
 
+def adjusted(
+    logits: np.ndarray, history: Sequence[int], options: SamplingOptions, ids: np.ndarray | None = None
+) -> np.ndarray:
+    """`logits` (of `ids`: see Sampler) with the biases of `options`, which are of ids alone
+    (token_options.py), then less for what was said lately.
+    """
+    if options.logit_bias:
+        places, amounts = _bias_arrays(options.logit_bias)
+        if ids is not None:
+            places, there = find(ids, places)
+            places, amounts = places[there], amounts[there]
+        logits = logits.copy()
+        logits[places] += amounts
+    if options.repeat_penalty == 1.0 and options.presence_penalty == options.frequency_penalty == 0.0:
+        return logits
+    return penalize(
+        logits,
+        recent(history, options.repeat_last_n),
+        options.repeat_penalty,
+        ids,
+        options.presence_penalty,
+        options.frequency_penalty,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _bias_arrays(biases: tuple[tuple[int | str, float], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, ascending, and what is added to each in all."""
+    total: dict[int, float] = {}
+    for token, amount in biases:
+        assert isinstance(token, int), "texts are turned into ids where an answer begins"
+        total[token] = total.get(token, 0.0) + amount
+    order = sorted(total)
+    return np.array(order, np.int64), np.array([total[token] for token in order], np.float32)
+
+
 def penalize(
-    logits: np.ndarray, last: Sequence[int], penalty: float, ids: np.ndarray | None = None
+    logits: np.ndarray,
+    last: Sequence[int],
+    penalty: float,
+    ids: np.ndarray | None = None,
+    presence: float = 0.0,
+    frequency: float = 0.0,
 ) -> np.ndarray:
     """`logits` (of `ids`: see Sampler) with those of `last` divided by `penalty`, or multiplied where
-    negative; a new array.
+    negative; then less `presence`, and `frequency` for each time that one is among them. A new array.
     """
-    if penalty == 1.0 or not len(last):
+    if not len(last):
         return logits
-    seen = np.unique(np.asarray(last, np.int64))
+    seen, counts = np.unique(np.asarray(last, np.int64), return_counts=True)
     if ids is not None:
         places, there = find(ids, seen)
-        seen = places[there]
+        seen, counts = places[there], counts[there]
     result = logits.copy()
     values = logits[seen]
-    result[seen] = np.where(values > 0, values / penalty, values * penalty)
+    values = np.where(values > 0, values / penalty, values * penalty)
+    result[seen] = values - (counts * frequency + presence)
     return result
 
 

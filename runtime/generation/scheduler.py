@@ -1,10 +1,10 @@
 """The one loop that writes answers, over the slots of a backend: who has one sequence has a batch of one.
 
-A step gives every answer that is written its next tokens and reads, beside them, a chunk of one prompt: each
-answer says which rows it needs, the backend computes them in one pass, each takes what its rows say. Answers
-join and leave between any two steps. None of that changes one: a row of logits depends on its own sequence
-alone. Where drafters guess, an answer's rows are its last id and the guesses after it. It knows neither
-templates nor files; of texts only that an answer may have one.
+A step gives every answer that is written its next tokens and reads, beside them, a chunk of one prompt
+(`reading` says whose): each answer says which rows it needs, the backend computes them in one pass, each
+takes what its rows say. Answers join and leave between any two steps. None of that changes one: a row of
+logits depends on its own sequence alone. Where drafters guess, an answer's rows are its last id and the
+guesses after it. It knows neither templates nor files; of texts only that an answer may have one.
 
 One thread drives it: `submit` and `step`. `cancel` may be called from any.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,12 @@ from flatlm.runtime.backends import Segment, check_prompt
 from flatlm.runtime.drafting.verify import rule_of, verify
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Answer, AnswerText, Prompt
+from flatlm.runtime.generation.reading import ChunkSize, awaits, next_reader
 from flatlm.runtime.generation.sequence import PREFILL_CHUNK, Slots
+from flatlm.runtime.generation.token_options import in_ids
+from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.progress import Progress
+from flatlm.runtime.text.guidance import Guidance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +55,10 @@ class Scheduler:
         chunk: int = PREFILL_CHUNK,
     ) -> None:
         self.slots = Slots(backend)
-        self._backend, self._tokenizer, self._chunk = backend, tokenizer, chunk
+        self.chunk = ChunkSize(chunk)
+        self._backend, self._tokenizer = backend, tokenizer
         self._speculator, self._draft_rule = speculator, draft_rule
+        self.guidance = None if tokenizer is None else Guidance(tokenizer, backend.vocab)
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._cancelled = False  # some answer was
@@ -63,12 +70,21 @@ class Scheduler:
         """Answers that wait or run."""
         return len(self._waiting) + len(self._running)
 
+    @property
+    def running(self) -> tuple[Answer, ...]:
+        """Answers that have a slot; from any thread."""
+        return tuple(self._running)
+
     def submit(self, prompt: Prompt, progress: Progress | None = None) -> Answer:
         """The answer to `prompt`, which begins as soon as a slot is free. Raises as `add` does."""
         prompt = prompt.seeded()
-        law = None if self._speculator is None else rule_of(self._draft_rule, prompt.options)
-        if self._tokenizer is None:
-            return self.add(Answer(prompt, law=law, progress=progress))
+        rule = "invariant" if self._speculator is None else self._draft_rule
+        if self._tokenizer is None or self.guidance is None:
+            return self.add(Answer(prompt, law=rule_of(rule, prompt.options), progress=progress))
+        prompt = replace(prompt, options=in_ids(prompt.options, self._tokenizer, self._backend.vocab))
+        grammar = grammar_of(prompt.options)
+        constraint = grammar and self.guidance.constraint(grammar, len(prompt.ids))
+        law = rule_of(rule, prompt.options, constraint)
         text = AnswerText(self._tokenizer, prompt)
         return self.add(Answer(prompt, self._tokenizer.eos_ids, text=text, law=law, progress=progress))
 
@@ -112,9 +128,10 @@ class Scheduler:
                 self._clear()
             self._torn, started = True, time.perf_counter()
             try:
-                if self._waiting or self._cancelled:
-                    self._admit()
-                found = self._step(self._running, started) if self._running else []
+                if self._cancelled:
+                    self._drop_cancelled()
+                self._admit()
+                found = self._step(self._computed(), started) if self._running else []
             except BaseException:
                 self._clear()
                 raise
@@ -138,7 +155,7 @@ class Scheduler:
     def _step(self, running: list[Answer], started: float) -> list[tuple[Answer, list[int]]]:
         guessed = None if self._speculator is None else self._guessed(self._speculator, running)
         if guessed is None:
-            segments = [self.slots.rest(answer.sequence, self._chunk) for answer in running]
+            segments = [self.slots.rest(answer.sequence, self.chunk.tokens) for answer in running]
             rows = self._backend.forward_many(segments)
             written = list(map(_next, running, segments, rows))
             if self._speculator is not None:
@@ -149,7 +166,7 @@ class Scheduler:
             guessed.read()
             written = list(map(self._verified, running, segments, rows, guessed.guesses))
             guessed.learn(written)
-        return self._take(time.perf_counter() - started, segments, written)
+        return self._take(time.perf_counter() - started, running, segments, written)
 
     @staticmethod
     def _guessed(speculator: Speculator, running: Sequence[Answer]) -> Round | None:
@@ -168,7 +185,7 @@ class Scheduler:
     def _segment(self, answer: Answer, guesses: Sequence[Guess]) -> Segment:
         """What is not read of an answer, as a rule its last id, and guesses."""
         if not guesses:
-            return self.slots.rest(answer.sequence, self._chunk)
+            return self.slots.rest(answer.sequence, self.chunk.tokens)
         return self.slots.unread(answer.sequence, 1 + len(guesses), [guess.token for guess in guesses])
 
     def _verified(
@@ -179,17 +196,25 @@ class Scheduler:
             return _next(answer, segment, rows)
         sequence = answer.sequence
         written = verify(rows, guesses, answer.law.judge, sequence.ids, answer.end_ids)
+        answer.note(rows, written)
         sequence.ids += written
         sequence.read = len(sequence.ids) - 1
         self.slots.cut_back(sequence)
         return written
 
     def _take(
-        self, seconds: float, segments: Sequence[Segment], written: Sequence[list[int]]
+        self,
+        seconds: float,
+        running: Sequence[Answer],
+        segments: Sequence[Segment],
+        written: Sequence[list[int]],
     ) -> list[tuple[Answer, list[int]]]:
         """A step's seconds and what was written become part of answers, of which some end by it."""
-        found, each = [], seconds / sum([len(segment.ids) for segment in segments])
-        for answer, segment, ids in zip(tuple(self._running), segments, written, strict=True):
+        rows = sum([len(segment.ids) for segment in segments])
+        found, each = [], seconds / rows
+        if rows >= self.chunk.tokens:
+            self.chunk.measured(rows, seconds)
+        for answer, segment, ids in zip(running, segments, written, strict=True):
             count = answer.written
             if count > 1:
                 answer.write_seconds += each * len(segment.ids)
@@ -202,26 +227,41 @@ class Scheduler:
                 answer.left -= len(ids)
                 found.append((answer, answer.take(ids)))
                 stopped = ids[-1] in answer.end_ids or (answer.text is not None and answer.text.stopped)
+                if stopped and answer.law.constraint is not None and answer.law.constraint.failed:
+                    stopped, answer.left = False, 0  # it is no whole answer
                 if stopped or answer.left == 0:
                     self._remove(answer, "stop" if stopped else "length")
         return found
 
+    def _computed(self) -> list[Answer]:
+        """The answers of the next step: all that are written, and one whose prompt is read."""
+        readers = [answer for answer in self._running if answer.reading]
+        if len(readers) < 2:
+            return list(self._running)
+        reader = next_reader(readers)
+        return [answer for answer in self._running if answer is reader or not answer.reading]
+
+    def _drop_cancelled(self) -> None:
+        self._cancelled = False
+        for answer in [one for one in (*self._running, *self._waiting) if one.cancelled]:
+            self._remove(answer, "cancelled")
+
     def _admit(self) -> None:
-        """End who was cancelled; begin with the next prompt. One is read at a time: the one after it may
-        begin as it does.
+        """Begin with those who wait while slots are free; but not with who would read what another is just
+        reading. Who comes after it may be first then.
         """
-        if self._cancelled:
-            self._cancelled = False
-            for answer in [one for one in (*self._running, *self._waiting) if one.cancelled]:
-                self._remove(answer, "cancelled")
-        if not self._waiting or not self.slots.free() or any(answer.reading for answer in self._running):
-            return
-        answer = self._waiting.popleft()
-        self._running.append(answer)
-        self.slots.place(answer.sequence)
-        answer.reused = answer.sequence.read
-        if self._speculator is not None:
-            answer.drafted = self._speculator.begin(answer.law)
+        for answer in list(self._waiting):
+            if not self.slots.free():
+                return
+            readers = [one for one in self._running if one.reading]
+            if readers and awaits(answer, readers, max(self.slots.known(answer.sequence.ids))):
+                continue
+            self._waiting.remove(answer)
+            self._running.append(answer)
+            self.slots.place(answer.sequence)
+            answer.reused = answer.sequence.read
+            if self._speculator is not None:
+                answer.drafted = self._speculator.begin(answer.law)
 
     def _remove(self, answer: Answer, reason: str) -> None:
         answer.finish("cancelled" if answer.cancelled and reason == "interrupted" else reason)
@@ -247,4 +287,5 @@ def _next(answer: Answer, segment: Segment, rows: np.ndarray) -> list[int]:
         return []
     number = answer.law.judge(rows[-1], sequence.ids, None)
     sequence.ids.append(number)
+    answer.note(rows[-1:], [number])
     return [number]

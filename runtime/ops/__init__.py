@@ -12,20 +12,28 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Signature
 from flatlm.runtime.format.values import Value
 from flatlm.runtime.ops import (
+    activation,
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     flat_linear_token,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
+    output_gate,
+    parts,
     rotary_table,
     rotate,
+    soft_cap,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -42,12 +50,20 @@ _MODULES: tuple[Function, ...] = (
     append,
     attend,
     gated,
+    activation,
+    output_gate,
+    soft_cap,
     embedding,
     linear,
     add,
+    parts,
+    mul,
+    causal_conv,
+    linear_attention,
+    grouped_norm,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
-_STATEFUL: tuple[Stateful, ...] = (append,)
+_STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}

@@ -1,19 +1,21 @@
-"""Embedding: rows of a float matrix, the original of FlatEmbedding."""
+"""Embedding: rows of a float matrix by token id or position, the original of FlatEmbedding."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from flatlm.runtime.format.graph import Attribute, Graph, Node
-from flatlm.runtime.format.signature import Constant, Signature, Traits
-from flatlm.runtime.format.values import IDS, Values, streams
+from flatlm.runtime.format.signature import Attr, Constant, Signature, Traits
+from flatlm.runtime.format.values import IDS, POSITIONS, Values, streams
 from flatlm.runtime.ops.originals import lower, numpy
 from flatlm.runtime.ops.packed import sizes
 
 __all__ = ["NAME", "TRAITS", "check", "lower", "numpy", "signature", "values"]
 
 NAME, TRAITS = "Embedding", Traits(embedding=True, original=True)
-_SIGNATURE = Signature({"ids": None, "weight": Constant("float32", ("V", "k"))}, ("y",))
+_SIGNATURE = Signature(
+    {"ids": None, "weight": Constant("float32", ("V", "k"))}, ("y",), {"scale": Attr(float, default=1.0)}
+)
 
 
 def signature(attrs: Mapping[str, Attribute]) -> Signature:
@@ -25,4 +27,5 @@ def check(graph: Graph, node: Node) -> None:
 
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
-    return (IDS,), streams(sizes(graph, node)[1])
+    ids = POSITIONS if given[0] == POSITIONS else IDS
+    return (ids,), streams(sizes(graph, node)[1])

@@ -12,13 +12,14 @@ import numpy as np
 from flatlm.kernels_arm import ops, reference
 from flatlm.kernels_arm.records import Rows, record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
-from flatlm.runtime.format.signature import Attr, Signature, Traits
+from flatlm.runtime.format.signature import Signature, Traits
 from flatlm.runtime.format.values import Values, columns_of, streams
 from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.ops.activation import ACT, act_of
 from flatlm.runtime.ops.function import Operation, Step
 
 NAME, TRAITS = "Gated", Traits()
-_SIGNATURE = Signature({"gate_up": None}, ("y",), {"act": Attr(str, tuple(ops.ACTS))})
+_SIGNATURE = Signature({"gate_up": None}, ("y",), ACT)
 
 
 def signature(attrs: Mapping[str, Attribute]) -> Signature:
@@ -43,13 +44,9 @@ def numpy(graph: Graph, node: Node) -> Operation:
     return run
 
 
-def _act(node: Node) -> int:
-    return ops.ACTS[str(node.attrs["act"])]
-
-
 def rows_of(lowering: Lowering, node: Node) -> Rows:
     """The activation as a part of a quantization."""
-    return Rows(lowering.array(node.inputs[0]), ops.GATED, act=_act(node))
+    return Rows(lowering.array(node.inputs[0]), ops.GATED, act=act_of(node))
 
 
 def lower(lowering: Lowering, group: Group) -> None:
@@ -59,5 +56,6 @@ def lower(lowering: Lowering, group: Group) -> None:
     x, out = lowering.array(node.inputs[0]), lowering.rows(node.outputs[0], columns)
     lowering.add(node, record(
         ops.GATE_ROWS, ROWS_IN=x.ctypes.data, ROWS_IN_STRIDE=x.strides[0], ROWS_OUT=out.ctypes.data,
-        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_ACT=_act(node),
+        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_ACT=act_of(node),
+        ROWS_OTHER=x.ctypes.data + 4 * columns, ROWS_OTHER_STRIDE=x.strides[0],
     ))  # fmt: skip

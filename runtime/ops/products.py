@@ -9,7 +9,7 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Attr, Constant, misfit
 from flatlm.runtime.format.values import Values, streams
 from flatlm.runtime.lowering import Group, Lowering
-from flatlm.runtime.ops import gated, norm
+from flatlm.runtime.ops import activation, gated, norm
 from flatlm.runtime.ops.function import Operation, Step
 from flatlm.runtime.ops.packed import EXCESS, MATRIX, WEIGHT, check_excess, sizes
 
@@ -22,7 +22,8 @@ LIMIT_EXCESS = {"limit": Constant("float32", ("columns",)), **EXCESS}
 LIMIT, DELTA, VALUE = -3, -2, -1
 ATTRS = {**MATRIX, "levels": Attr(int)}
 
-_INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of}  # what a quantization does to a row first
+# what a quantization does to a row first
+_INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of, activation.NAME: activation.rows_of}
 
 
 def check(graph: Graph, node: Node) -> None:
@@ -93,8 +94,7 @@ def lower_product(lowering: Lowering, group: Group) -> None:
         ))  # fmt: skip
         lowering.quantized = (*made, sparse)  # with rows for the excess to be looked up in, or not
     if group.add:  # into the residual stream, where that ends
-        (stream,) = (name for name in group.add.inputs if name not in node.outputs)
-        out = lowering.share(group.add.outputs[0], stream)
+        out = lowering.share(group.add.outputs[0], group.other)
     else:
         count = lowering.logit_rows if last else None
         out = lowering.rows(node.outputs[0], int(node.attrs["rows"]), count)
