@@ -295,21 +295,23 @@ def terminal(program, model, environment):
         os.close(ours)
 
 
-def until(ours, text, seconds=60):
-    """What the terminal shows up to `text`."""
-    seen, end = "", time.monotonic() + seconds
-    while text not in seen:
-        assert time.monotonic() < end, seen
-        if select.select([ours], [], [], 0.2)[0]:
-            try:
-                seen += os.read(ours, 1 << 16).decode("utf-8", "replace")
-            except OSError:  # Linux: the other side is closed
-                break
-            if "\x1b[6n" in seen:  # prompt_toolkit asks where the cursor is
-                os.write(ours, b"\x1b[1;1R")
-                seen = seen.replace("\x1b[6n", "")
-    assert text in seen, seen
-    return seen
+class Screen:
+    """What a terminal shows. `until` gives it up to a text, and the next call goes on behind that."""
+
+    def __init__(self, ours):
+        self._ours, self._unread = ours, ""
+
+    def until(self, text, seconds=60):
+        end = time.monotonic() + seconds
+        while text not in self._unread:
+            assert time.monotonic() < end, self._unread
+            if select.select([self._ours], [], [], 0.2)[0]:
+                self._unread += os.read(self._ours, 1 << 16).decode("utf-8", "replace")
+                if "\x1b[6n" in self._unread:  # prompt_toolkit asks where the cursor is
+                    os.write(self._ours, b"\x1b[1;1R")
+                    self._unread = self._unread.replace("\x1b[6n", "")
+        seen, _, self._unread = self._unread.partition(text)
+        return seen
 
 
 @pytest.mark.parametrize("before", [PLAIN, ""], ids=["readline", "prompt_toolkit"])
@@ -317,12 +319,13 @@ def test_a_paste_is_one_message_and_is_kept_for_the_next_time(model, tmp_path, b
     pytest.importorskip("readline" if before else "prompt_toolkit")
     environment = {**os.environ, "FLATLM_HISTORY": str(tmp_path / "history"), "TERM": "xterm"}
     with terminal(before + CHAT, model, environment) as (ours, process):
-        assert "context 512 tokens" in until(ours, ">")
+        screen = Screen(ours)
+        assert "context 512 tokens" in screen.until(">")
         os.write(ours, b"\x1b[200~first line\nsecond line\nthird line\x1b[201~\r")
-        seen = until(ours, "context ") + until(ours, ">")
-        assert seen.count("[prompt ") == 1
+        assert screen.until("context ").count("[prompt ") == 1
         os.write(ours, b"/stats\r")
-        assert "1 turns" in until(ours, "written at")
+        seen = screen.until("written at")
+        assert "1 turns" in seen and "[prompt " not in seen
         os.write(ours, b"/quit\r")
         assert process.wait(30) == 0
     kept = (tmp_path / "history").read_text()
