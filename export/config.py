@@ -129,7 +129,7 @@ def _window(config: Settings) -> int:
 def _tied(source: Source, config: Settings, architecture: Architecture) -> bool:
     """Whether the head is the embedding: the config says so, and no other head is stored."""
     names = architecture.names
-    head, embedding = (f"{names.of(place).hf}.weight" for place in (HEAD, "embedding"))
+    head, embedding = (f"{names.stored(place)}.weight" for place in (HEAD, "embedding"))
     stored = head in source.names()
     if not config.get("tie_word_embeddings", bool, not stored):
         return False

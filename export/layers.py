@@ -42,6 +42,7 @@ class Attention:
     out_bias: bool = False
     qk_norm: QkNorm | None = None
     window: int = 0  # tokens that a query sees, its own included; 0: all before it
+    gate: bool = False  # what is attended is multiplied by the sigmoid of a gate, column by column
     rotary: Rotary | None = None  # None: the model's own, `DecoderConfig.rotary()`
     turned: bool = True  # False: queries and keys have no positions in them
     scale: float | None = None  # of the scores; None: head_size^-½
@@ -57,6 +58,7 @@ class Gated:
     act: str
     intermediate_size: int
     bias: bool = False
+    gate_scale: float = 1.0  # of what act is applied to; folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,61 @@ class Plain:
     bias: bool = False
 
 
-Body = Attention | Gated | Plain  # each has its builder in blocks/decoder.py
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """b, c, u of one product: c · conv(b · u), a causal convolution of `taps`, and a product out of that."""
+
+    taps: int
+    bias: bool = False  # of convolution and products
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule, after a convolution; a norm of each head, gated by silu.
+
+    fused: queries, keys, values and gates of a key head lie together in the checkpoint
+    """
+
+    heads: int
+    key_heads: int
+    key_size: int
+    value_size: int
+    taps: int
+    fused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2:
+    """Linear attention by the gated rule, after a convolution; gated by silu, with a norm or none.
+
+    groups: keys and queries (B and C) that heads share, and groups of columns of the norm
+    norm_first: the norm is before the gate, not after it
+    factors: of the rows of z, x, B, C, dt; scale_in: of all of them, but not of their biases
+    """
+
+    heads: int
+    head_size: int
+    state_size: int
+    groups: int
+    taps: int
+    conv_bias: bool = True
+    bias: bool = False  # of the products
+    norm: bool = True
+    norm_first: bool = False
+    least_step: float = 0.0
+    factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    scale_in: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Bodies that read the same normed stream, by name, each times a number; they add up."""
+
+    bodies: tuple[tuple[str, Mixer, float], ...]
+
+
+Mixer = Attention | ShortConv | DeltaNet | Mamba2
+Body = Mixer | Beside | Gated | Plain  # each has its builder in blocks/decoder.py
 
 
 @dataclass(frozen=True, slots=True)

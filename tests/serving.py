@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +45,25 @@ class SlowBackend(FakeBackend):
             time.sleep(self.seconds * len(ids))
         return super().forward(ids, logits)
 
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        return [np.array(self.sequences[slot][:length])]
+
+    def load(self, slot: int, length: int, arrays: Sequence[np.ndarray]) -> None:
+        self.sequences[slot] = arrays[0].tolist()
+
     def row(self) -> np.ndarray:
         row = super().row()
         row[0] = -9.0  # answers end where they are told to
         return row
 
 
-def tiny_llm(folder: Path, slots: int = 2, seconds: float = 0.0, context: int = CONTEXT) -> LLM:
+def tiny_llm(
+    folder: Path, slots: int = 2, seconds: float = 0.0, context: int = CONTEXT, template: str = CHATML
+) -> LLM:
     """Random but reproducible answers of bytes, through a real tokenizer and template."""
     write_folder(folder, byte_level())
     backend = SlowBackend(seconds, vocab=VOCABULARY, context=context, slots=slots)
-    return LLM.of(backend, load_tokenizer(folder), CHATML)
+    return LLM.of(backend, load_tokenizer(folder), template)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,13 @@ class Served:
 def serving(*makers: Callable[[], LLM], access: Access | None = None, **given: Any) -> Iterator[Served]:
     """A server with the options `given`, of a model a maker."""
     options = ServeOptions(**{"port": 0, "parallel": 2, **given})
-    opening = Opening(BackendOptions(batch=options.parallel), keep_seconds=options.sleep_idle_seconds)
+    folder = None if options.cache_dir is None else Path(options.cache_dir)
+    opening = Opening(
+        BackendOptions(batch=options.parallel),
+        keep_seconds=options.sleep_idle_seconds,
+        cache_bytes=(options.cache_ram or 0) << 20,
+        cache_folder=folder,
+    )
     about = Manifest("made up", "llama", "edge", VOCABULARY, CONTEXT, 1000, 4.5, {})
     names = [NAME, "other", "third"]
     hosts = {name: Host(name, about, opening, make) for name, make in zip(names, makers, strict=False)}

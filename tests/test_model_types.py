@@ -115,6 +115,15 @@ CASES: list[Case] = [
     ("cohere2", {"layer_types": SOME, "attention_bias": True}),
     ("granite_swa", {}),
     ("apertus", rope(rope_type="default")),
+    ("granitemoehybrid", {"layer_types": ["mamba", "attention"], "position_embedding_type": "nope"}),
+    ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2, "mamba_proj_bias": True}),
+    ("lfm2", {}),
+    ("lfm2", {"conv_bias": True, "conv_L_cache": 5, "tie_word_embeddings": False}),
+    ("qwen3_5_text", {}),
+    ("qwen3_5_text", {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
+    ("falcon_h1", {}),
+    ("falcon_h1", {"mamba_rms_norm": False, "mamba_conv_bias": False}),
+    ("falcon_h1", {"mamba_norm_before_gate": True, "mamba_n_groups": 1}),
 ]
 IDS = [f"{kind}-{i}" for i, (kind, _) in enumerate(CASES)]
 ONCE = {kind: (kind, config) for kind, config in reversed(CASES)}.values()

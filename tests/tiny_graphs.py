@@ -35,7 +35,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         positions   a row for each position is added to the embedding
     """
     assert {*options} <= OPTIONS
-    return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
+    return Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -63,7 +63,9 @@ def flattening(
     return {"limit": np.float32(pieces * levels)}
 
 
-class _Maker:
+class Maker:
+    """Makes such a graph."""
+
     def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, options: set[str]) -> None:
         self.rng, self.kv, self.by_token, self.options, self.graph = rng, kv, by_token, options, Graph()
 
@@ -100,13 +102,8 @@ class _Maker:
         return graph
 
     def layer(self, i: int, x: str) -> str:
-        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
         bits = (4, 8)[i % 2]
-        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
-        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
-        self.attention(i, at, qkv)
-        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
-        x = self.node("Add", f"{at}.add", x, self.normed(out))
+        x = self.mixer(i, x, bits)
         at = f"layers.{i}.mlp"
         plain = "plain" in self.options
         made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
@@ -116,6 +113,14 @@ class _Maker:
         act = self.normed(self.node(op, f"{at}.act", gate_up, act=name, **numbers), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
+
+    def mixer(self, i: int, x: str, bits: int) -> str:
+        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
+        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
+        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
+        self.attention(i, at, qkv)
+        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
+        return self.node("Add", f"{at}.add", x, self.normed(out))
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""

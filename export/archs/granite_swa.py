@@ -28,14 +28,9 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
         scale=settings.get("attention_multiplier", float, 1.0, above=0),
         sinks=True,
     )
-    made, layers = multiplied(c, settings, attention), []
-    turns = _rotaries(c, settings)
-    for layer, window, turn in zip(made.layers, windows(c, settings), turns, strict=True):
-        first, *others = layer.branches
-        body = dataclasses.replace(attention, window=window, rotary=turn)
-        branches = dataclasses.replace(first, body=body), *others
-        layers.append(dataclasses.replace(layer, branches=branches))
-    return dataclasses.replace(made, layers=layers)
+    each = zip(windows(c, settings), _rotaries(c, settings), strict=True)
+    mixers = [dataclasses.replace(attention, window=window, rotary=turn) for window, turn in each]
+    return multiplied(c, settings, [("attention", mixer) for mixer in mixers])
 
 
 def _rotaries(c: DecoderConfig, settings: Settings) -> list[Rotary]:

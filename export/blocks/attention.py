@@ -11,7 +11,7 @@ import numpy as np
 
 from flatlm.export.layers import Attention, QkNorm
 from flatlm.export.rope import Rotary
-from flatlm.export.weights import Weight, ones, stack
+from flatlm.export.weights import Affine, Weight, ones, stack
 from flatlm.runtime.format.graph import Attribute, Tensor
 
 from .builder import Builder
@@ -24,7 +24,8 @@ def attention(b: Builder, x: str, body: Attention) -> str:
                                         ├─ k ─ rotate_k ─ append ─┘
                                         └─ v ────────────────┘
 
-    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k, or after them.
+    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k, or after them; with `gate`, its
+    columns are of the product, too, and parted from it before `heads`.
     """
     rotary = body.rotary or b.config.rotary()
     q, k, v = _heads(b, x, body, rotary)
@@ -39,9 +40,11 @@ def attention(b: Builder, x: str, body: Attention) -> str:
     past, present = b.state("key", "value")
     b.emit("Append", "append", (k, v, *past), present, state="float32")
     options, by_head = _options(b, body, rotary)
-    attended = b.emit("Attend", "attend", (q, *present, *by_head), (), **options)
+    y = b.emit("Attend", "attend", (q, *present, *by_head), (), **options)
+    if body.gate:
+        y = b.emit("OutputGate", "gated", (y, b.name("apart.gate")), act="sigmoid")
     out = b.affine("out", b.config.hidden_size, body.num_heads * body.head_size, bias=body.out_bias)
-    return b.linear("out", attended, out.each(lambda w: w.scaled(b.scale)))
+    return b.linear("out", y, out.each(lambda w: w.scaled(b.scale)))
 
 
 def _options(b: Builder, body: Attention, rotary: Rotary) -> tuple[dict[str, Attribute], list[str]]:
@@ -72,11 +75,21 @@ def _heads(b: Builder, x: str, body: Attention, rotary: Rotary) -> tuple[str, st
     factors = np.ones(size) if body.qk_norm else _factors(rotary)
     for part in "qk":
         parts[part] = parts[part].each(functools.partial(_paired, rotary=rotary, factors=factors))
-    qkv = b.linear("qkv", x, *parts.values())
+    qkv = _product(b, x, body, list(parts.values()))
     q, k, v = (b.name(f"heads.{part}") for part in "qkv")
     sizes = {"num_heads": body.num_heads, "kv_num_heads": body.kv_num_heads, "head_size": size}
     b.emit("Heads", "heads", (qkv,), (q, k, v), **sizes)
     return q, k, v
+
+
+def _product(b: Builder, x: str, body: Attention, parts: list[Affine]) -> str:
+    """q, k, v side by side; what gates the output stands in `apart.gate`."""
+    if not body.gate:
+        return b.linear("qkv", x, *parts)
+    width = body.num_heads * body.head_size
+    gate = b.affine("gate", width, b.config.hidden_size, bias=body.qkv_bias).reading(b.shift)
+    sizes = {"qkv": width + 2 * body.kv_num_heads * body.head_size, "gate": width}
+    return b.parts("apart", b.linear("qkv", x, *parts, gate), sizes)[0]
 
 
 def _head_norm(b: Builder, part: str, x: str, body: Attention, norm: QkNorm, rotary: Rotary) -> str:
@@ -88,7 +101,8 @@ def _head_norm(b: Builder, part: str, x: str, body: Attention, norm: QkNorm, rot
         weight = stack([b.weight(name, body.head_size, kind=kind) for kind in kinds])
     else:
         weight = b.weight(name, heads * body.head_size) if norm.weighted else ones(body.head_size)
-    weight = weight.plus(1) if norm.plus_one else weight
+    if norm.plus_one and not b.source.gguf:  # whose converters have added it
+        weight = weight.plus(1)
     factors = np.ones(body.head_size) if norm.last else _factors(rotary)  # the norm takes any factor away
     constant = b.constant(f"{b.name(name)}.weight", _paired(weight, rotary, factors))
     options: dict[str, Attribute] = {"epsilon": b.config.epsilon}

@@ -7,7 +7,7 @@ Legend: n outputs, k inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,10 +76,10 @@ class Builder:
 
     def stored(self, part: str, kind: str = ".weight") -> Weight:
         """The same, of whatever shape."""
-        name = self.names.of(f"{self.branch}{part}", self.layer)
-        stored, source = f"{name.hf}{kind}", self.source
+        place, source = f"{self.branch}{part}", self.source
+        stored = f"{self.names.stored(place, self.layer, source.gguf)}{kind}"
         found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
-        for fold in name.folds:
+        for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)
         self.made.placed.add(stored)
         return found
@@ -114,7 +114,9 @@ class Builder:
         """Weight and bias of a norm of the stream, times `scale`."""
         width, scale = self.config.hidden_size, self.scale
         weight = self.weight(part, width) if norm.weighted else ones(width)
-        weight = (weight.plus(1) if norm.plus_one else weight).scaled(scale)
+        if norm.plus_one and not self.source.gguf:  # whose converters have added it
+            weight = weight.plus(1)
+        weight = weight.scaled(scale)
         return weight, self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
 
     def rotary(self, rotary: Rotary) -> tuple[str, str]:
@@ -129,6 +131,18 @@ class Builder:
             self.made.notes.extend([f"{self.source.name}: {rotary.note}"] if rotary.note else [])
         assert np.array_equal(tables[name].frequency, rotary.frequency), f"two tables are called {name}"
         return outputs
+
+    def parts(self, part: str, x: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Columns of x side by side, as values of their own, by the last words of their names."""
+        names = tuple(self.name(f"{part}.{word}") for word in sizes)
+        self.emit("Parts", part, (x,), names, sizes=" ".join(map(str, sizes.values())))
+        return names
+
+    def fixed_state(self, kind: str) -> tuple[str, str]:
+        """A state of the layer that does not grow with the positions: its input and its output."""
+        names = f"past_{kind}.{self.layer}", f"present_{kind}.{self.layer}"
+        self.made.states.append(names)
+        return names
 
     def state(self, *parts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What the layer keeps of the tokens before: its names as inputs of the graph, and as outputs."""

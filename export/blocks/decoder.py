@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, Norm, Plain
+from flatlm.export.layers import (
+    Attention,
+    Beside,
+    Branch,
+    Decoder,
+    DeltaNet,
+    Gated,
+    Layer,
+    Mamba2,
+    Norm,
+    Plain,
+    ShortConv,
+)
 from flatlm.export.names import HEAD
 from flatlm.export.ops.norm import normed
 from flatlm.export.sources.source import is_ignored
@@ -22,11 +34,29 @@ from flatlm.runtime.format.graph import Graph
 from .attention import attention
 from .builder import Builder
 from .mlp import gated, plain
+from .recurrent import delta_net, mamba2, short_conv
+
+
+def beside(b: Builder, x: str, body: Beside) -> str:
+    """The sum of several bodies, each with places of its own name."""
+    outputs = []
+    for name, inner, scale in body.bodies:
+        within = dataclasses.replace(b, branch=f"{name}.", scale=b.scale * scale)
+        outputs.append((within, BODIES[type(inner)](within, x, inner)))
+    (_, total), *others = outputs
+    for within, y in others:
+        total = within.emit("Add", "sum", (total, y))
+    return total
+
 
 # What builds a branch's body: (builder within the branch, the normed stream, the body) → what it adds.
 BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
     Attention: attention,
     Gated: gated,
+    ShortConv: short_conv,
+    DeltaNet: delta_net,
+    Mamba2: mamba2,
+    Beside: beside,
     Plain: plain,
 }
 
@@ -119,7 +149,7 @@ def _head(b: Builder, x: str, decoder: Decoder) -> None:
     bias = b.weight(HEAD, shape[0], kind=".bias") if decoder.head_bias else None
     head = Affine(b.weight("embedding" if tied else HEAD, *shape), bias).reading(shift)
     if tied:
-        b.made.placed.add(f"{b.names.of(HEAD).hf}.weight")  # where it is stored, it is the same matrix
+        b.made.placed.add(f"{b.names.stored(HEAD)}.weight")  # where it is stored, it is the same matrix
     output = "logits" if not decoder.softcap else "uncapped_logits"
     b.linear("head", x, head, output=output, shared="embedding.weight" if shared else "")
     if decoder.softcap:

@@ -19,8 +19,9 @@ def gated(b: Builder, x: str, body: Gated) -> str:
     x ─ gate_up [B, T, 2·I] ─ act [B, T, I] ─ down
     """
     wide, hidden, bias = body.intermediate_size, b.config.hidden_size, body.bias
-    parts = [b.affine(part, wide, hidden, bias=bias).reading(b.shift) for part in ("gate", "up")]
-    act = b.emit("Gated", "act", (b.linear("gate_up", x, *parts),), act=body.act)
+    gate, up = (b.affine(part, wide, hidden, bias=bias).reading(b.shift) for part in ("gate", "up"))
+    gate = gate.each(lambda w: w.scaled(body.gate_scale))
+    act = b.emit("Gated", "act", (b.linear("gate_up", x, gate, up),), act=body.act)
     down = b.affine("down", hidden, wide, bias=bias)
     return b.linear("down", act, down.each(lambda w: w.scaled(b.scale)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -20,9 +21,11 @@ from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
 from flatlm.runtime.server.shop import Call, Shop
+from flatlm.runtime.server.warm import warm
 from flatlm.runtime.server.wire import GoneError
 
 Handler = Callable[[Call], Awaitable[Response]]
+QUIET = ("/health", "/v1/health", "/metrics")  # asked every few seconds by those who watch
 LOG = logging.getLogger("flatlm.server")
 
 
@@ -82,7 +85,9 @@ def application(shop: Shop, access: Access) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         shop.engine.start()
         shop.engine.call(lambda: shop.engine.open(shop.first)).add_done_callback(log_failure)
+        warming = asyncio.create_task(warm(shop, shop.options.warm))
         yield
+        warming.cancel()
         shop.engine.stop()
         shop.texts.shutdown(wait=False)
 
@@ -111,7 +116,8 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
         except Exception as error:  # noqa: BLE001  each becomes a body, and the unexpected a traceback in the log
             response = failure(error, request)
         seconds = time.monotonic() - started
-        LOG.info("%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
+        level = logging.DEBUG if request.url.path in QUIET else logging.INFO
+        LOG.log(level, "%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
         return response
 
     return handle
@@ -120,7 +126,7 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
 def failure(error: Exception, request: Request) -> Response:
     if not isinstance(error, FlatlmError):
         LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    elif not isinstance(error, HTTPError):
+    elif not (isinstance(error, HTTPError) or request.url.path in QUIET):
         LOG.info("%s %s refused: %s", request.method, request.url.path, error)
     body = body_of(error, request.url.path)
     return Response(body, status_of(error), headers_of(error), "application/json")
