@@ -13,7 +13,10 @@ from . import (
     append,
     attend,
     embedding,
+    expert_sum,
+    experts,
     flat_embedding,
+    flat_experts,
     flat_linear,
     gated,
     head_norm,
@@ -23,6 +26,7 @@ from . import (
     output_gate,
     rotary_table,
     rotate,
+    route,
 )
 from .function import Function
 
@@ -45,6 +49,10 @@ _FUNCTIONS = {
         activation.ACTIVATION,
         output_gate.OUTPUT_GATE,
         add.ADD,
+        route.ROUTE,
+        experts.EXPERTS,
+        flat_experts.FLAT_EXPERTS,
+        expert_sum.EXPERT_SUM,
     )
 }
 
@@ -59,6 +67,11 @@ def of(op: str) -> Function:
 def linears(nodes: Iterable[Node]) -> list[Node]:
     """Those that multiply by a matrix of weights."""
     return [node for node in nodes if of(node.op).matrix == "linear"]
+
+
+def expert_layers(nodes: Iterable[Node]) -> list[Node]:
+    """Those that multiply by the matrices of a token's experts."""
+    return [node for node in nodes if of(node.op).matrix == "experts"]
 
 
 def tables(nodes: Iterable[Node]) -> list[Node]:

@@ -17,7 +17,10 @@ from flatlm.runtime.ops import (
     append,
     attend,
     embedding,
+    expert_sum,
+    experts,
     flat_embedding,
+    flat_experts,
     flat_linear,
     flat_linear_token,
     gated,
@@ -28,6 +31,7 @@ from flatlm.runtime.ops import (
     output_gate,
     rotary_table,
     rotate,
+    route,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -49,12 +53,17 @@ _MODULES: tuple[Function, ...] = (
     embedding,
     linear,
     add,
+    route,
+    experts,
+    flat_experts,
+    expert_sum,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
 _STATEFUL: tuple[Stateful, ...] = (append,)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}
+QUANTIZING = {*PRODUCTS, flat_experts.NAME}  # whose input becomes integers
 STATEFUL = {module.NAME: module for module in _STATEFUL}
 
 
@@ -81,6 +90,11 @@ def computed(node: Node) -> list[str]:
 def is_product(node: Node) -> bool:
     """Whether it multiplies by packed weights."""
     return node.op in PRODUCTS
+
+
+def quantizes(node: Node) -> bool:
+    """Whether its first input becomes integers, in records of its own."""
+    return node.op in QUANTIZING
 
 
 def has_state(node: Node) -> bool:

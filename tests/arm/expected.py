@@ -27,6 +27,8 @@ MODELS = (
     (8, "int8", "token", "window"),
     (11, "float32", "static", "plain", "gelu", "output_gate"),
     (12, "int8", "token", "relu2", "head_gate", "norms"),
+    (20, "float32", "token", "experts"),
+    (21, "int8", "static", "sigmoid_experts"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
