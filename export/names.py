@@ -1,59 +1,94 @@
 """What the weights of a decoder are called, by their place: in Hugging Face's checkpoints and in GGUF files.
 
-A place in a layer is a node's name there, where the linears that a node fuses have places of their own.
+A place in a layer is a node's name there, where the linears that a node fuses have places of their own. An
+architecture whose checkpoints have other names says which (`NAMES.but`); where its weights lie otherwise than
+the graph has them (several in one, transposed), a name has folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-# place: Hugging Face, GGUF
-_OUTER = {
-    "embedding": ("model.embed_tokens", "token_embd"),
-    "norm": ("model.norm", "output_norm"),
-    "head": ("lm_head", "output"),
-}
-_LAYER = {
-    "attention.norm": ("input_layernorm", "attn_norm"),
-    "attention.q": ("self_attn.q_proj", "attn_q"),
-    "attention.k": ("self_attn.k_proj", "attn_k"),
-    "attention.v": ("self_attn.v_proj", "attn_v"),
-    "attention.q_norm": ("self_attn.q_norm", "attn_q_norm"),
-    "attention.k_norm": ("self_attn.k_norm", "attn_k_norm"),
-    "attention.out": ("self_attn.o_proj", "attn_output"),
-    "mlp.norm": ("post_attention_layernorm", "ffn_norm"),
-    "mlp.gate": ("mlp.gate_proj", "ffn_gate"),
-    "mlp.up": ("mlp.up_proj", "ffn_up"),
-    "mlp.down": ("mlp.down_proj", "ffn_down"),
-}
+from flatlm.export.decoder_config import DecoderConfig
+from flatlm.export.weights import Weight
+
+HEAD = "head"
+Fold = Callable[[Weight, DecoderConfig], Weight]  # what is stored → what the place wants
 
 
-def outer(place: str) -> str:
-    """Of embedding, last norm or head, without .weight or .bias."""
-    return _OUTER[place][0]
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Of a place, without .weight or .bias and, in a layer, without the layer."""
+
+    hf: str
+    gguf: str
+    folds: tuple[Fold, ...] = ()  # applied in their order
 
 
-def in_layer(place: str) -> str:
-    """Of a place in a layer, without the layer."""
-    return _LAYER[place][0]
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Of all places of an architecture.
+
+    root, layers: what stands before Hugging Face's names (not before the head's), and in a layer after that
+    ignored: how names begin that have no place here; the export leaves such weights out and says so
+    """
+
+    outer: Mapping[str, Name]
+    layer: Mapping[str, Name]
+    root: str = "model."
+    layers: str = "layers"
+    ignored: tuple[str, ...] = ()
+
+    def of(self, place: str, layer: int | None = None) -> Name:
+        """A place's name with all that stands before it."""
+        if layer is None:
+            name = self.outer[place]
+            return name if place == HEAD else dataclasses.replace(name, hf=f"{self.root}{name.hf}")
+        name = self.layer[place]
+        return dataclasses.replace(name, hf=f"{self.root}{self.layers}.{layer}.{name.hf}")
+
+    def of_gguf(self, name: str) -> str | None:
+        """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight; None for what has no place."""
+        stem, _, kind = name.rpartition(".")
+        block, _, rest = stem.partition(".")
+        if block != "blk":
+            place = next((place for place, name in self.outer.items() if name.gguf == stem), None)
+            return place and f"{self.of(place).hf}.{kind}"
+        index, _, part = rest.partition(".")
+        found = next((name.hf for name in self.layer.values() if name.gguf == part), None)
+        return found and f"{self.root}{self.layers}.{index}.{found}.{kind}"
+
+    def but(
+        self,
+        outer: Mapping[str, Name] | None = None,
+        layer: Mapping[str, Name] | None = None,
+        **others: Any,
+    ) -> Names:
+        """These names with others in some places; `others` are fields of their own."""
+        outer, layer = {**self.outer, **(outer or {})}, {**self.layer, **(layer or {})}
+        return dataclasses.replace(self, outer=outer, layer=layer, **others)
 
 
-def within(layer: int, place: str) -> str:
-    """Of a place in this layer."""
-    return f"model.layers.{layer}.{in_layer(place)}"
-
-
-def of_gguf(name: str) -> str | None:
-    """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight; None for what has no place."""
-    stem, _, kind = name.rpartition(".")
-    block, _, rest = stem.partition(".")
-    if block != "blk":
-        found = _hf(_OUTER).get(stem)
-        return found and f"{found}.{kind}"
-    index, _, part = rest.partition(".")
-    found = _hf(_LAYER).get(part)
-    return found and f"model.layers.{index}.{found}.{kind}"
-
-
-def _hf(table: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    return {gguf: hf for hf, gguf in table.values()}
+NAMES = Names(
+    outer={
+        "embedding": Name("embed_tokens", "token_embd"),
+        "norm": Name("norm", "output_norm"),
+        "head": Name("lm_head", "output"),
+    },
+    layer={
+        "attention.norm": Name("input_layernorm", "attn_norm"),
+        "attention.q": Name("self_attn.q_proj", "attn_q"),
+        "attention.k": Name("self_attn.k_proj", "attn_k"),
+        "attention.v": Name("self_attn.v_proj", "attn_v"),
+        "attention.q_norm": Name("self_attn.q_norm", "attn_q_norm"),
+        "attention.k_norm": Name("self_attn.k_norm", "attn_k_norm"),
+        "attention.out": Name("self_attn.o_proj", "attn_output"),
+        "mlp.norm": Name("post_attention_layernorm", "ffn_norm"),
+        "mlp.gate": Name("mlp.gate_proj", "ffn_gate"),
+        "mlp.up": Name("mlp.up_proj", "ffn_up"),
+        "mlp.down": Name("mlp.down_proj", "ffn_down"),
+    },
+)

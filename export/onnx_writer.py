@@ -143,6 +143,6 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
             infos[name] = helper.make_tensor_value_info(name, _DTYPES[cache.dtype], shape)
     head = graph.head
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]
-    for name in head.outputs:
+    for name in graph.nodes[-1].outputs:
         infos[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T", vocabulary])
     return infos

@@ -38,9 +38,9 @@ from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
 from .passes.grid import excess_share, round_weights
 from .recipe import Recipe
-from .report import LayerReport, Report
+from .report import LayerReport, Report, sizes_of
 from .survey import survey
-from .vocabulary import is_tied, round_tied
+from .vocabulary import round_tied
 
 SAMPLE = 512  # tokens of which a layer is compared with the float one, for its error: a head has wide outputs
 PAIRED = 2  # chunks of windows that also go through the float model
@@ -96,7 +96,7 @@ def quantize(
                 keys.apply(result, meeting, decided.keys[meeting.name])
         to_int8(result)
     nested.join(result)
-    report = Report(recipe, tuple(layers), *_bytes(result))
+    report = Report(recipe, tuple(layers), *sizes_of(result))
     if not chosen:
         return result, report
     fixed = fixed_bytes(graph, decided)
@@ -112,7 +112,8 @@ def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions
     for name, bits in lowest.items():
         decided.note(name, way=chosen[name].way if name in chosen else (bits, recipe.sigma))
     for node in ops.tables(graph.nodes):
-        way = decided.way(graph.head.name) if is_tied(graph) else (8, recipe.sigma)
+        tied = node.inputs[1] == graph.head.inputs[1]
+        way = decided.way(graph.head.name) if tied else (8, recipe.sigma)
         decided.note(node.name, way=way)
 
 
@@ -253,10 +254,3 @@ def _report(name: str, rounded: Rounded, error: float, decision: Decision) -> La
         error=error,
         kl=decision.kl,
     )
-
-
-def _bytes(graph: Graph) -> tuple[int, int]:
-    """Bytes of the constants in all and of those between embedding and head."""
-    total = sum(tensor.data.nbytes for tensor in graph.constants.values())
-    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if in_body(name))
-    return total, sum(body)

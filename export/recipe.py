@@ -147,7 +147,11 @@ class Recipe:
         help="leave out one of " + ", ".join(INGREDIENTS),
     )
     windows: int = option(
-        32, "--calibration-windows", low=1, high=4096, help="calibration windows of 512 tokens"
+        32,
+        "--calibration-windows",
+        low=0,
+        high=4096,
+        help="calibration windows of 512 tokens; 0, of recipe quick: none, weights to the nearest integers",
     )
 
     def __post_init__(self) -> None:
@@ -155,6 +159,22 @@ class Recipe:
         if self.nested and self.weight_bits != "8":
             raise UsageError(
                 "--nested: only 8-bit weights have planes; give --weight-bits 8, or --recipe nested"
+            )
+        if self.windows == 0:
+            self._check_uncalibrated()
+
+    def _check_uncalibrated(self) -> None:
+        fault = {
+            "--weight-bits auto": self.weight_bits == "auto",
+            "--weight-scale tensor": self.weight_scale != "channel",
+            "--activations static": self.activations != "token",
+            "--kv int8": self.kv != "float32",
+            "--head-bits 4": self.head == "4",
+            "a recipe that calibrates": any(map(self.does, INGREDIENTS)),
+        }
+        if named := next((what for what, there in fault.items() if there), None):
+            raise UsageError(
+                f"without calibration windows there is no {named}: take --recipe quick as it is, or another"
             )
 
     @property
@@ -198,5 +218,6 @@ RECIPES: dict[str, Recipe] = {
             margin=1.0,
             skip=INGREDIENTS,
         ),
+        Recipe(name="quick", weight_bits="4", two_digits=LAYERS, sigma=2.2, windows=0, skip=INGREDIENTS),
     )
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flatlm.runtime.format.graph import in_body
+from flatlm.runtime.format.graph import Graph, in_body
 
 from .frontier import Size
 from .recipe import Recipe
@@ -27,11 +27,11 @@ class LayerReport:
     rows: int
     columns: int
     alpha: float | None  # smoothing, None: not smoothed
-    threshold: float  # T of the flattened input
+    threshold: float | None  # T of the flattened input, as calibration saw it; None without calibration
     extra_columns: float  # share of columns that second digits add
     double_groups: int  # groups of 4 columns that flatlm's own kernels run twice
     excess: float  # share of weights beyond the 4-bit plane
-    error: float  # ‖ŷ − y‖² / ‖y‖², y of the float layer on the same inputs, of the calibration windows
+    error: float | None  # ‖ŷ − y‖² / ‖y‖², y of the float layer on the same inputs, of calibration windows
     kl: float | None  # nats, predicted for this layer alone as it is; None where there was no choice
 
     @property
@@ -115,9 +115,11 @@ class Report:
             bits = f"{x.bits}/{x.activation_bits}"
             alpha = "-" if x.alpha is None else f"{x.alpha:.2f}"
             kl = "-" if x.kl is None else f"{x.kl:.4f}"
+            threshold = "-" if x.threshold is None else f"{x.threshold:.3g}"
+            error = "-" if x.error is None else f"{100 * x.error:.3f}%"
             lines.append(
-                f"{x.name:<26}{bits:>5}{alpha:>6}{x.threshold:>9.3g}{100 * x.extra_columns:>7.1f}%"
-                f"{100 * x.excess:>7.2f}%{100 * x.error:>8.3f}%{kl:>9}"
+                f"{x.name:<26}{bits:>5}{alpha:>6}{threshold:>9}{100 * x.extra_columns:>7.1f}%"
+                f"{100 * x.excess:>7.2f}%{error:>9}{kl:>9}"
             )
         lines.append(
             f"body {self.bits_per_weight:.2f} bits per weight, all {self.bytes_total / 1e6:.1f} MB; "
@@ -131,3 +133,10 @@ class Report:
                 f"(the paper's abstract: {100 * PAPER_SHARE:.2f} %)"
             )
         return "\n".join(lines)
+
+
+def sizes_of(graph: Graph) -> tuple[int, int]:
+    """Bytes of the constants in all and of those between embedding and head."""
+    total = sum(tensor.data.nbytes for tensor in graph.constants.values())
+    body = (tensor.data.nbytes for name, tensor in graph.constants.items() if in_body(name))
+    return total, sum(body)

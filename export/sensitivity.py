@@ -54,7 +54,7 @@ def ways(recipe: Recipe) -> list[Way]:
 def start(last: Graph, probe: Env) -> Gradients:
     """Runs norm and head on the probe and draws: the gradients of the logits and of all before."""
     execute.run(execute.prepare(last, last.nodes), probe)
-    gradients = {last.head.outputs[0]: draw(log_softmax(probe["logits"]), DRAWS)}
+    gradients = {last.nodes[-1].outputs[0]: draw(log_softmax(probe["logits"]), DRAWS)}
     backward(last, last.nodes, probe, gradients)
     return gradients
 

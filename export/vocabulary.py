@@ -31,9 +31,10 @@ def is_tied(graph: Graph) -> bool:
 
 
 def head_inputs(graph: Graph, last: Sequence[Node], envs: Sequence[Env]) -> calibrate.Moments:
-    """Of the float head's inputs; `last` is the block of norm and head."""
-    *before, head = last
-    execute.advance(execute.prepare(graph, before), envs, [head])
+    """Of the float head's inputs; `last` is the block of norm and head, the last product there."""
+    at = max(i for i, node in enumerate(last) if ops.of(node.op).matrix == "linear")
+    head = last[at]
+    execute.advance(execute.prepare(graph, last[:at]), envs, [head])
     inputs = np.concatenate([env[head.inputs[0]] for env in envs])
     return calibrate.moments(inputs.reshape(-1, inputs.shape[-1]), centred=False)
 

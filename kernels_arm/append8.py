@@ -132,7 +132,7 @@ def run_rotate8(op, step, first, last, scratch):
     """Tokens first … last: rotate q and k, write q as int8, append k and v to the cache."""
     heads, groups, size = get_i64(op + 8 * I_HEADS), get_i64(op + 8 * I_GROUPS), get_i64(op + 8 * I_SIZE)
     width, half, context = padded_size(op), size // 2, get_i64(op + 8 * I_CONTEXT)
-    turned = scratch + 64
+    turned, turns = scratch + 64, get_i64(op + 8 * I_COS) != 0
     scale = get_f32(get_i64(op + 8 * I_FLOATS))
     span = span_of(step, 0)
     for token in range(first, last):
@@ -143,14 +143,18 @@ def run_rotate8(op, step, first, last, scratch):
         sin = get_i64(op + 8 * I_SIN) + 4 * half * position
         queries = get_i64(op + 8 * I_QUERIES) + query_bytes(width) * heads * token
         for head in range(heads):
-            rotate_head(row + 4 * size * head, cos, sin, half, turned)
-            write_query(turned, size, scale, queries + query_bytes(width) * head)
+            q = row + 4 * size * head
+            if turns:
+                rotate_head(q, cos, sin, half, turned)
+            write_query(turned if turns else q, size, scale, queries + query_bytes(width) * head)
         for group in range(groups):
             k = row + 4 * size * (heads + group)
-            rotate_head(k, cos, sin, half, turned)
+            if turns:
+                rotate_head(k, cos, sin, half, turned)
             cached = groups * slot_of(span) + group
             at, scales = context * width * cached, 4 * context * cached
             key_scales, value_scales = get_i64(op + 8 * I_KEY_SCALES), get_i64(op + 8 * I_VALUE_SCALES)
-            write_key(turned, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, position)
+            key = turned if turns else k
+            write_key(key, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, position)
             v, values = k + 4 * size * groups, get_i64(op + 8 * I_VALUES) + at
             write_value(v, size, values, value_scales + scales, position, scratch)

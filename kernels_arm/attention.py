@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import ZERO, exp16
+from .acts import ONE, ZERO, exp16
 from .doubles import (
     add_doubles,
     add_products,
@@ -33,6 +33,7 @@ from .doubles import (
 )
 from .jit import inlined, kernel
 from .ops import (
+    A_CAP,
     A_CONTEXT,
     A_FLOATS,
     A_GROUPS,
@@ -41,13 +42,16 @@ from .ops import (
     A_OUT,
     A_OUT_STRIDE,
     A_QKV,
+    A_SINKS,
     A_SIZE,
+    A_SLOPES,
     A_STRIDE,
     A_VALUES,
     A_WINDOW,
     ATTEND_ROWS,
     STEP_SPANS,
 )  # fmt: skip
+from .scores import MINUS_INFINITY, adjust_scores
 from .simd import (
     fixed,
     get_f32,
@@ -63,8 +67,6 @@ from .simd import (
 )
 from .spans import first_row, past_of, row_count, slot_of, span_of
 from .tiles import full_rows
-
-MINUS_INFINITY = np.float32(-np.inf)
 
 
 def _rows(rows: int):
@@ -180,8 +182,11 @@ def values_of(rows, weights, values, count, width, out):
 
 
 @kernel
-def softmax_row(scores, weights, rows, visible, blocks, scale):
-    """One row of scores → its weights e^(score · scale − max), 0 beyond `visible`; returns 1 / their sum."""
+def softmax_row(scores, weights, rows, visible, blocks, scale, sink):
+    """One row of scores → its weights e^(score · scale − max), 0 beyond `visible`; returns 1 / their sum.
+
+    sink: the score of what has no value, −∞ where there is none.
+    """
     factor, hidden = splat_float(scale), splat_float(MINUS_INFINITY)
     used = (visible + 15) // 16
     largest = hidden
@@ -190,14 +195,18 @@ def softmax_row(scores, weights, rows, visible, blocks, scale):
         s = keep_first(load_floats(at) * factor, visible - 16 * block, hidden)
         store_floats(at, s)
         largest = greater(s, largest)
-    shift, low, high = splat_float(max_floats(largest)), no_doubles(), no_doubles()
+    most = max(max_floats(largest), sink)
+    shift, low, high = splat_float(most), no_doubles(), no_doubles()
     for block in range(used):
         weight = exp16(load_floats(scores + 64 * rows * block) - shift)
         store_as_doubles(weights + 128 * rows * block, weight)
         low, high = add_doubles(low, low_doubles(weight)), add_doubles(high, high_doubles(weight))
     for block in range(used, blocks):
         store_as_doubles(weights + 128 * rows * block, splat_float(ZERO))
-    return np.float32(1 / sum_doubles(add_doubles(low, high)))
+    total = sum_doubles(add_doubles(low, high))
+    if sink > MINUS_INFINITY:
+        total += sum_doubles(low_doubles(keep_first(exp16(splat_float(sink) - shift), 1, splat_float(ZERO))))
+    return np.float32(1 / total)
 
 
 @kernel
@@ -237,12 +246,19 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
     gather_query(op, group, row, rows, token, scratch)
     keys = get_i64(op + 8 * A_KEYS) + 4 * size * (context * cached + start)
     scores_of(rows, scratch, keys, blocks, size, scores)
-    scale = get_f32(get_i64(op + 8 * A_FLOATS))
+    scale, sinks = get_f32(get_i64(op + 8 * A_FLOATS)), get_i64(op + 8 * A_SINKS)
+    cap, slopes = get_i64(op + 8 * A_CAP), get_i64(op + 8 * A_SLOPES)
     for r in range(rows):
         visible = past + token + (row + r) // share + 1 - start
+        at, factor = 4 * (group * share + (row + r) % share), scale
+        if cap or slopes:
+            slope = slopes + at if slopes else 0
+            adjust_scores(scores + 64 * r, 64 * rows, blocks, scale, cap, slope, 1 - visible)
+            factor = ONE
         if 0 < window < visible:
             hide_first(scores + 64 * r, rows, visible - window)
-        inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, scale)
+        sink = get_f32(sinks + at) if sinks else MINUS_INFINITY
+        inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, factor, sink)
         set_f32(sums + 4 * r, inverse)
     values = get_i64(op + 8 * A_VALUES) + 4 * width * (context * cached + start)
     for lane in range(0, size, 16):

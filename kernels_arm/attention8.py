@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import exp16
+from .acts import ONE, exp16
 from .append8 import padded_size, query_bytes
 from .blocks import add_block
 from .dots import int8_offset
@@ -28,6 +28,7 @@ from .forms import from_block, to_block
 from .jit import inlined, kernel
 from .ops import (
     FEW_TOKENS,
+    I_CAP,
     I_CONTEXT,
     I_COUNTERS,
     I_GROUPS,
@@ -38,7 +39,9 @@ from .ops import (
     I_OUT_STRIDE,
     I_PARTS,
     I_QUERIES,
+    I_SINKS,
     I_SIZE,
+    I_SLOPES,
     I_VALUE_SCALES,
     I_VALUES,
     I_WINDOW,
@@ -46,6 +49,7 @@ from .ops import (
     STEP_SPANS,
 )  # fmt: skip
 from .reference import FLOOR, LOWEST, PART_OF_SUM, SUM_STEPS, WEIGHT_LEVELS
+from .scores import MINUS_INFINITY, adjust_scores, hide_beyond
 from .simd import (
     get_f32,
     get_i32,
@@ -74,7 +78,6 @@ from .spans import first_row, past_of, row_count, slot_of, span_of
 from .threads import atomic_add, atomic_store
 from .tiles import full_rows, full_tile, has_tile, store_tile, tile_of, zero_ints
 
-MINUS_INFINITY = np.float32(-np.inf)
 DIGIT_ROWS = 16  # of a call: query rows, each with two digits of weights
 SCORE_STRIDE = 512  # bytes of 16 keys' scores for 8 query rows
 
@@ -216,6 +219,7 @@ def attend_block(op, slot, group, row, rows, token, past, block, parts, part_str
     width, context = padded_size(op), get_i64(op + 8 * I_CONTEXT)
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
     start, window = block * KV_BLOCK, get_i64(op + 8 * I_WINDOW)
+    cap, slopes = get_i64(op + 8 * I_CAP), get_i64(op + 8 * I_SLOPES)
     digits = scratch + DIGIT_ROWS * width
     scores = digits + DIGIT_ROWS * KV_BLOCK
     sums = scores + SCORE_STRIDE * (KV_BLOCK // 16)
@@ -233,6 +237,10 @@ def attend_block(op, slot, group, row, rows, token, past, block, parts, part_str
         part, s = parts + part_stride * r + 4 * width, scores + 64 * r
         shift = np.int32(get_i32(x + 4) * int8_offset())
         largest = score_row(s, count, visible, get_i64(op + 8 * I_KEY_SCALES) + scales, get_f32(x), shift)
+        if cap or slopes:
+            slope = slopes + 4 * (group * share + (row + r) % share) if slopes else 0
+            adjust_scores(s, SCORE_STRIDE, count, ONE, cap, slope, 1 - visible)
+            largest = hide_beyond(s, SCORE_STRIDE, count, visible, LOWEST)
         if 0 < window < visible:
             largest = hide_first(scores + 64 * r, count, visible - window)
         set_f32(part, largest)
@@ -262,15 +270,20 @@ def join_row(op, group, row, token, parts, stride, blocks, scratch):
     """out = Σ share · values / Σ share · sum of weights, with share = e^(maximum − the largest maximum)."""
     size, width = get_i64(op + 8 * I_SIZE), padded_size(op)
     share = get_i64(op + 8 * I_HEADS) // get_i64(op + 8 * I_GROUPS)
-    largest, total = LOWEST, np.float64(0)
+    largest, total, sinks = LOWEST, np.float64(0), get_i64(op + 8 * I_SINKS)
+    sink = get_f32(sinks + 4 * (group * share + row % share)) if sinks else MINUS_INFINITY
     for block in range(blocks):
         largest = max(largest, get_f32(parts + stride * block + 4 * width))
+    largest = max(largest, sink)
     for block in range(blocks):
         at = parts + stride * block + 4 * width
         store_floats(scratch, exp16(splat_float(np.float32(get_f32(at) - largest))))
         part = np.float64(get_f32(scratch))
         set_f64(at + 8, part)
         total += part * np.float64(get_f32(at + 4))
+    if sinks:
+        store_floats(scratch, exp16(splat_float(np.float32(sink - largest))))
+        total += np.float64(get_f32(scratch))
     inverse = np.float32(1 / total)
     out = get_i64(op + 8 * I_OUT) + get_i64(op + 8 * I_OUT_STRIDE) * (token + row // share)
     out += 4 * size * (group * share + row % share)

@@ -38,6 +38,7 @@ from .ops import (
     ROTATE,
     ROTATE8,
     ROUTE,
+    SOFT_CAP,
     SORT,
     STEP_LOGITS,
     STEP_TOKENS,
@@ -53,12 +54,15 @@ from .ops import (
     T_TIMES,
     T_WORDS,
     T_YIELD,
+    TURN,
     X_TABLE,
 )  # fmt: skip
-from .pointwise import quantize_items, run_embed, run_quantize, run_rotate
+from .pointwise import quantize_items, run_embed, run_quantize
 from .product import product_bytes, product_items, run_product
+from .rotate import run_rotate, run_turn
 from .route import run_route, run_sort, tile_count
 from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
+from .scores import run_soft_cap
 from .simd import get_i64, set_i64
 from .threads import (
     atomic_add,
@@ -102,6 +106,8 @@ def op_items(op, step):
         return quantize_items(op_tokens(op, step))
     if code >= ROUTE:
         return items_of_experts(code, op, get_i64(step + 8 * STEP_TOKENS))
+    if code == SOFT_CAP:
+        return get_i64(step + 8 * STEP_LOGITS)
     return get_i64(step + 8 * STEP_TOKENS)
 
 
@@ -162,6 +168,10 @@ def run_chunk(op, step, first, last, scratch):
         run_head_norm(op, first, last)
     elif code == ROTATE8:
         run_rotate8(op, step, first, last, scratch)
+    elif code == TURN:
+        run_turn(op, step, first, last)
+    elif code == SOFT_CAP:
+        run_soft_cap(op, first, last)
     elif code == EMBED:
         run_embed(op, step, first, last)
     elif code >= ROUTE:

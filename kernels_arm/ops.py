@@ -14,18 +14,19 @@ FIELDS = 24
 RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
-HEAD_NORM, ACT_ROWS = 11, 12
+HEAD_NORM, ACT_ROWS, TURN, SOFT_CAP = range(11, 15)
 ROUTE, SORT, QUANTIZE_ROWS, PACK, EXPERTS, EXPERT_SUM = range(30, 36)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
-    HEAD_NORM: "norm", ACT_ROWS: "act", ROUTE: "route", SORT: "route", QUANTIZE_ROWS: "quantize",
-    PACK: "pack", EXPERTS: "experts", EXPERT_SUM: "sum",
+    HEAD_NORM: "norm", ACT_ROWS: "act", TURN: "rotate", SOFT_CAP: "softcap", ROUTE: "route", SORT: "route",
+    QUANTIZE_ROWS: "quantize", PACK: "pack", EXPERTS: "experts", EXPERT_SUM: "sum",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
 EMBED_WEIGHTS, EMBED_SCALE, EMBED_BITS, EMBED_STEPS, EMBED_OUT, EMBED_STRIDE = range(1, 7)
 EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no excess
+EMBED_POSITIONS = 10  # not 0: a row for each token's position, not for its id
 
 # activations, by the `act` of Gated, Activation and OutputGate
 SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID = range(6)
@@ -34,7 +35,7 @@ ACTS = {
 }  # fmt: skip
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
-PLAIN, NORM, GATED, ACTED = range(4)
+PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT, Q_EACH = range(11, 21)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
@@ -73,30 +74,35 @@ S_SHARES, S_SHARES_STRIDE, S_ROWS, S_ROWS_STRIDE, S_COLUMNS, S_KEPT, S_TABLE, S_
     1, 10
 )
 
-# rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it
+# rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it. R_COS = 0:
+# nothing is turned. TURN: R_HEADS of R_SIZE are turned in place, and no more
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
 
 # softmax(q·kᵀ)·v
 A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = (
     range(1, 12)
 )
-A_WINDOW = 12
+A_WINDOW, A_SINKS, A_SLOPES, A_CAP = range(12, 16)
 # keys float32 [slot, g, context/16, d, 16], values float32 [slot, g, context, d padded to 16];
-# A_FLOATS: float32 [scale]; A_WINDOW: positions that a query sees, its own included, or 0: all before it
+# A_FLOATS: float32 [scale]; A_WINDOW: positions that a query sees, its own included, or 0: all before it;
+# A_SINKS, A_SLOPES: float32 [h] or 0; A_CAP: float32 [cap, 2 / cap, 2 · cap] or 0
 
-# the same over an int8 cache (attention8.py has the layouts); one set of fields serves both records
+# the same over an int8 cache (attention8.py has the layouts); one set of fields serves both records;
+# I_COS = 0: nothing is turned
 I_QKV, I_STRIDE, I_HEADS, I_GROUPS, I_SIZE, I_COS, I_SIN, I_FLOATS, I_CONTEXT, I_QUERIES = range(1, 11)
-I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS, I_WINDOW = range(
-    11, 20
-)
+I_KEYS, I_KEY_SCALES, I_VALUES, I_VALUE_SCALES, I_OUT, I_OUT_STRIDE, I_PARTS, I_COUNTERS = range(11, 19)
+I_WINDOW, I_SINKS, I_SLOPES, I_CAP = range(19, 23)
 # I_PARTS: float32 [g, FEW_TOKENS · h/g, context/256, d + 16], what rows of a few tokens get from each block;
 # I_COUNTERS: int64 [g, 8], blocks of a group that are done, 0 between steps
 
 # float32 rows → float32 rows (rows.py), zeros beyond COLUMNS up to a multiple of 16: the norm of IN, its
 # activation, its activation times OTHER, or its sum with OTHER
 ROWS_IN, ROWS_IN_STRIDE, ROWS_OUT, ROWS_OUT_STRIDE, ROWS_COLUMNS, ROWS_FLOATS, ROWS_WEIGHT = range(1, 8)
-ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS = range(8, 12)
-# HEAD_NORM: HEADS of COLUMNS side by side in IN, each becomes its norm in place
+ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS, ROWS_CENTERED, ROWS_WEIGHT_STEP = range(8, 14)
+# NORM_ROWS with an OTHER: OUT, which is OTHER, becomes the sum of both, and IN is overwritten
+# HEAD_NORM: HEADS of COLUMNS side by side in IN, each becomes its norm in place; WEIGHT_STEP: bytes from a
+# head's weight to the next one's; norms with CENTERED are of x − its mean
+# SOFT_CAP: IN in place, of the rows wanted as logits; ROWS_FLOATS: as A_CAP
 # GATE_ROWS: HEADS columns of IN, each for COLUMNS / HEADS of OTHER; 0: as many as OTHER has
 # ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
 

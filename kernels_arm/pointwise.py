@@ -1,18 +1,20 @@
-"""Row operations: embedding, norm, quantization, rotary embedding and cache append."""
+"""Row operations: embedding, and rows made ready for a product: norm or activation, and quantization."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .acts import ONE, ZERO, act_row, gate_row
-from .doubles import add_squares, load_doubles, no_doubles, sqrt_f64, sum_doubles
 from .jit import inlined, kernel
+from .norms import center_row, norm_row
 from .ops import (
     ACTED,
+    CENTERED,
     EMBED_BITS,
     EMBED_COLUMNS,
     EMBED_EXCESS,
     EMBED_OUT,
+    EMBED_POSITIONS,
     EMBED_SCALE,
     EMBED_STARTS,
     EMBED_STEPS,
@@ -36,19 +38,8 @@ from .ops import (
     Q_SHARES,
     Q_STEPS,
     Q_SUMS,
-    Q_WEIGHT,
     Q_WIDE,
     Q_WIDES,
-    R_CONTEXT,
-    R_COS,
-    R_GROUPS,
-    R_HEADS,
-    R_KEYS,
-    R_QKV,
-    R_SIN,
-    R_SIZE,
-    R_STRIDE,
-    R_VALUES,
     STEP_IDS,
     STEP_LOGITS,
     STEP_ROWS,
@@ -75,14 +66,13 @@ from .simd import (
     smaller,
     splat_float,
     splat_int,
-    store_floats,
     store_ints,
     store_low_bytes,
     store_steps,
     sum_ints,
     times_128,
 )
-from .spans import past_of, slot_of, span_from, span_of
+from .spans import past_of, span_from, span_of
 from .tiles import few_tile, sparse_tokens, tile_of
 
 
@@ -96,8 +86,12 @@ def run_embed(op, step, first, last):
         get_i64(op + 8 * EMBED_STRIDE),
     )
     bits, steps = get_i64(op + 8 * EMBED_BITS), get_i64(op + 8 * EMBED_STEPS)
+    by_position, span = get_i64(op + 8 * EMBED_POSITIONS), span_of(step, 0)
     for token in range(first, last):
         row = get_i64(ids + 8 * token)
+        if by_position:
+            span = span_from(span, token)
+            row = past_of(span) + token
         scale = get_f32(get_i64(op + 8 * EMBED_SCALE) + 4 * row)
         weights = get_i64(op + 8 * EMBED_WEIGHTS) + (row >> 4) * steps * 64 + (row & 15) * 4
         y = out + stride * token
@@ -129,19 +123,6 @@ def embed_excess(op, row, weights, scale, y):
 
 
 # ------------------------------------------------------------------------------------- rows before a product
-@inlined
-def norm_row(op, x, padded, first, last, y):
-    """y = x · (1 / sqrt(mean(x²) + ε)) · weight, columns first … last. Beyond the row's end stand zeros."""
-    floats, weight = get_i64(op + 8 * Q_FLOATS), get_i64(op + 8 * Q_WEIGHT)
-    squares = no_doubles()
-    for at in range(0, 4 * padded, 32):
-        squares = add_squares(squares, load_doubles(x + at))
-    mean = sum_doubles(squares) / np.float64(get_f32(floats + 8))
-    inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats + 4)))))
-    for at in range(4 * first, 4 * last, 64):
-        store_floats(y + at, (load_floats(x + at) * inverse) * load_floats(weight + at))
-
-
 @kernel
 def reach_of(op, x):
     """The largest |x| · levels / limit of the row: a step of this over `levels` keeps all within limits."""
@@ -259,6 +240,10 @@ def prepare_row(op, x, token, first, last, scratch):
     if kind == NORM:
         norm_row(op, x, padded, first, last, scratch)
         x = scratch
+    elif kind == CENTERED:
+        center_row(x, get_i64(op + 8 * Q_COLUMNS), scratch)
+        norm_row(op, scratch, padded, first, last, scratch)
+        x = scratch
     elif kind == GATED:
         up = x + 4 * get_i64(op + 8 * Q_COLUMNS)
         gate_row(get_i64(op + 8 * Q_ACT), x, up, first, last, scratch)
@@ -326,47 +311,3 @@ def run_quantize(op, step, first, last, scratch):
     else:
         for start in range(first * full_ready(), min(last * full_ready(), tokens), full_ready()):
             quantize_tile(op, step, start, min(full_ready(), tokens - start), scratch)
-
-
-# --------------------------------------------------------------------------------------- rotary embedding
-@inlined
-def rotate_head(x, cos, sin, half, y, y_stride):
-    """Rotate one head from x to y; y's elements are y_stride bytes apart."""
-    if y_stride == 4 and half % 16 == 0:
-        for i in range(0, half, 16):
-            low, high = load_floats(x + 4 * i), load_floats(x + 4 * (half + i))
-            cosine, sine = load_floats(cos + 4 * i), load_floats(sin + 4 * i)
-            store_floats(y + 4 * i, low * cosine - high * sine)
-            store_floats(y + 4 * (half + i), high * cosine + low * sine)
-        return
-    for i in range(half):
-        a, b = get_f32(x + 4 * i), get_f32(x + 4 * (half + i))
-        c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
-        set_f32(y + y_stride * i, a * c - b * s)
-        set_f32(y + y_stride * (half + i), b * c + a * s)
-
-
-@kernel
-def run_rotate(op, step, first, last):
-    """Tokens first … last: rotate q in place, rotate k into the cache (transposed), copy v into the cache."""
-    heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
-    context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
-    half, width = size // 2, (size + 15) // 16 * 16
-    span = span_of(step, 0)
-    for token in range(first, last):
-        span = span_from(span, token)
-        position = past_of(span) + token
-        row = get_i64(op + 8 * R_QKV) + get_i64(op + 8 * R_STRIDE) * token
-        cos = get_i64(op + 8 * R_COS) + 4 * half * position
-        sin = get_i64(op + 8 * R_SIN) + 4 * half * position
-        for head in range(heads):
-            rotate_head(row + 4 * size * head, cos, sin, half, row + 4 * size * head, 4)
-        for group in range(groups):
-            k = row + 4 * size * (heads + group)
-            v = row + 4 * size * (heads + groups + group)
-            cached = groups * slot_of(span) + group
-            block = cached * (context // 16) + (position >> 4)
-            rotate_head(k, cos, sin, half, keys + block * size * 64 + 4 * (position & 15), 64)
-            out = values + 4 * width * (cached * context + position)
-            for i in range(size):
-                set_f32(out + 4 * i, get_f32(v + 4 * i))

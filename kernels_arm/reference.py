@@ -12,6 +12,7 @@ Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,8 +56,10 @@ def embedding(ids: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.nda
     return weights[ids].astype(np.float32) * scale[ids, None]
 
 
-def norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
-    """Root-mean-square norm over the last axis. [m, k] → [m, k]."""
+def norm(x: np.ndarray, weight: np.ndarray, epsilon: float, centered: bool = False) -> np.ndarray:
+    """Root-mean-square norm over the last axis, of x or of x − its mean. [m, k] → [m, k]."""
+    if centered:
+        x = x - (x.sum(-1, dtype=np.float64, keepdims=True) / x.shape[-1]).astype(np.float32)
     squares = np.square(x, dtype=np.float64).sum(-1, keepdims=True)
     inverse = 1 / np.sqrt(squares / x.shape[-1] + np.float64(np.float32(epsilon)))
     return (x * inverse.astype(np.float32)) * weight
@@ -113,6 +116,42 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
+    """cap · tanh(x / cap), as cap − 2·cap / (1 + e^(x · 2/cap))."""
+    most, two = np.float32(cap), np.float32(2)
+    y: np.ndarray = most - (two * most) / (np.float32(1) + exp(x * (two / most)))
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What is done to attention's scores before the softmax, in this order; and the softmax's sinks."""
+
+    softcap: float = 0.0  # `soft_cap`; 0: none
+    slopes: np.ndarray | None = None  # float32 [h]: score + slope · (key's position − query's), ALiBi
+    sinks: np.ndarray | None = None  # float32 [h]: a score of each head that has no value
+
+    def applied(self, scores: np.ndarray, m: int, window: int) -> np.ndarray:
+        """[g, h/g · m, t], rows of the last m positions; −∞ where they see none."""
+        groups, rows, t = scores.shape
+        if self.softcap:
+            scores = soft_cap(scores, self.softcap)
+        if self.slopes is not None:
+            distance = (np.arange(t) - (np.arange(m) + t - m)[:, None]).astype(np.float32)
+            scores = scores + (self.slopes[:, None, None] * distance).reshape(groups, rows, t)
+        seen = np.tile(visible(m, t, window), (rows // m, 1))
+        return np.where(seen, scores, np.float32(-np.inf))
+
+    def sinks_of(self, groups: int, m: int) -> np.ndarray:
+        """For each row [g, h/g · m, 1]; −∞ without any."""
+        if self.sinks is None:
+            return np.full((groups, 1, 1), np.float32(-np.inf))
+        return np.repeat(self.sinks, m).reshape(groups, -1, 1)
+
+
+PLAIN_SCORES = Scores()
+
+
 def visible(m: int, t: int, window: int) -> np.ndarray:
     """Which of t positions each of the last m sees, bool [m, t]: none after it, `window` in all (0: any)."""
     before = (np.arange(m) + t - m)[:, None] - np.arange(t)
@@ -120,21 +159,28 @@ def visible(m: int, t: int, window: int) -> np.ndarray:
 
 
 def attention(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, window: int = 0
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    scale: float,
+    window: int = 0,
+    options: Scores = PLAIN_SCORES,
 ) -> np.ndarray:
     """Causal attention of the last m of t positions. q [m, h, d], keys and values [t, g, d] → [m, h, d].
 
     window: positions that a query sees, its own included; 0: all before it.
     """
     m, heads, size = q.shape
-    t, groups, _ = keys.shape
+    groups = keys.shape[1]
     q = q.reshape(m, groups, heads // groups, size).transpose(1, 2, 0, 3).reshape(groups, -1, size)
     products = q.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)  # [g, h/g · m, t]
-    scores = products.astype(np.float32) * np.float32(scale)
-    scores = np.where(np.tile(visible(m, t, window), (heads // groups, 1)), scores, np.float32(-np.inf))
-    weights = exp(scores - scores.max(-1, keepdims=True)).astype(np.float64)
+    scores = options.applied(products.astype(np.float32) * np.float32(scale), m, window)
+    sinks = options.sinks_of(groups, m)
+    largest = np.maximum(scores.max(-1, keepdims=True), sinks)
+    weights = exp(scores - largest).astype(np.float64)
     out = (weights @ values.transpose(1, 0, 2).astype(np.float64)).astype(np.float32)
-    out *= (1 / weights.sum(-1, keepdims=True)).astype(np.float32)
+    total = weights.sum(-1, keepdims=True) + exp(sinks - largest).astype(np.float64)
+    out *= (1 / total).astype(np.float32)
     return out.reshape(groups, heads // groups, m, size).transpose(2, 0, 1, 3).reshape(m, heads, size)
 
 
@@ -164,6 +210,7 @@ def attention_int8(
     value_scale: np.ndarray,
     scale: float,
     window: int = 0,
+    options: Scores = PLAIN_SCORES,
 ) -> np.ndarray:
     """As `attention`; keys and values int8 [t, g, d] with scales [t, g], in integers but for the softmax.
 
@@ -177,22 +224,24 @@ def attention_int8(
     rows = rows.reshape(m, groups, heads // groups, size).transpose(1, 2, 0, 3).reshape(groups, -1, size)
     factor = (row_scale * np.float32(scale)).reshape(m, groups, -1).transpose(1, 2, 0).reshape(groups, -1, 1)
     products = (rows.astype(np.float64) @ keys.transpose(1, 2, 0).astype(np.float64)).astype(np.float32)
-    scores = (products * key_scale.T[:, None]) * factor
-    scores = np.where(np.tile(visible(m, t, window), (heads // groups, 1)), scores, np.float32(-np.inf))
+    scores = options.applied((products * key_scale.T[:, None]) * factor, m, window)
     scores = _blocks(scores, blocks, np.float32(-np.inf))  # [g, h/g · m, blocks, 256]
     maxima = np.maximum(scores.max(-1), LOWEST)
     weights = exp(scores - maxima[..., None])
     sums = np.rint(weights * SUM_STEPS).sum(-1, dtype=np.float64).astype(np.float32) * PART_OF_SUM
     weights = weights * _blocks(value_scale.T[:, None], blocks, np.float32(0))
-    largest = np.maximum(weights.max(-1), FLOOR)
-    steps = np.rint(weights * (WEIGHT_LEVELS / largest)[..., None]).astype(np.float64).transpose(0, 2, 1, 3)
+    peak = np.maximum(weights.max(-1), FLOOR)
+    steps = np.rint(weights * (WEIGHT_LEVELS / peak)[..., None]).astype(np.float64).transpose(0, 2, 1, 3)
     padded = np.zeros((groups, blocks * KV_BLOCK, size))
     padded[:, :t] = values.transpose(1, 0, 2)
     acc = steps @ padded.reshape(groups, blocks, KV_BLOCK, size)  # [g, blocks, h/g · m, d]
-    parts = acc.transpose(0, 2, 1, 3).astype(np.float32) * (largest / WEIGHT_LEVELS)[..., None]
-    shares = exp(maxima - maxima.max(-1, keepdims=True)).astype(np.float64)
+    parts = acc.transpose(0, 2, 1, 3).astype(np.float32) * (peak / WEIGHT_LEVELS)[..., None]
+    sinks = options.sinks_of(groups, m)
+    largest = np.maximum(maxima.max(-1, keepdims=True), sinks)
+    shares = exp(maxima - largest).astype(np.float64)
     out = (shares[..., None] * parts).sum(2).astype(np.float32)
-    out *= (1 / (shares * sums).sum(-1, keepdims=True)).astype(np.float32)
+    total = (shares * sums).sum(-1, keepdims=True) + exp(sinks - largest).astype(np.float64)
+    out *= (1 / total).astype(np.float32)
     return out.reshape(groups, heads // groups, m, size).transpose(2, 0, 1, 3).reshape(m, heads, size)
 
 

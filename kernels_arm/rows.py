@@ -18,8 +18,10 @@ from .doubles import (
     sum_doubles,
 )
 from .jit import inlined, kernel
+from .norms import center_head, center_row, store_lanes
 from .ops import (
     ROWS_ACT,
+    ROWS_CENTERED,
     ROWS_COLUMNS,
     ROWS_FLOATS,
     ROWS_HEADS,
@@ -30,14 +32,9 @@ from .ops import (
     ROWS_OUT,
     ROWS_OUT_STRIDE,
     ROWS_WEIGHT,
+    ROWS_WEIGHT_STEP,
 )  # fmt: skip
 from .simd import get_f32, get_i64, keep_first, load_floats, splat_float, store_floats, store_floats_part
-
-
-@inlined
-def store_lanes(y, k, columns, lanes):
-    """Columns k … k + 16 of the row at y, zeros where there are none."""
-    store_floats(y + 4 * k, keep_first(lanes, columns - k, splat_float(ZERO)))
 
 
 @inlined
@@ -52,29 +49,39 @@ def output_row(op, token):
 
 @kernel
 def run_norm_rows(op, first, last):
-    """Tokens first … last: y = x · (1 / sqrt(mean(x²) + ε)) · weight, as `reference.norm`."""
+    """Tokens first … last: y = x · (1 / sqrt(mean(x²) + ε)) · weight, as `reference.norm`, or other + y."""
     columns, floats = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_FLOATS)
-    weight = get_i64(op + 8 * ROWS_WEIGHT)
+    weight, adds = get_i64(op + 8 * ROWS_WEIGHT), get_i64(op + 8 * ROWS_OTHER)
     for token in range(first, last):
         x, y, squares = input_row(op, token), output_row(op, token), no_doubles()
+        row = x if adds else y  # where it stands until its sum is known
+        if get_i64(op + 8 * ROWS_CENTERED):
+            center_row(x, columns, row)
+            x = row
         for k in range(0, columns, 16):
-            store_lanes(y, k, columns, load_floats(x + 4 * k))
-            squares = add_squares(squares, load_doubles(y + 4 * k))
-            squares = add_squares(squares, load_doubles(y + 4 * k + 32))
+            store_lanes(row, k, columns, load_floats(x + 4 * k))
+            squares = add_squares(squares, load_doubles(row + 4 * k))
+            squares = add_squares(squares, load_doubles(row + 4 * k + 32))
         mean = sum_doubles(squares) / np.float64(get_f32(floats + 4))
         inverse = splat_float(np.float32(1 / sqrt_f64(mean + np.float64(get_f32(floats)))))
         for k in range(0, columns, 16):
-            store_floats(y + 4 * k, (load_floats(y + 4 * k) * inverse) * load_floats(weight + 4 * k))
+            lanes = (load_floats(row + 4 * k) * inverse) * load_floats(weight + 4 * k)
+            if adds:
+                lanes = load_floats(y + 4 * k) + lanes
+            store_floats(y + 4 * k, lanes)
 
 
 @kernel
 def run_head_norm(op, first, last):
     """Tokens first … last: each head becomes its norm, as `reference.norm` over its columns, in place."""
     size, floats = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_FLOATS)
-    heads, weight = get_i64(op + 8 * ROWS_HEADS), get_i64(op + 8 * ROWS_WEIGHT)
+    heads, step = get_i64(op + 8 * ROWS_HEADS), get_i64(op + 8 * ROWS_WEIGHT_STEP)
     for token in range(first, last):
         for head in range(heads):
             x, squares = input_row(op, token) + 4 * size * head, no_doubles()
+            weight = get_i64(op + 8 * ROWS_WEIGHT) + step * head
+            if get_i64(op + 8 * ROWS_CENTERED):
+                center_head(x, size)
             for k in range(0, size, 16):
                 lanes = keep_first(load_floats(x + 4 * k), size - k, splat_float(ZERO))
                 squares = add_squares(squares, low_doubles(lanes))

@@ -266,6 +266,12 @@ def splat_int(typing, value):
 
 
 @intrinsic
+def lane_numbers(typing):
+    """0 … 15."""
+    return ints16(), lambda c, b, s, a: ir.Constant(ints16.llvm, list(range(16)))
+
+
+@intrinsic
 def zero_below(typing, value, x, bound):
     """`value` where x ≥ bound, else 0."""
 

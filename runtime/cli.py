@@ -29,6 +29,7 @@ from flatlm.runtime.errors import BackendError, FlatlmError, ResourceError, Usag
 from flatlm.runtime.options import did_you_mean
 
 VERBS = {  # verb: (module:function, what it does, extra that brings the module's packages)
+    "run": ("flatlm.export.run:add_run", "fetch and export a model once, then chat or answer", ""),
     "generate": ("flatlm.runtime.commands.generate:register", "answer one prompt", ""),
     "chat": ("flatlm.runtime.commands.chat:register", "talk with a model in the terminal", ""),
     "serve": ("flatlm.runtime.commands.serve:register", "answer over HTTP", "serve"),
@@ -37,6 +38,10 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
         "turn a Hugging Face or GGUF model into an artifact",
         "export",
     ),
+    "list": ("flatlm.runtime.commands.shelf:register_list", "show the models that have a name", ""),
+    "rm": ("flatlm.runtime.commands.shelf:register_rm", "delete models by name", ""),
+    "cp": ("flatlm.runtime.commands.shelf:register_cp", "copy a model under another name", ""),
+    "push": ("flatlm.runtime.commands.shelf:register_push", "copy a model to another machine by ssh", ""),
     "pull": ("flatlm.export.commands:add_pull", "fetch a model", "export"),
     "info": ("flatlm.runtime.commands.info:register", "show what an artifact is", ""),
     "verify": (

@@ -1,10 +1,11 @@
-"""Which nodes of a graph become records together: four patterns. What matches none runs by itself.
+"""Which nodes of a graph become records together: five patterns. What matches none runs by itself.
 
     norm + product                a Norm that only products read runs as they quantize their input
     gate + product                a Gated or an Activation likewise
     product + residual            a product whose output only an Add reads adds to the other summand in place
-    rotate + rotate + append + attend       of queries and keys that nothing else reads: one record writes
-                                  them into state and buffers, one attends
+    norm + residual               a Norm likewise, of what nothing else reads
+    append + attend               of a state that nothing else reads: one record writes into it, one attends;
+                                  Rotates of the queries and of the keys before them are part of it
 
 The groups are lowered in order, each at the place of its main node. That is allowed where nothing between
 reads or overwrites what a node of the group does, which the conditions here make sure of. No group changes
@@ -66,20 +67,27 @@ def _before(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
 
 
 def _attention(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
-    """Rotate of the queries, Rotate of the keys, and the Append whose whole state `node` alone reads."""
+    """The Append whose whole state `node` alone reads, and before it the Rotates of queries and keys, if both
+    are turned by the same table.
+    """
     turned, kept = (neighbours.maker(name) for name in node.inputs[:2])
-    if turned is None or kept is None or (turned.op, kept.op) != (rotate.NAME, append.NAME):
+    if kept is None or kept.op != append.NAME or kept.outputs != node.inputs[1 : 1 + len(kept.outputs)]:
         return ()
-    if kept.outputs != node.inputs[1:] or any(neighbours.users(name) != [node] for name in kept.outputs):
+    if any(neighbours.users(name) != [node] for name in kept.outputs):
         return ()
     key = neighbours.maker(kept.inputs[0])
-    if key is None or key.op != rotate.NAME or key.inputs[1:] != turned.inputs[1:]:
-        return ()
-    return turned, key, kept
+    if turned is None or key is None or (turned.op, key.op) != (rotate.NAME, rotate.NAME):
+        return (kept,)
+    return (turned, key, kept) if key.inputs[1:] == turned.inputs[1:] else (kept,)
+
+
+def _may_add(neighbours: _Neighbours, node: Node) -> bool:
+    """A product; a Norm, which overwrites its input."""
+    return ops.is_product(node) or (node.op == norm.NAME and neighbours.users(node.inputs[0]) == [node])
 
 
 def _with_sums(graph: Graph, neighbours: _Neighbours, groups: list[Group]) -> list[Group]:
-    """The third pattern: the other summand is there before the product, and nothing else reads it after."""
+    """What adds in place: the other summand is there before it, and nothing else reads that after."""
     made = {name: i for i, group in enumerate(groups) for name in group.node.outputs}
     readers: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
@@ -88,10 +96,10 @@ def _with_sums(graph: Graph, neighbours: _Neighbours, groups: list[Group]) -> li
     gone: set[int] = set()
     for i, group in enumerate(groups):
         users = neighbours.users(group.node.outputs[0])
-        if not ops.is_product(group.node) or [user.op for user in users] != [add.NAME]:
+        if not _may_add(neighbours, group.node) or [user.op for user in users] != [add.NAME]:
             continue
         (total,) = users
-        (stream,) = (name for name in total.inputs if name not in group.node.outputs)
+        stream = replace(group, add=total).other
         at = made[total.outputs[0]]
         later = [reader for reader in readers[stream] if reader > i and reader != at]
         if made[stream] < i and not later and not neighbours.is_ragged(stream):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.runtime import names
 from flatlm.runtime.backends import check_prompt
 from flatlm.runtime.backends.opening import open_chosen
 from flatlm.runtime.background import in_background
@@ -53,13 +54,16 @@ class LLM:
     artifact: Artifact | None = None  # what was opened; None for an LLM of parts, and once it is closed
 
     def __init__(self, path: str | Path, *given: BackendOptions | DraftOptions, **options: Any) -> None:
-        """The options are those of BackendOptions (backend, device, threads, ctx, batch) and DraftOptions
+        """`path`: the artifact's folder, or its name in the models' folder (`flatlm list`).
+
+        The options are those of BackendOptions (backend, device, threads, ctx, batch) and DraftOptions
         (draft, draft_rule): as such objects, as keywords, or both, where a keyword counts.
 
         Raises ArtifactError, TokenizerError, BackendError, ResourceError or UsageError.
         """
         from flatlm.runtime.format.artifact import open_artifact
 
+        path = names.resolve(path)
         chosen = of_call(BackendOptions, given, options, DraftOptions)
         drafting = of_call(DraftOptions, given, options, BackendOptions)
         spec = None
@@ -207,6 +211,13 @@ class LLM:
         """
         return answer_many(self._scheduler, prompts, self.backend.slots, self._begin())
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """What writes the answers, for a program that turns its steps itself, as `flatlm serve` does: that
+        one thread then owns the LLM and calls nothing else of it that answers.
+        """
+        return self._scheduler
+
     def several(self, wanted: Prompt, count: int) -> list[Completion]:
         """`count` answers to one prompt, their seeds one after the other; it is read once.
 
@@ -214,13 +225,6 @@ class LLM:
         """
         found = dict(self.answer_many(wanted.several(count)))
         return [found[number] for number in range(count)]
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """What writes the answers, for a program that turns its steps itself, as `flatlm serve` does: that
-        one thread then owns the LLM and calls nothing else of it that answers.
-        """
-        return self._scheduler
 
     def _begin(self, wanted: Prompt | None = None) -> Check:
         """Make room for `wanted`, or for many: what was begun before ends. Returns what tells whether that

@@ -29,6 +29,13 @@ class Group:
     add: Node | None = None  # the sum that the node's output goes into and nowhere else
 
     @property
+    def other(self) -> str:
+        """The summand that the node's output is added to."""
+        assert self.add is not None
+        (other,) = (name for name in self.add.inputs if name not in self.node.outputs)
+        return other
+
+    @property
     def inputs(self) -> list[str]:
         """What is read from outside the group, constants included."""
         nodes = (*self.before, self.node, *([self.add] if self.add else []))

@@ -18,6 +18,12 @@ from flatlm.runtime.declared import declared_by
 from flatlm.runtime.declared import did_you_mean as did_you_mean
 from flatlm.runtime.declared import option as option
 from flatlm.runtime.errors import UsageError
+from flatlm.runtime.grammars import (
+    grammar_of,
+    grammar_text,
+    of_flag,
+    schema_of,
+)
 from flatlm.runtime.logit_bias import Bias, bias_of_flag, biases_of
 
 T = TypeVar("T")
@@ -70,6 +76,24 @@ class SamplingOptions:
         from_value=biases_of,
     )
     ignore_eos: bool = option(False, "--ignore-eos", help="never write a token that ends the answer")
+    json_object: bool = option(False, "--json-object", help="the answer is a JSON object")
+    json_schema: str | None = option(
+        None,
+        "--json-schema",
+        metavar="FILE|TEXT",
+        help="the answer is JSON of this schema",
+        from_flag=of_flag("json_schema", schema_of),
+        from_value=schema_of,
+    )
+    regex: str | None = option(None, "--regex", metavar="TEXT", help="the answer is a match of this")
+    grammar: str | None = option(
+        None,
+        "--grammar",
+        metavar="FILE|TEXT",
+        help="the answer is of this grammar, in llama.cpp's GBNF or Lark's form",
+        from_flag=of_flag("grammar", grammar_text),
+        from_value=grammar_text,
+    )
     logprobs: int | None = option(
         None,
         "--logprobs",
@@ -81,7 +105,10 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", biases_of(self.logit_bias))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_of(self.json_schema))
         check_fields(self)
+        grammar_of(self)
 
 
 @dataclass(frozen=True)
@@ -110,10 +137,14 @@ class BackendOptions:
     backend: str = option(
         "auto",
         "--backend",
-        choices=("auto", "native", "numpy", "ort"),
-        help="what executes the model; auto: native, else numpy",
+        choices=("auto", "native", "numpy", "ort", "ort-file"),
+        help="what executes the model; auto: native, else numpy; ort-file: the file as it stands in "
+        "onnxruntime, without a plan",
     )
     device: str = option("cpu", "--device", choices=("cpu", "cuda"), help="cuda needs the ort backend")
+    fast: bool = option(
+        False, "--fast", help="ort with onnxruntime's own operators: faster on CUDA, not bit-exact"
+    )
     threads: int | None = option(
         None, "-t", "--threads", low=1, high=1024, help="threads; default: the fast cores"
     )
@@ -162,14 +193,17 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, without: Collection[st
             group.add_argument(*declared.meta["flags"], **declared.settings())
 
 
-def from_args(args: argparse.Namespace, cls: type[T]) -> T:
-    """The options `cls` from parsed flags. UsageError names the flag, the value and what is allowed."""
+def from_args(args: argparse.Namespace, cls: type[T], start: T | None = None) -> T:
+    """The options `cls` from parsed flags, what is not given as in `start`, or the default.
+
+    UsageError names the flag, the value and what is allowed.
+    """
     values: dict[str, Any] = {}
     for name, declared in declared_by(cls).items():
         given = getattr(args, name, None)
         if given is not None:
             values[name] = declared.from_text(given)
-    return cls(**values)
+    return cls(**values) if start is None else dataclasses.replace(start, **values)  # type: ignore[type-var]
 
 
 def refuse(args: argparse.Namespace, verb: str, *groups: type) -> None:

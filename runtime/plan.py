@@ -6,6 +6,8 @@ A value of the graph becomes a buffer; fuse.py says which nodes become records t
     FlatEmbedding                                      EMBED
     Norm → FlatLinear (qkv)                            QUANTIZE(norm)   PRODUCT
     Heads → Rotate, Rotate → Append → Attend           ROTATE  ATTEND   (ROTATE8, ATTEND8: int8 state)
+    FlatLinear (head) → SoftCap                        PRODUCT  SOFT_CAP
+    Norm → Add                                         NORM_ROWS(add)
     FlatLinear (out) → Add                             QUANTIZE         PRODUCT(add)
     Norm → FlatLinear (gate, up)                       QUANTIZE(norm)   PRODUCT
     Gated → FlatLinear (down) → Add                    QUANTIZE(gated)  PRODUCT(add)
@@ -80,7 +82,7 @@ def lower(
     words = np.zeros(machine.STEP_WORDS, np.int64)
     words[machine.STEP_IDS], words[machine.STEP_TABLE] = ids.ctypes.data, spans.ctypes.data
     words[machine.STEP_ROWS] = rows.ctypes.data
-    table, logits = records.table_of(lowering.records), lowering.array(graph.head.outputs[0])
+    table, logits = records.table_of(lowering.records), lowering.array(graph.nodes[-1].outputs[0])
     return Plan(
         table, lowering.names, words, ids, spans, rows, logits, lowering.scratch, list(states.values()),
         lowering.keep,

@@ -14,6 +14,8 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when a test file imports it
+
 NUMBERS = count()
 REAL = "FLATLM_TEST_MODEL"  # environment: an exported model to use in the place of the demo's
 
@@ -26,6 +28,14 @@ def real_model() -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} is not there: run scripts/demo, or set {REAL}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The models by name of each test; empty, and not the user's."""
+    folder = tmp_path_factory.getbasetemp() / f"models-{next(NUMBERS)}"
+    monkeypatch.setenv("FLATLM_MODELS", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)

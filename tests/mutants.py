@@ -21,6 +21,11 @@ MODELS = [
     ("int8", "static", "window"),
     ("float32", "static", "plain", "relu2", "norms"),
     ("int8", "token", "head_gate"),
+    ("float32", "static", "softcap", "slopes", "window", "logit_cap"),
+    ("int8", "token", "softcap", "slopes", "sinks", "window"),
+    ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
+    ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
+    ("float32", "static", "qk_norm", "all", "norm_last"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from flatlm.export import execute
+from flatlm.export.architecture import Architecture
 from flatlm.export.archs import architectures, build_graph
-from flatlm.export.blocks import decoder
-from flatlm.export.config import SILU, inverse_frequency, read_config
+from flatlm.export.blocks.builder import Builder
+from flatlm.export.blocks.decoder import build
+from flatlm.export.config import read_config
 from flatlm.export.constants import LazyConstants
-from flatlm.export.layers import Attention, Gated, Layer
+from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
+from flatlm.export.rope import rotary
 from flatlm.export.sources import open_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.format.graph import Graph, Tensor
@@ -134,8 +137,10 @@ def test_layers_may_differ_from_one_another(tmp_path):
     write_safetensors(folder / "model.safetensors", second | tiny_weights(TinyShape(layers=1)))
     source = open_source(str(folder))
     attention = Attention(num_heads=3, kv_num_heads=1, head_size=20)
-    layers = [Layer(attention, Gated("silu", 84)), Layer(attention, Gated("silu", 40, bias=True))]
-    graph = decoder(source, read_config(source, SILU, frozenset()), layers)
+    layers = [pre_norm(attention, Gated("silu", 84)), pre_norm(attention, Gated("silu", 40, bias=True))]
+    architecture = Architecture(lambda config, settings: Decoder(layers))
+    config = read_config(source, source.config, architecture)
+    graph = build(Builder(source, config, architecture.names), Decoder(layers))
     assert graph.constants["layers.1.mlp.gate_up.weight"].shape == (80, 60)
     assert np.array_equal(graph.array("layers.1.mlp.down.bias"), second["model.layers.1.mlp.down_proj.bias"])
     ids = np.random.default_rng(1).integers(0, 301, (2, 40))
@@ -202,13 +207,13 @@ def test_lazy_constants_keep_what_a_pass_assigns_and_share_the_rest():
 
 def test_frequency_factors_divide_the_frequencies():
     rope = {"rope_theta": 100.0, "rope_type": "frequency_factors", "factors": [1.0, 4.0]}
-    assert inverse_frequency(Settings(rope, "rope", SourceError), 4, 128).tolist() == pytest.approx(
-        [1.0, 0.025]
-    )
+    turned = rotary(Settings(rope, "rope", SourceError), 4)
+    assert turned.frequency.tolist() == pytest.approx([1.0, 0.025])
 
 
 UNSUPPORTED = {
-    "architecture 'mamba' is not supported; flatlm knows llama, mistral, qwen2": {"model_type": "mamba"},
+    "architecture 'lama4' is not supported; of the": {"model_type": "lama4"},
+    "the nearest by name is 'llama'": {"model_type": "lama4"},
     "rope_scaling type 'yarn'": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
     "rope_scaling type 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
     "hidden_act 'gelu' (flatlm has silu, swish, gelu_pytorch_tanh in": {"hidden_act": "gelu"},

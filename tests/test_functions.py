@@ -268,8 +268,8 @@ def test_norm_gated_embedding_and_linear_follow_their_formulas():
 def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
     nodes = [
         *quantized_graph(0, kv, "static", "qk_norm", "window").nodes,
-        *quantized_graph(0, kv, "token", "plain", "head_gate").nodes,
         *quantized_graph(0, kv, "token", "sigmoid_experts").nodes,
+        *quantized_graph(0, kv, "token", "plain", "head_gate", "logit_cap").nodes,
     ]
     nodes += [*float_graph().nodes, *float_experts().nodes]
     for node in (node for node in nodes if node.op != "Add"):
@@ -294,6 +294,11 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("int8", "static", "window"),
         ("float32", "static", "plain", "gelu", "output_gate"),
         ("float32", "token", "relu2", "head_gate"),
+        ("float32", "static", "softcap", "slopes", "window", "logit_cap"),
+        ("int8", "token", "softcap", "slopes", "sinks", "window"),
+        ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
+        ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
+        ("float32", "static", "qk_norm", "all", "norm_last"),
     ],
     ids="-".join,
 )

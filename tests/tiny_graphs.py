@@ -15,7 +15,9 @@ ROUTES = {
     "sigmoid_experts": {"kind": "sigmoid", "normalize": 1, "floor": 1e-20, "scale": 1.5, **GROUPED},
     "topk_experts": {"kind": "topk_softmax"},
 }
-OPTIONS = {"norms", "qk_norm", "window", "plain", "output_gate", "head_gate", *ops.ACTS, *ROUTES}
+OF_ATTENTION = {"qk_norm", "own", "all", "norm_last", "no_rotation", "window", "softcap", "sinks", "slopes"}
+OPTIONS = {"norms", "centered", "plain", "output_gate", "head_gate", "positions", "logit_cap"}
+OPTIONS |= {*ops.ACTS, *OF_ATTENTION, *ROUTES}
 WINDOW = 5  # of the first layer
 
 
@@ -33,6 +35,12 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         window      a query of the first layer sees so many positions
         experts     the second layer's MLP are experts, the first's beside others that all tokens go to; also
                     sigmoid_experts (of groups, with other numbers for the choice) and topk_experts
+        own, all    of qk_norm: a weight for each head, or one norm of all heads
+        norm_last   qk_norm after the rotation
+        no_rotation of the second layer
+        softcap, slopes, sinks      of attention; logit_cap: of the logits
+        centered    all norms
+        positions   a row for each position is added to the embedding
     """
     assert {*options} <= OPTIONS
     return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
@@ -78,10 +86,20 @@ class _Maker:
         names = [f"embedding.{part}" for part in ("weight", "scale", "excess_delta", "excess_value")]
         attrs = {"rows": VOCABULARY, "columns": HIDDEN, "offset": 8}
         x = self.normed(self.node("FlatEmbedding", "embedding", "input_ids", *names, **attrs))
+        if "positions" in self.options:
+            self.weight("positions", CONTEXT + 3, HIDDEN, 8)
+            names = [name.replace("embedding", "positions") for name in names]
+            attrs = {"rows": CONTEXT + 3, "columns": HIDDEN, "offset": 0}
+            row = self.node("FlatEmbedding", "positions", "position_ids", *names, **attrs)
+            x = self.node("Add", "positions.add", x, row)
         for i in range(LAYERS):
             x = self.layer(i, x)
         normed = self.norm("norm", x)
-        self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output="logits")
+        capped = "logit_cap" in self.options
+        output = "uncapped" if capped else "logits"
+        self.linear("head", normed, VOCABULARY, HIDDEN, 4, weight="embedding", output=output)
+        if capped:
+            graph.nodes.append(Node("SoftCap", (output,), ("logits",), {"softcap": 2.0}, "softcap"))
         graph.inputs = ["input_ids", "position_ids"]
         graph.inputs += [name for i in range(LAYERS) for name in self.cached("past_key_values", i)]
         graph.outputs = ["logits"]
@@ -160,12 +178,24 @@ class _Maker:
         sizes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "head_size": HEAD_SIZE}
         q, k, v = (f"{at}.heads.{part}" for part in "qkv")
         self.graph.nodes.append(Node("Heads", (qkv,), (q, k, v), sizes, f"{at}.heads"))
-        q, k = (self.head_norm(x) for x in (q, k))
-        q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
+        last = "norm_last" in self.options
+        q, k = (x if last else self.head_norm(x, x) for x in (q, k))
+        if "no_rotation" not in self.options or i == 0:
+            q, k = (self.node("Rotate", f"{at}.rotate_{x[-1]}", x, "cos", "sin") for x in (q, k))
+        q, k = (self.head_norm(f"{at}.heads.{p}", x) if last else x for p, x in (("q", q), ("k", k)))
         state = {"state": self.kv}
         self.graph.nodes.append(Node("Append", (k, v, *past), tuple(present), state, f"{at}.append"))
-        options = {"window": WINDOW} if "window" in self.options and i == 0 else {}
-        self.node("Attend", f"{at}.attend", q, *present, scale=HEAD_SIZE**-0.5, **state, **options)
+        options: dict = {"window": WINDOW} if "window" in self.options and i == 0 else {}
+        options |= {"softcap": 0.5} if "softcap" in self.options else {}
+        by_head = [name for name in ("sinks", "slopes") if name in self.options]
+        for name in by_head:
+            values = self.rng.standard_normal(HEADS).astype(np.float32)
+            self.graph.constants[f"{at}.{name}"] = Tensor.of(
+                np.abs(values) / 9 if name == "slopes" else values
+            )
+        options |= dict.fromkeys(by_head, 1) | state
+        constants = [f"{at}.{name}" for name in by_head]
+        self.node("Attend", f"{at}.attend", q, *present, *constants, scale=HEAD_SIZE**-0.5, **options)
 
     def output_gate(self, at: str, x: str) -> str:
         """x by a gate, if there is one, that the attention's norm feeds."""
@@ -181,14 +211,23 @@ class _Maker:
 
     def norm(self, name: str, x: str, columns: int = HIDDEN) -> str:
         self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(columns, np.float32) + 0.5)
-        return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5)
+        return self.node("Norm", name, x, f"{name}.weight", epsilon=1e-5, **self.centered)
 
-    def head_norm(self, x: str) -> str:
+    @property
+    def centered(self) -> dict[str, int]:
+        return {"centered": 1} if "centered" in self.options else {}
+
+    def head_norm(self, heads: str, x: str) -> str:
+        """x, of what `Heads` calls `heads`, by its norm, if there is one."""
         if "qk_norm" not in self.options:
             return x
-        name = x.replace("heads.", "norm_")
-        self.graph.constants[f"{name}.weight"] = Tensor.of(self.rng.random(HEAD_SIZE, np.float32) + 0.5)
-        return self.node("HeadNorm", name, x, f"{name}.weight", epsilon=1e-5)
+        name = heads.replace("heads.", "norm_")
+        scope = next((scope for scope in ("own", "all") if scope in self.options), "head")
+        number = 1 if scope == "head" else HEADS if heads.endswith("q") else KV_HEADS
+        weight = self.rng.random(number * HEAD_SIZE, np.float32) + 0.5
+        self.graph.constants[f"{name}.weight"] = Tensor.of(weight)
+        more = self.centered | ({} if scope == "head" else {"scope": scope})
+        return self.node("HeadNorm", name, x, f"{name}.weight", epsilon=1e-5, **more)
 
     def normed(self, x: str, columns: int = HIDDEN) -> str:
         """One of the additional norms."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from flatlm.export.config import SILU, DecoderConfig
-from flatlm.export.config_keys import words
-from flatlm.export.layers import Attention, Gated, Layer
+from flatlm.export.architecture import Architecture
+from flatlm.export.decoder_config import DecoderConfig
+from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
 from flatlm.runtime.settings import Settings
 
-ACTS, OBEYED = SILU, words("")
 
-
-def layers(c: DecoderConfig, settings: Settings) -> list[Layer]:
+def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qkv_bias=True)
-    return [Layer(attention, Gated(c.act, c.intermediate_size))] * c.layers
+    return Decoder([pre_norm(attention, Gated(c.act, c.intermediate_size))] * c.layers)
+
+
+ARCHITECTURE = Architecture(decoder)

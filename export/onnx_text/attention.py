@@ -17,6 +17,7 @@ from flatlm.kernels_arm import reference
 from .exp import exp
 from .head_integers import CONSTANTS, floats, quantized
 from .mask import mask
+from .scores import with_options
 
 _SIZES = """
     first_axis = Constant <value_ints = [0]> ()
@@ -29,7 +30,7 @@ _SIZES = """
     d_1 = Shape <start = 3, end = 4> (q)
 """
 
-_FLOAT = "(q, present_key, present_value) => (y)"
+_FLOAT = ("q", "present_key", "present_value")
 
 _FLOAT_NODES = f"""
     group_shape = Concat <axis = 0> (keep_1, g_1, infer, d_1)
@@ -65,7 +66,7 @@ _FLOAT_NODES = f"""
     y = Reshape (out_tokens, flat_shape)
 """
 
-_INT8 = "(q, present_key, present_key_scale, present_value, present_value_scale) => (y)"
+_INT8 = ("q", "present_key", "present_key_scale", "present_value", "present_value_scale")
 
 _INT8_NODES = f"""
 {floats(*CONSTANTS)}
@@ -154,7 +155,10 @@ _INT8_NODES = f"""
 """
 
 
-def body(int8: bool, options: Sequence[str] = (), allowed: str = "") -> str:
-    """Of a node over a float32 or int8 cache that has these optional attributes; `allowed` as of `mask`."""
-    head, nodes = (_INT8, _INT8_NODES) if int8 else (_FLOAT, _FLOAT_NODES)
-    return f"<{', '.join(('scale', 'state', *options))}> {head} {{{_SIZES}{mask(allowed)}{nodes}}}"
+def body(int8: bool, options: Sequence[str] = (), by_head: Sequence[str] = (), allowed: str = "") -> str:
+    """Of a node over a float32 or int8 cache that has these optional attributes, and these inputs of a number
+    for each head; `allowed` as of `mask`.
+    """
+    inputs, nodes = (_INT8, _INT8_NODES) if int8 else (_FLOAT, _FLOAT_NODES)
+    head = f"<{', '.join(('scale', 'state', *options))}> ({', '.join((*inputs, *by_head))}) => (y)"
+    return f"{head} {{{_SIZES}{mask(allowed)}{with_options(nodes, options, int8)}}}"

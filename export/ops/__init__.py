@@ -27,6 +27,7 @@ from . import (
     rotary_table,
     rotate,
     route,
+    soft_cap,
 )
 from .function import Function
 
@@ -48,6 +49,7 @@ _FUNCTIONS = {
         gated.GATED,
         activation.ACTIVATION,
         output_gate.OUTPUT_GATE,
+        soft_cap.FUNCTION,
         add.ADD,
         route.ROUTE,
         experts.EXPERTS,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from flatlm.export import names
 from flatlm.export.config_keys import words
+from flatlm.export.names import NAMES
 from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.settings import Settings
 
-_LARGEST_SIZE = 1 << 28
+_SIZE = {"low": 1, "high": 1 << 28}
 _OBEYED = words("""
     embedding_length feed_forward_length block_count context_length
     attention.head_count attention.head_count_kv attention.key_length attention.value_length
@@ -38,26 +38,26 @@ def config_of(metadata: Settings, architecture: str, tensors: Collection[str], v
     Raises SourceError for impossible values, UnsupportedError for keys that flatlm does not obey.
     """
     facts = _of_architecture(metadata, architecture)
-    heads, hidden = (_size(facts, key) for key in ("attention.head_count", "embedding_length"))
-    head_size = facts.get("attention.key_length", int, hidden // heads, low=1, high=_LARGEST_SIZE)
+    heads, hidden = (facts.need(key, int, **_SIZE) for key in ("attention.head_count", "embedding_length"))
+    head_size = facts.get("attention.key_length", int, hidden // heads, **_SIZE)
     if refused := _refused(facts, head_size):
         raise UnsupportedError(f"{metadata.place} cannot be exported: {'; '.join(refused)}")
     config = {
         "model_type": architecture,
         "hidden_size": hidden,
-        "intermediate_size": _size(facts, "feed_forward_length"),
-        "num_hidden_layers": _size(facts, "block_count"),
+        "intermediate_size": facts.need("feed_forward_length", int, **_SIZE),
+        "num_hidden_layers": facts.need("block_count", int, **_SIZE),
         "num_attention_heads": heads,
-        "num_key_value_heads": facts.get("attention.head_count_kv", int, heads, low=1, high=_LARGEST_SIZE),
+        "num_key_value_heads": facts.get("attention.head_count_kv", int, heads, **_SIZE),
         "head_dim": head_size,
         "partial_rotary_factor": facts.get("rope.dimension_count", int, head_size) / max(head_size, 1),
-        "max_position_embeddings": _size(facts, "context_length"),
+        "max_position_embeddings": facts.need("context_length", int, **_SIZE),
         "vocab_size": vocab,
         "rms_norm_eps": _decimal(facts.need("attention.layer_norm_rms_epsilon", float, above=0)),
         "rope_theta": _decimal(facts.get("rope.freq_base", float, 10000.0, above=0)),
         "hidden_act": "silu",
-        "attention_bias": f"{names.within(0, 'attention.q')}.bias" in tensors,
-        "mlp_bias": f"{names.within(0, 'mlp.gate')}.bias" in tensors,
+        "attention_bias": f"{NAMES.of('attention.q', 0).hf}.bias" in tensors,
+        "mlp_bias": f"{NAMES.of('mlp.gate', 0).hf}.bias" in tensors,
         "num_experts": facts.get("expert_count", int, 0),
     }
     if window := facts.get("attention.sliding_window", int, 0):
@@ -113,10 +113,6 @@ def _is_neutral(key: str, value: Any) -> bool:
         return value is True
     one = key.endswith(("scale", "factor"))
     return value in (0, "", [], *((1,) if one else ())) and value is not True
-
-
-def _size(facts: Settings, key: str) -> int:
-    return facts.need(key, int, low=1, high=_LARGEST_SIZE)
 
 
 def _decimal(value: float) -> float:

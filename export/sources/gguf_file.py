@@ -8,6 +8,7 @@ file holds it twice, the head's copy, which quantizers keep finer, stands for bo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flatlm.export import names
+from flatlm.export.names import HEAD, NAMES
 from flatlm.export.sources.gguf_config import config_of, token_id
 from flatlm.export.sources.gguf_reader import Opened, Stored, open_parts, stem
 from flatlm.export.sources.gguf_tensors import dequantize, release, require_byte_order, same_matrix, unpermute
@@ -27,7 +28,7 @@ from flatlm.runtime.settings import Settings
 MAGIC = b"GGUF"
 ARCHITECTURES = ("llama", "qwen2")
 
-_EMBEDDING, _HEAD = (f"{names.outer(place)}.weight" for place in ("embedding", "head"))
+_EMBEDDING, _HEAD = (f"{NAMES.of(place).hf}.weight" for place in ("embedding", HEAD))
 _FACTORS = "rope_freqs.weight"  # [d/2]: the frequencies' divisors, llama3 scaling already worked out
 
 
@@ -57,6 +58,10 @@ class GgufFile:
         require_finite(values, name, self.config.place)
         heads = next((n for ending, n in self.heads_of.items() if name.endswith(ending)), 0)
         return unpermute(values, heads) if heads else values
+
+    def renamed(self, ours: Mapping[str, str]) -> GgufFile:
+        tensors = {ours.get(name, name): place for name, place in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
 
     def same(self, one: str, other: str) -> bool:
         return same_matrix(self._tensor(one), self._tensor(other))
@@ -97,7 +102,7 @@ def open_gguf(path: Path) -> GgufFile:
     heads_of: dict[str, int] = {}
     if architecture == "llama":
         for part, count in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
-            name = names.in_layer(f"attention.{part}")
+            name = NAMES.layer[f"attention.{part}"].hf
             heads_of |= {f".{name}.{kind}": config[count] for kind in ("weight", "bias")}
     files = tokenizer_files(metadata, config["max_position_embeddings"])
     named = metadata.each("tokenizer.chat_templates", str)
@@ -121,7 +126,7 @@ def _tie(path: Path, tensors: dict[str, Stored]) -> bool:
 
 
 def _hf_name(path: Path, name: str) -> str:
-    if found := names.of_gguf(name):
+    if found := NAMES.of_gguf(name):
         return found
     raise UnsupportedError(f"{path.name}: tensor {name} has no place in the architectures flatlm knows")
 

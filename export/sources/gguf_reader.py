@@ -7,6 +7,7 @@ model-00002-of-00003.gguf    tensors                   split.no 1, split.count 3
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,19 +116,54 @@ def _part_paths(path: Path, number: int, count: int) -> tuple[Path, ...]:
 
 def _reader(path: Path) -> Any:
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader, GGUFValueType
     except ImportError as error:
         raise SourceError(
             f"reading {path.name} needs the package gguf: pip install 'flatlm[export]'"
         ) from error
 
     class Bounded(GGUFReader):
-        """Past the end of a file the library reads nothing, as often as a damaged length says: for ever."""
+        """Past the end of a file the library reads nothing, as often as a damaged length says: for ever.
+
+        And lists are read in one go: the library makes three arrays of every element, of 300,000 in Qwen's.
+        """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
-            if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
-                raise ValueError(f"it ends at byte {len(self.data)}, within what its header says")
+            self._need(offset + int(count) * np.dtype(dtype).itemsize)
             return super()._get(offset, dtype, count, override_order)
+
+        def _need(self, end: int) -> None:
+            if end > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data)}, within what its header says")
+
+        def _get_field_parts(
+            self, orig_offs: int, raw_type: int
+        ) -> tuple[int, list[Any], list[int], list[Any]]:
+            if raw_type != GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            heading = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
+            kind, count = GGUFValueType(heading[0][0]), int(heading[1][0])
+            start = orig_offs + 12
+            if kind == GGUFValueType.STRING:
+                texts, size = self._texts(start, count)
+                places = list(range(2, 2 + count))
+                return 12 + size, [*heading, *texts], places, [GGUFValueType.ARRAY, kind]
+            if (dtype := self.gguf_scalar_to_np.get(kind)) is not None:
+                values = self._get(start, dtype, count)
+                return 12 + values.nbytes, [*heading, values], [2], [GGUFValueType.ARRAY, kind]
+            return super()._get_field_parts(orig_offs, raw_type)
+
+        def _texts(self, start: int, count: int) -> tuple[list[memoryview], int]:
+            """`count` texts, each after its length of 8 bytes, and how many bytes they take."""
+            data, texts, at = memoryview(self.data), list[memoryview](), start
+            little = (sys.byteorder == "little") == (self.byte_order == "I")
+            for _ in range(count):
+                self._need(at + 8)
+                end = at + 8 + int.from_bytes(data[at : at + 8], "little" if little else "big")
+                self._need(end)
+                texts.append(data[at + 8 : end])
+                at = end
+            return texts, at - start
 
     try:
         with np.errstate(all="ignore"):  # sizes of a damaged file overflow

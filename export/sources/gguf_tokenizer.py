@@ -94,7 +94,7 @@ def tokenizer_files(metadata: Settings, context: int) -> Files:
     }
     template = metadata.get("tokenizer.chat_template", str)  # of several the one called default
     files = {
-        "tokenizer.json": json_bytes(_tokenizer(metadata, kind, tokens, types, added)),
+        "tokenizer.json": json_bytes(_tokenizer(metadata, kind, tokens, types, added), indent=None),
         "tokenizer_config.json": json_bytes(config | ({"chat_template": template} if template else {})),
         "generation_config.json": json_bytes(_generation_config(metadata, len(tokens), added)),
     }

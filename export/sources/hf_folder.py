@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -52,6 +53,10 @@ class HfFolder:
         values = decode(place.stored(), place.dtype)
         require_finite(values, name, str(place.file))
         return values
+
+    def renamed(self, ours: Mapping[str, str]) -> HfFolder:
+        tensors = {ours.get(name, name): place for name, place in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
 
     def same(self, one: str, other: str) -> bool:
         a, b = self._place(one), self._place(other)

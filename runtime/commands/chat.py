@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from flatlm.runtime.cli import INTERRUPTED
-from flatlm.runtime.commands.common import add_model, open_llm, say
+from flatlm.runtime.commands.common import add_model, model_path, open_llm, sampling_of, say
 from flatlm.runtime.commands.generate import summary, write
 from flatlm.runtime.commands.streams import accept_foreign_bytes, as_text
 from flatlm.runtime.errors import ContextError, TemplateError, UsageError
@@ -50,8 +50,9 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read lines from stdin and answer each; returns 130 where Ctrl-C ended the conversation."""
-    sampling, prompting = from_args(args, SamplingOptions), from_args(args, PromptOptions)
+    prompting = from_args(args, PromptOptions)
     with open_llm(args) as llm:
+        sampling = sampling_of(args, model_path(args), talk=True)
         say(HELP)
         accept_foreign_bytes()
         conversation = Conversation(llm, args.system, sampling, args.show_prompt)

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlm.runtime import models, names
 from flatlm.runtime.commands.streams import printable
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.options import BackendOptions, DraftOptions, from_args
+from flatlm.runtime.generation.published import TALK, published
+from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions, from_args
 
 if TYPE_CHECKING:
     from flatlm.runtime.llm import LLM
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The artifact's folder, as MODEL or as -m MODEL."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of an exported model")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="name (`flatlm list`) or folder of an exported model"
+    )
     parser.add_argument("-m", "--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
 
 
@@ -28,17 +32,29 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """The folder that was given. Raises UsageError where none was, or two."""
+    """The folder that was given, by path or by name. Raises UsageError where none was, or two."""
     if (args.model is None) == (args.model_flag is None):
         raise UsageError("give the model's folder once: as the first argument, or with -m")
-    return Path(args.model if args.model_flag is None else args.model_flag)
+    return names.resolve(args.model if args.model_flag is None else args.model_flag)
 
 
 def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
     """The model of `args`, with its BackendOptions and DraftOptions, for `batch` sequences at once."""
     from flatlm.runtime.llm import LLM
 
-    return LLM(model_path(args), from_args(args, BackendOptions), from_args(args, DraftOptions), batch=batch)
+    path = model_path(args)
+    llm = LLM(path, from_args(args, BackendOptions), from_args(args, DraftOptions), batch=batch)
+    models.note_use(path)
+    return llm
+
+
+def sampling_of(args: argparse.Namespace, path: Path, talk: bool) -> SamplingOptions:
+    """The sampling of an answer to people: flags, else what the model was published with, else, in a talk,
+    TALK. With a temperature of 0 nothing is taken from the model: the likeliest token it is.
+    """
+    if args.temp is not None and from_args(args, SamplingOptions).temp == 0:
+        return from_args(args, SamplingOptions)
+    return from_args(args, SamplingOptions, published(path) or (TALK if talk else None))
 
 
 def read_text(path: str) -> str:

@@ -9,7 +9,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flatlm.runtime.cli import INTERRUPTED
-from flatlm.runtime.commands.common import add_json, add_model, open_llm, print_json, read_text, say
+from flatlm.runtime.commands.common import (
+    add_json,
+    add_model,
+    model_path,
+    open_llm,
+    print_json,
+    read_text,
+    sampling_of,
+    say,
+)
+from flatlm.runtime.commands.streams import piped
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
     BackendOptions,
@@ -35,9 +45,15 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's flags."""
     parser.set_defaults(run=run)
     parser.description = (
-        "Answer a prompt (-p, -f, or stdin). It becomes a user message of the model's chat template."
+        "Answer a prompt (-p, -f, or stdin; what is piped in stands before that of -p). It becomes a user "
+        "message of the model's chat template."
     )
     add_model(parser)
+    add_flags_of_answers(parser)
+
+
+def add_flags_of_answers(parser: argparse.ArgumentParser) -> None:
+    """All flags but the model."""
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt")
     parser.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt, - for stdin")
     parser.add_argument("-sys", "--system", metavar="TEXT", help="a system message before it")
@@ -55,11 +71,14 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the answer as it comes, or with --json one object at the end."""
+def run(args: argparse.Namespace, talk: bool = False) -> int:
+    """Print the answer as it comes, or with --json one object at the end.
+
+    talk: a model without settings of its own samples as in a chat, instead of taking the likeliest tokens.
+    """
     text = _text(args)
     with open_llm(args) as llm, ProgressLine("reading the prompt", "tokens") as progress:
-        stream = llm.stream_prompt(_prompt(args, text, llm), progress)
+        stream = llm.stream_prompt(_prompt(args, text, llm, talk), progress)
         if args.show_prompt:
             say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
         status = write(stream, echo=not args.json, colours=_colours(args, llm))
@@ -73,15 +92,15 @@ def _text(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise UsageError("-p and -f both give the prompt: use one")
     if args.prompt is not None:
-        return str(args.prompt)
+        return "\n\n".join([text for text in (piped().rstrip(),) if text] + [args.prompt])
     if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
     return read_text(args.file or "-")
 
 
-def _prompt(args: argparse.Namespace, text: str, llm: LLM) -> Prompt:
+def _prompt(args: argparse.Namespace, text: str, llm: LLM, talk: bool) -> Prompt:
     """What the model is asked, as ids: `text` as a user's message, or as it is."""
-    sampling, prompting = from_args(args, SamplingOptions), from_args(args, PromptOptions)
+    sampling, prompting = sampling_of(args, model_path(args), talk), from_args(args, PromptOptions)
     if args.raw or llm.template is None:
         if args.system is not None:
             raise UsageError("--system needs a chat template" + ("; leave --raw out" if args.raw else ""))

@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 import re
+import select
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -122,6 +124,26 @@ def accept_foreign_bytes() -> None:
 def as_text(line: str) -> str:
     """A line of such a stdin: bytes as UTF-8 where they are that, as U+FFFD where not."""
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _escaped(line) else line
+
+
+def piped(patience: float = 1.0) -> str:
+    """What a pipe or a file gives to stdin; empty for a terminal, the null device, or where it is closed.
+
+    After `patience` seconds in which a pipe gives nothing, what is waited for is said.
+    """
+    try:
+        number = sys.stdin.fileno()
+        mode = os.fstat(number).st_mode
+    except (AttributeError, OSError, ValueError):
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    if stat.S_ISFIFO(mode) and not select.select([number], [], [], patience)[0]:
+        print(
+            "flatlm: reading standard input, which is a pipe (</dev/null: nothing to read)", file=sys.stderr
+        )
+    accept_foreign_bytes()
+    return as_text(sys.stdin.read())
 
 
 def _escaped(line: str) -> bool:

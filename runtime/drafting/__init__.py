@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flatlm.runtime.generation.constraint import Constraint
 from flatlm.runtime.generation.sampler import Law
 from flatlm.runtime.options import SamplingOptions
 
@@ -49,11 +50,13 @@ class Rule(NamedTuple):
     """How drafting models choose and how the target judges: see verify.py.
 
     `options` are what both follow, seed and all: what a drafter in another place needs to choose the same.
+    `constraint` says what may follow, where not all may; both keep to it.
     """
 
     choose: Choose
     judge: Judge
     options: SamplingOptions = SamplingOptions()
+    constraint: Constraint | None = None
 
 
 class Known(Protocol):

@@ -33,16 +33,17 @@ from flatlm.runtime.drafting import (
     carry_out,
 )
 from flatlm.runtime.drafting.schedule import Schedule
+from flatlm.runtime.generation.constraint import Constraint
 
 AT_ONCE = 16  # tokens asked of a drafter without costs
 PATIENCE = 1 / 7  # of an answer's time so far, that may go into reading what it need not repay
 
 
 class Course:
-    """What `Auto` knows of an answer: states of its drafters, tokens, and time."""
+    """What `Auto` knows of an answer: states of its drafters, its constraint, tokens, and time."""
 
-    def __init__(self, states: dict[Drafter, Any]) -> None:
-        self.states = states
+    def __init__(self, states: dict[Drafter, Any], constraint: Constraint | None) -> None:
+        self.states, self.constraint = states, constraint
         self.first = 0  # place of its first id
         self.written = 0
         self.seconds = self.invested = 0.0  # its share of steps; of these, in reading
@@ -87,7 +88,7 @@ class Auto:
 
     def begin(self, rule: Rule) -> Course:
         self.schedule.readings.begin()
-        return Course({drafter: drafter.begin(rule) for drafter in self._drafters})
+        return Course({drafter: drafter.begin(rule) for drafter in self._drafters}, rule.constraint)
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         """The drafts that pay; often empty ones."""
@@ -138,6 +139,9 @@ class Auto:
             if drafter not in thought.at_hand:
                 place = Place(thought.course.states[drafter], thought.ids, min(n, AT_ONCE))
                 offer = drafter.offer(place, self)
+                if offer is not None and thought.course.constraint is not None:
+                    taken = thought.course.constraint.takes(place.ids, [g.token for g in offer.guesses])
+                    offer = offer._replace(guesses=offer.guesses[:taken])  # more is surely wrong
                 if offer is not None and offer.guesses:
                     thought.at_hand[drafter] = offer
 

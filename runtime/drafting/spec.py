@@ -15,7 +15,6 @@ with the longest folder that exists is meant.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
@@ -28,6 +27,7 @@ from flatlm.runtime.drafting import Drafter
 from flatlm.runtime.drafting.auto import Auto
 from flatlm.runtime.drafting.bigrams import load_bigrams
 from flatlm.runtime.drafting.cascade import PUBLISHED, Cascade, Rows, row_lengths
+from flatlm.runtime.drafting.forced import Forced
 from flatlm.runtime.drafting.kept import Kept
 from flatlm.runtime.drafting.maxgram import MaxGram
 from flatlm.runtime.drafting.model import ModelDrafter, require_same_tokenizer
@@ -37,6 +37,7 @@ from flatlm.runtime.drafting.speculator import Speculator
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.nested import high_plane
+from flatlm.runtime.names import find, resolve
 from flatlm.runtime.options import BackendOptions, did_you_mean
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def assemble(
     """A speculator of drafters that are open already, one for each of `spec.drafters`."""
     if spec.K is not None:
         return Speculator(Cascade(leaves, spec.K, spec.lenience), leaves, clock)
-    return Speculator(Auto(schedule or Schedule(), leaves), leaves, clock)
+    return Speculator(Auto(schedule or Schedule(), [*leaves, Forced()]), leaves, clock)
 
 
 def open_beside(target: Backend, model: Artifact, options: BackendOptions) -> Backend:
@@ -143,11 +144,12 @@ def inside(target: Artifact) -> Artifact:
 
 
 def beside(target: Artifact, name: str, tokenizer: Tokenizer) -> Artifact:
-    """The artifact in folder `name`; UsageError where its tokens are not the target's."""
+    """The artifact `name`, a folder or a name; UsageError where its tokens are not the target's."""
     from flatlm.runtime.format.artifact import open_artifact
 
-    require_same_tokenizer(target.path, name, tokenizer)
-    return open_artifact(name)
+    path = resolve(name)
+    require_same_tokenizer(target.path, path, tokenizer)
+    return open_artifact(path)
 
 
 def _own_name(name: str, taken: Collection[str]) -> str:
@@ -163,7 +165,7 @@ def _bytes_read(graph: Graph) -> int:
 
 
 def _is_drafter(name: str) -> bool:
-    return name in MAXGRAMS or name == NESTED or os.path.isdir(name)
+    return name in MAXGRAMS or name == NESTED or find(name) is not None
 
 
 def _names(text: str, part: str) -> tuple[str, ...]:

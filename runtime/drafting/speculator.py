@@ -110,7 +110,7 @@ class Drafted:
                     self._model_passes.get(name, 0),
                     self._model_seconds.get(name, 0.0),
                 )
-                for name in self._speculator.names
+                for name in dict.fromkeys([*self._speculator.names, *self._drafted])  # a grammar's too
             ),
         )
 

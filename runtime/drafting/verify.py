@@ -15,7 +15,16 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from flatlm.runtime.drafting import Guess, Judge, Rule
-from flatlm.runtime.generation.sampler import Law, Sampler, draw, find, make_sampler, next_law
+from flatlm.runtime.generation.constraint import Constraint, constrained, permitted
+from flatlm.runtime.generation.sampler import (
+    Law,
+    Sampler,
+    draw,
+    find,
+    is_greedy,
+    make_sampler,
+    next_law,
+)
 from flatlm.runtime.options import SamplingOptions
 
 
@@ -41,11 +50,14 @@ def verify(
     return written
 
 
-def rule_of(name: str, options: SamplingOptions) -> Rule:
+def rule_of(name: str, options: SamplingOptions, constraint: Constraint | None = None) -> Rule:
     """The rule of DraftOptions by its name, for one answer; `options` have a seed."""
-    if name == "invariant":
-        return invariant(make_sampler(options))._replace(options=options)
-    return rejection(options, np.random.Generator(np.random.PCG64(options.seed)))
+    if name != "invariant":
+        return rejection(options, np.random.Generator(np.random.PCG64(options.seed)), constraint)
+    sampler = make_sampler(options)
+    if constraint is not None:
+        sampler = constrained(sampler, constraint, is_greedy(options))
+    return invariant(sampler)._replace(options=options, constraint=constraint)
 
 
 def invariant(sampler: Sampler) -> Rule:
@@ -56,18 +68,26 @@ def invariant(sampler: Sampler) -> Rule:
     )
 
 
-def rejection(options: SamplingOptions, random: np.random.Generator) -> Rule:
+def rejection(
+    options: SamplingOptions, random: np.random.Generator, constraint: Constraint | None = None
+) -> Rule:
     """A guess x drawn from q is kept with min(1, p(x) / q(x)), else the token is drawn from max(0, p - q).
 
-    The filters of `options` are applied to p and to q. A guess without a law counts as q(x) = 1.
+    `constraint` and the filters of `options` are applied to p and to q. A guess without a law counts as
+    q(x) = 1.
     """
 
+    def law_of(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> Law:
+        if constraint is not None:
+            logits, ids = permitted(constraint, logits, history, ids)
+        return next_law(logits, history, options, ids)
+
     def choose(logits: np.ndarray, history: Sequence[int], ids: np.ndarray) -> tuple[int, Law | None]:
-        law = next_law(logits, history, options, ids)
+        law = law_of(logits, history, ids)
         return draw(law, random.random()), law
 
     def judge(logits: np.ndarray, history: Sequence[int], guess: Guess | None) -> int:
-        law = next_law(logits, history, options)
+        law = law_of(logits, history)
         if guess is None:
             return draw(law, random.random())
         drafted = guess.law or (np.array([guess.token]), np.ones(1))
@@ -76,7 +96,7 @@ def rejection(options: SamplingOptions, random: np.random.Generator) -> Rule:
             return guess.token
         return draw(rest(law, drafted), random.random())
 
-    return Rule(choose, judge, options)
+    return Rule(choose, judge, options, constraint)
 
 
 def rest(law: Law, drafted: Law) -> Law:

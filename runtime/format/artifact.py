@@ -18,13 +18,14 @@ from typing import Any
 
 from flatlm import __version__
 from flatlm.kernels_arm.files import open_regular, read_regular
-from flatlm.runtime import settings
+from flatlm.runtime import names, settings
 from flatlm.runtime.errors import FormatError, IntegrityError
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.onnx_reader import read_onnx
+from flatlm.runtime.names import MANIFEST as MANIFEST
 from flatlm.runtime.progress import Progress
 
-MANIFEST, MODEL = "flatlm.json", "model.onnx"
+MODEL = "model.onnx"
 FORMAT = 1
 CHUNK = 1 << 22  # bytes hashed between two calls of progress
 
@@ -123,8 +124,10 @@ def read_manifest(path: Path | str) -> Manifest:
         content = read_regular(file)
     except (OSError, ValueError) as error:  # ValueError: no path at all, as one with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
+        what = names.instead(Path(path)) if isinstance(error, OSError) else None
         raise IntegrityError(
-            f"no exported model at {path}: cannot read {file} ({reason}); `flatlm export` makes one"
+            f"no exported model at {path}: "
+            + (what or f"cannot read {file} ({reason}); `flatlm export` makes one")
         ) from error
     try:
         return Manifest.from_json(content)
@@ -147,9 +150,9 @@ def verify_artifact(path: Path | str, progress: Progress | None = None) -> Manif
 def write_manifest(folder: Path | str, progress: Progress | None = None, **fields: Any) -> Manifest:
     """Hashes every file in `folder` and writes flatlm.json; `fields` are Manifest's but for `files`."""
     folder = Path(folder)
-    names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
-    hashes = _hash_files(folder, names, progress)
-    files = {name: FileEntry(hashes[name], (folder / name).stat().st_size) for name in names}
+    present = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name != MANIFEST)
+    hashes = _hash_files(folder, present, progress)
+    files = {name: FileEntry(hashes[name], (folder / name).stat().st_size) for name in present}
     manifest = Manifest(**{"flatlm": __version__, **fields}, files=files)
     temporary = folder / (MANIFEST + ".part")
     temporary.write_text(manifest.to_json(), encoding="utf-8")
@@ -174,11 +177,11 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _hash_files(folder: Path, names: Iterable[str], progress: Progress | None) -> dict[str, str]:
-    names = list(names)
-    total = sum((folder / name).stat().st_size for name in names)
+def _hash_files(folder: Path, files: Iterable[str], progress: Progress | None) -> dict[str, str]:
+    files = list(files)
+    total = sum((folder / name).stat().st_size for name in files)
     done, hashes = 0, {}
-    for name in names:
+    for name in files:
         digest = hashlib.sha256()
         try:
             with open_regular(folder / name) as file:

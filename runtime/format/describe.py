@@ -35,7 +35,7 @@ def describe(artifact: Artifact) -> str:
         "bits per weight": f"{_number(manifest.bits_per_weight):.2f}",
         "vocabulary": f"{manifest.vocab_size:,}",
         "context": f"{manifest.context_length:,} tokens",
-        "size": _size(sum(entry.size for entry in manifest.files.values())),
+        "size": size_text(sum(entry.size for entry in manifest.files.values())),
         "written by": f"flatlm {manifest.flatlm}, format {manifest.format}",
         **{key.replace("_", " "): _plain(value) for key, value in manifest.totals.items()},
         **{f"calibration {key.replace('_', ' ')}": _plain(v) for key, v in manifest.calibration.items()},
@@ -43,7 +43,7 @@ def describe(artifact: Artifact) -> str:
     width = max(map(len, facts))
     lines = [printable(f"{key:<{width}}  {value}") for key, value in facts.items()]
     files = [("file", "size", "sha256")]
-    files += [(name, _size(entry.size), entry.sha256[:12]) for name, entry in manifest.files.items()]
+    files += [(name, size_text(entry.size), entry.sha256[:12]) for name, entry in manifest.files.items()]
     parts = ["\n".join(lines), table(files)]
     if manifest.layers:
         parts.append(table(_layer_rows(manifest.layers)))
@@ -96,7 +96,8 @@ def printable(text: str) -> str:
     )
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

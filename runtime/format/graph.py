@@ -15,6 +15,8 @@ from flatlm.kernels_arm import layout
 
 Attribute = int | float | str
 
+SOFT_CAP = "SoftCap"  # of logits: the one function that may follow the head
+
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -72,12 +74,18 @@ class Graph:
 
     @property
     def head(self) -> Node:
-        """The product that gives the logits: the last node."""
-        return self.nodes[-1]
+        """The product that gives the logits: the last node, but for a SoftCap."""
+        return self.nodes[self._head]
+
+    @property
+    def _head(self) -> int:
+        return -2 if self.nodes[-1].op == SOFT_CAP and len(self.nodes) > 1 else -1
 
     def with_head(self, head: Node, constants: Mapping[str, Tensor]) -> Graph:
         """The same graph with another head, whose `constants` are added."""
-        return replace(self, nodes=[*self.nodes[:-1], head], constants={**self.constants, **constants})
+        nodes = list(self.nodes)
+        nodes[self._head] = head
+        return replace(self, nodes=nodes, constants={**self.constants, **constants})
 
     @property
     def body(self) -> list[Node]:

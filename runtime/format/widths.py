@@ -30,7 +30,8 @@ from flatlm.runtime.format.values import (
 from flatlm.runtime.ops.packed import sizes
 
 LOGITS = "logits"
-INPUTS = {"input_ids": IDS, "position_ids": POSITIONS}  # of a graph, beside caches
+POSITION_IDS = "position_ids"
+INPUTS = {"input_ids": IDS, POSITION_IDS: POSITIONS}  # of a graph, beside caches
 
 # What the runtime reads of the metadata, and the most that can be meant
 NUMBERS = {"vocab_size": 1 << 28, "context_length": 1 << 24}
@@ -62,7 +63,7 @@ def check_values(graph: Graph) -> None:
     values = values_of(graph)
     _check_states(graph, values)
     _check_readers(graph, values)
-    _check_vocabulary(graph, numbers["vocab_size"])
+    _check_vocabulary(graph, numbers["vocab_size"], numbers["context_length"])
     checked: set[str] = set()
     for node in graph.nodes:
         _check_floats(graph, node, checked)
@@ -143,8 +144,9 @@ def _made(graph: Graph, makers: Mapping[str, Node], node: Node) -> tuple[Value, 
 def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
     """Logits and caches leave the graph; all else is read in it, what is overwritten by one node."""
     last, users = graph.nodes[-1], graph.users()
-    if not ops.of(last).TRAITS.product or last.outputs != (LOGITS,):
-        raise disagreement(last, f"the last node must be a product that computes {LOGITS!r}")
+    if not ops.of(graph.head).TRAITS.product or last.outputs != (LOGITS,):
+        what = f"the last node must be a product that computes {LOGITS!r}, or a SoftCap of one"
+        raise disagreement(last, what)
     for node in graph.nodes:
         for name in node.outputs:
             leaves = name == LOGITS or values[name].kind.startswith(NEW_CACHE)
@@ -169,12 +171,21 @@ def _check_states(graph: Graph, values: Mapping[str, Value]) -> None:
             raise disagreement(nodes[name], f"its cache is not that of {first!r}: {wanted}, not {state}")
 
 
-def _check_vocabulary(graph: Graph, vocabulary: int) -> None:
+def _check_vocabulary(graph: Graph, vocabulary: int, context: int) -> None:
+    """A row of embedding and head for each token, of learned positions for each that there can be."""
+    tables = [node for node in graph.nodes if ops.of(node).TRAITS.embedding]
+    if tables and all(node.inputs[0] == POSITION_IDS for node in tables):
+        raise disagreement(tables[0], f"its ids {POSITION_IDS!r} are positions, and no node embeds tokens")
     for node in graph.nodes:
-        if ops.of(node).TRAITS.embedding or node is graph.nodes[-1]:
-            rows = sizes(graph, node)[0]
-            if rows != vocabulary:
-                raise disagreement(node, f"{rows} rows, the metadata's vocab_size is {vocabulary}")
+        if not ops.of(node).TRAITS.embedding and node is not graph.head:
+            continue
+        rows = sizes(graph, node)[0]
+        if node.inputs[0] == POSITION_IDS:
+            if rows < context:
+                problem = f"{rows} rows, the metadata's context_length is {context}"
+                raise disagreement(node, problem)
+        elif rows != vocabulary:
+            raise disagreement(node, f"{rows} rows, the metadata's vocab_size is {vocabulary}")
 
 
 def _check_floats(graph: Graph, node: Node, checked: set[str]) -> None:

@@ -101,6 +101,11 @@ class AnswerText:
         """Text that may be the start of a stop text."""
         return self._stop_text.held
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that it ended before."""
+        return self._stop_text.found
+
     def push(self, number: int) -> str:
         """The text that is certain with this id."""
         if number in self._end_ids:
@@ -108,12 +113,12 @@ class AnswerText:
             return ""
         self.tokens.append(number)
         piece = self._stop_text.push(self._detokenizer.push(number))
-        self.stopped = self._stop_text.found
+        self.stopped = self._stop_text.found is not None
         return piece
 
     def finish(self) -> str:
         """The rest, when no id follows."""
-        if self._stop_text.found:
+        if self._stop_text.found is not None:
             return ""
         return self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()
 

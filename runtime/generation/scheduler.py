@@ -25,7 +25,9 @@ from flatlm.runtime.generation.answer import Answer, AnswerText, Prompt
 from flatlm.runtime.generation.reading import ChunkSize, awaits, next_reader
 from flatlm.runtime.generation.sequence import PREFILL_CHUNK, Slots
 from flatlm.runtime.generation.token_options import in_ids
+from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.progress import Progress
+from flatlm.runtime.text.guidance import Guidance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,7 @@ class Scheduler:
         self.chunk = ChunkSize(chunk)
         self._backend, self._tokenizer = backend, tokenizer
         self._speculator, self._draft_rule = speculator, draft_rule
+        self.guidance = None if tokenizer is None else Guidance(tokenizer, backend.vocab)
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._cancelled = False  # some answer was
@@ -67,14 +70,21 @@ class Scheduler:
         """Answers that wait or run."""
         return len(self._waiting) + len(self._running)
 
+    @property
+    def running(self) -> tuple[Answer, ...]:
+        """Answers that have a slot; from any thread."""
+        return tuple(self._running)
+
     def submit(self, prompt: Prompt, progress: Progress | None = None) -> Answer:
         """The answer to `prompt`, which begins as soon as a slot is free. Raises as `add` does."""
         prompt = prompt.seeded()
-        if self._tokenizer is not None:
-            prompt = replace(prompt, options=in_ids(prompt.options, self._tokenizer, self._backend.vocab))
-        law = None if self._speculator is None else rule_of(self._draft_rule, prompt.options)
-        if self._tokenizer is None:
-            return self.add(Answer(prompt, law=law, progress=progress))
+        rule = "invariant" if self._speculator is None else self._draft_rule
+        if self._tokenizer is None or self.guidance is None:
+            return self.add(Answer(prompt, law=rule_of(rule, prompt.options), progress=progress))
+        prompt = replace(prompt, options=in_ids(prompt.options, self._tokenizer, self._backend.vocab))
+        grammar = grammar_of(prompt.options)
+        constraint = grammar and self.guidance.constraint(grammar, len(prompt.ids))
+        law = rule_of(rule, prompt.options, constraint)
         text = AnswerText(self._tokenizer, prompt)
         return self.add(Answer(prompt, self._tokenizer.eos_ids, text=text, law=law, progress=progress))
 
@@ -217,6 +227,8 @@ class Scheduler:
                 answer.left -= len(ids)
                 found.append((answer, answer.take(ids)))
                 stopped = ids[-1] in answer.end_ids or (answer.text is not None and answer.text.stopped)
+                if stopped and answer.law.constraint is not None and answer.law.constraint.failed:
+                    stopped, answer.left = False, 0  # it is no whole answer
                 if stopped or answer.left == 0:
                     self._remove(answer, "stop" if stopped else "length")
         return found

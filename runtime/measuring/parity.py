@@ -62,6 +62,7 @@ class Agreement:
     mean_kl: float  # KL(reference ‖ backend) per position, nats
     max_kl: float
     top1_agreement: float  # share of positions with the same likeliest token
+    equal_bits: float  # share of positions whose logits are all equal to the last bit
     identical_prompts: int  # prompts in which every token agrees
     prompts: int
     first_difference: tuple[int, int] | None  # prompt and token index, counted from 0
@@ -107,7 +108,8 @@ def write(backend: Backend, ids: Sequence[int], n: int) -> tuple[list[int], np.n
 @dataclass(frozen=True)
 class _Part:
     kl: np.ndarray  # [n]
-    same: np.ndarray  # [n] bool
+    same: np.ndarray  # [n] bool: the likeliest token
+    equal: np.ndarray  # [n] bool: all logits
     difference: float
     seconds: float
 
@@ -119,7 +121,7 @@ def _follow(backend: Backend, ids: Sequence[int], written: Sequence[int], expect
     first = len(ids) - 1
     if first:
         backend.forward(forced[:first], logits=1)
-    kl, same, difference = [], [], 0.0
+    kl, same, equal, difference = [], [], [], 0.0
     for start in range(first, len(forced), ROWS):
         chunk = forced[start : start + ROWS]
         logits = backend.forward(chunk, logits=len(chunk))
@@ -129,11 +131,13 @@ def _follow(backend: Backend, ids: Sequence[int], written: Sequence[int], expect
         p, q = log_softmax(wanted), log_softmax(logits)
         kl.append(np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
         same.append(logits.argmax(axis=-1) == wanted.argmax(axis=-1))
-    return _Part(np.concatenate(kl), np.concatenate(same), difference, time.perf_counter() - started)
+        equal.append((logits == wanted).all(axis=-1))
+    seconds = time.perf_counter() - started
+    return _Part(np.concatenate(kl), np.concatenate(same), np.concatenate(equal), difference, seconds)
 
 
 def _summary(name: str, reference: str, parts: Sequence[_Part]) -> Agreement:
-    kl, same = np.concatenate([p.kl for p in parts]), np.concatenate([p.same for p in parts])
+    kl, same, equal = (np.concatenate([getattr(p, of) for p in parts]) for of in ("kl", "same", "equal"))
     apart = [(i, int(np.argmin(part.same))) for i, part in enumerate(parts) if not part.same.all()]
     return Agreement(
         backend=name,
@@ -143,6 +147,7 @@ def _summary(name: str, reference: str, parts: Sequence[_Part]) -> Agreement:
         mean_kl=float(kl.mean()),
         max_kl=float(kl.max()),
         top1_agreement=float(same.mean()),
+        equal_bits=float(equal.mean()),
         identical_prompts=len(parts) - len(apart),
         prompts=len(parts),
         first_difference=apart[0] if apart else None,

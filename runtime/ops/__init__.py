@@ -32,6 +32,7 @@ from flatlm.runtime.ops import (
     rotary_table,
     rotate,
     route,
+    soft_cap,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
 from flatlm.runtime.states import Description
@@ -50,6 +51,7 @@ _MODULES: tuple[Function, ...] = (
     gated,
     activation,
     output_gate,
+    soft_cap,
     embedding,
     linear,
     add,

@@ -78,4 +78,4 @@ def numpy(graph: Graph, node: Node) -> Operation:
 
 
 def lower(lowering: Lowering, group: Group) -> None:
-    raise no_kernel(group.node, "a cache of keys that are not rotated")
+    raise no_kernel(group.node, "a cache that no attention of its own alone reads")

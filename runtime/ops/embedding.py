@@ -1,4 +1,4 @@
-"""Embedding: rows of a float matrix, the original of FlatEmbedding."""
+"""Embedding: rows of a float matrix by token id or position, the original of FlatEmbedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flatlm.runtime.format.graph import Attribute, Graph, Node
 from flatlm.runtime.format.signature import Constant, Signature, Traits
-from flatlm.runtime.format.values import IDS, Values, streams
+from flatlm.runtime.format.values import IDS, POSITIONS, Values, streams
 from flatlm.runtime.ops.originals import lower, numpy
 from flatlm.runtime.ops.packed import sizes
 
@@ -25,4 +25,5 @@ def check(graph: Graph, node: Node) -> None:
 
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
-    return (IDS,), streams(sizes(graph, node)[1])
+    ids = POSITIONS if given[0] == POSITIONS else IDS
+    return (ids,), streams(sizes(graph, node)[1])

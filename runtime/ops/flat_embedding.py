@@ -1,4 +1,4 @@
-"""FlatEmbedding: rows of a packed matrix, each with its scale."""
+"""FlatEmbedding: rows of a packed matrix by token id or position, each with its scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.records import record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
 from flatlm.runtime.format.signature import Constant, Signature, Traits, disagreement
-from flatlm.runtime.format.values import IDS, Values, streams
+from flatlm.runtime.format.values import IDS, POSITIONS, Values, streams
 from flatlm.runtime.lowering import Group, Lowering
 from flatlm.runtime.ops.function import Operation, Step
 from flatlm.runtime.ops.packed import EXCESS, MATRIX, WEIGHT, check_excess, sizes
@@ -32,7 +32,8 @@ def check(graph: Graph, node: Node) -> None:
 
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
-    return (IDS,), streams(sizes(graph, node)[1])
+    ids = POSITIONS if given[0] == POSITIONS else IDS
+    return (ids,), streams(sizes(graph, node)[1])
 
 
 def _check_padding(graph: Graph, node: Node) -> None:
@@ -64,7 +65,7 @@ def numpy(graph: Graph, node: Node) -> Operation:
 def lower(lowering: Lowering, group: Group) -> None:
     """EMBED. The packed bytes are read where they are mapped."""
     node, graph = group.node, lowering.graph
-    _, weight, scale, delta, value = node.inputs
+    ids, weight, scale, delta, value = node.inputs
     packed, bits = graph.constants[weight].data, graph.bits(weight)
     lowering.keep.append(packed)
     columns = padded(int(node.attrs["columns"]), layout.COLUMNS)
@@ -73,6 +74,7 @@ def lower(lowering: Lowering, group: Group) -> None:
         ops.EMBED, EMBED_WEIGHTS=packed.ctypes.data, EMBED_BITS=bits,
         EMBED_SCALE=lowering.held(graph.array(scale), np.float32), EMBED_STEPS=columns * bits // 32,
         EMBED_OUT=out.ctypes.data, EMBED_STRIDE=out.strides[0],
+        EMBED_POSITIONS=int(lowering.values[ids] == POSITIONS),
         **_excess(lowering, node, graph.array(delta), graph.array(value)),
     ))  # fmt: skip
 

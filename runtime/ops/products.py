@@ -105,8 +105,7 @@ def lower_product(lowering: Lowering, group: Group) -> None:
         ))  # fmt: skip
         lowering.quantized = (*made, sparse)  # with rows for the excess to be looked up in, or not
     if group.add:  # into the residual stream, where that ends
-        (stream,) = (name for name in group.add.inputs if name not in node.outputs)
-        out = lowering.share(group.add.outputs[0], stream)
+        out = lowering.share(group.add.outputs[0], group.other)
     else:
         count = lowering.logit_rows if last else None
         out = lowering.rows(node.outputs[0], int(node.attrs["rows"]), count)

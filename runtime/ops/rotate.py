@@ -1,4 +1,7 @@
-"""Rotate: the rotary embedding over the halves of each head."""
+"""Rotate: the rotary embedding over the halves of each head.
+
+Natively as keys and values are appended (runtime/fuse.py), else in place.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flatlm.kernels_arm import reference
+from flatlm.kernels_arm import ops, reference
+from flatlm.kernels_arm.records import record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
-from flatlm.runtime.format.signature import Signature, Traits, no_kernel
+from flatlm.runtime.format.signature import Signature, Traits
 from flatlm.runtime.format.values import Values, heads, heads_of, table
 from flatlm.runtime.lowering import Group, Lowering
 from flatlm.runtime.ops.function import Operation, Step
@@ -38,4 +42,12 @@ def numpy(graph: Graph, node: Node) -> Operation:
 
 
 def lower(lowering: Lowering, group: Group) -> None:
-    raise no_kernel(group.node, "a rotation beside attention")
+    """TURN."""
+    node = group.node
+    number, size = lowering.values[node.outputs[0]].size
+    rows = lowering.share(node.outputs[0], node.inputs[0])
+    cos, sin = (lowering.tables[name] for name in node.inputs[1:])
+    lowering.add(node, record(
+        ops.TURN, R_QKV=rows.ctypes.data, R_STRIDE=rows.strides[0], R_HEADS=number, R_SIZE=size,
+        R_COS=cos, R_SIN=sin,
+    ))  # fmt: skip

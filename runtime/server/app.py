@@ -16,13 +16,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
-from flatlm.runtime.server import openai
+from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
-from flatlm.runtime.server.shop import Shop
+from flatlm.runtime.server.shop import Call, Shop
 from flatlm.runtime.server.wire import GoneError
 
-Handler = Callable[[Shop, Request], Awaitable[Response]]
+Handler = Callable[[Call], Awaitable[Response]]
 LOG = logging.getLogger("flatlm.server")
 
 
@@ -46,6 +46,31 @@ ENDPOINTS = (
     Endpoint("GET", "/models", openai.models, "OpenAI: the models"),
     Endpoint("GET", "/v1/models/{name:path}", openai.model, "OpenAI: one model"),
     Endpoint("POST", "/v1/embeddings", openai.embeddings, "OpenAI: refused, with the reason"),
+    Endpoint("POST", "/v1/responses", responses.responses, "OpenAI: answer an input"),
+    Endpoint("POST", "/responses", responses.responses, "OpenAI: answer an input"),
+    Endpoint("POST", "/v1/responses/input_tokens", responses.input_tokens, "OpenAI: length of an input"),
+    Endpoint("POST", "/v1/messages", anthropic.messages, "Anthropic: answer messages"),
+    Endpoint("POST", "/v1/messages/count_tokens", anthropic.count_tokens, "Anthropic: length of a prompt"),
+    Endpoint("POST", "/completion", llamacpp.completion, "llama.cpp: continue a text"),
+    Endpoint("POST", "/completions", llamacpp.completion, "llama.cpp: continue a text"),
+    Endpoint("POST", "/tokenize", llamacpp.tokenize, "llama.cpp: a text as ids"),
+    Endpoint("POST", "/detokenize", llamacpp.detokenize, "llama.cpp: ids as a text"),
+    Endpoint("POST", "/apply-template", llamacpp.apply_template, "llama.cpp: messages as a prompt"),
+    Endpoint("GET", "/props", llamacpp.props, "llama.cpp: what is served and how"),
+    Endpoint("GET", "/slots", llamacpp.slots, "llama.cpp: what each slot does"),
+    Endpoint("GET", "/metrics", llamacpp.metrics, "Prometheus' counters"),
+    Endpoint("GET", "/health", llamacpp.health, "whether the model is loaded"),
+    Endpoint("GET", "/v1/health", llamacpp.health, "whether the model is loaded"),
+    Endpoint("GET", "/", ollama.running, "Ollama: that it is there"),
+    Endpoint("GET", "/api/version", ollama.version, "Ollama: the version of its API"),
+    Endpoint("GET", "/api/tags", ollama.tags, "Ollama: the models"),
+    Endpoint("GET", "/api/ps", ollama.ps, "Ollama: the models that are loaded"),
+    Endpoint("POST", "/api/show", ollama.show, "Ollama: a model"),
+    Endpoint("POST", "/api/chat", ollama.chat, "Ollama: answer messages"),
+    Endpoint("POST", "/api/generate", ollama.generate, "Ollama: answer a text"),
+    Endpoint("POST", "/api/pull", ollama.pull, "Ollama: nothing to do for a model that is served"),
+    Endpoint("POST", "/api/embed", ollama.embed, "Ollama: refused, with the reason"),
+    Endpoint("POST", "/api/embeddings", ollama.embed, "Ollama: refused, with the reason"),
     Endpoint("POST", "/embeddings", openai.embeddings, "OpenAI: refused, with the reason"),
 )
 
@@ -79,7 +104,7 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
     async def handle(request: Request) -> Response:
         started = time.monotonic()
         try:
-            response = await handler(shop, request)
+            response = await handler(Call(shop, request))
         except GoneError:
             LOG.info("%s %s: the client went away", request.method, request.url.path)
             return Response(status_code=499)

@@ -16,6 +16,8 @@ from typing import Any
 from flatlm.runtime.backends import check_prompt
 from flatlm.runtime.errors import ContextError, UsageError
 from flatlm.runtime.generation.answer import Prompt
+from flatlm.runtime.generation.token_options import in_ids
+from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions, from_json
 from flatlm.runtime.server.failures import LongPrompt, NotSupported
@@ -41,8 +43,8 @@ FIELDS = {  # as requests call it: as SamplingOptions do; of several for one opt
     "frequency_penalty": "frequency_penalty",
     "ignore_eos": "ignore_eos",
     "seed": "seed",
+    "logit_bias": "logit_bias",
 }
-OPTIONS = {one.name for one in dataclasses.fields(SamplingOptions)}
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ class Asked:
     silent: bool = False
 
 
-def sampling_of(body: Settings, defaults: SamplingOptions) -> SamplingOptions:
-    """The options of a request; n is 0 where only the prompt is to be read. Raises UsageError by field."""
-    found = defaults
+def sampling_of(body: Settings, defaults: SamplingOptions, top: int | None = None) -> SamplingOptions:
+    """The options of a request; n is 0 where only the prompt is to be read. Raises UsageError by field.
+
+    `top`: how many likeliest tokens are told with log probabilities, None: none are.
+    """
+    found = dataclasses.replace(defaults, logprobs=top)
     for name, option in FIELDS.items():
         value = body.values.get(name)
-        if value is None or option not in OPTIONS:
+        if value is None:
             continue
         try:
             found = from_json({option: _tolerant(option, value)}, SamplingOptions, start=found)
@@ -84,24 +89,23 @@ def _tolerant(option: str, value: Any) -> Any:
 
 
 def asked(ids: Sequence[int], options: SamplingOptions, llm: LLM, continues: bool) -> Asked:
-    """A prompt that fits. Raises LongPrompt, UsageError, TokenizerError."""
+    """A prompt that fits, with options that hold for the model: nothing of it will be refused later.
+
+    Raises LongPrompt, UsageError, TokenizerError; BackendError where the package for its form is missing.
+    """
     if len(ids) > llm.backend.context:
         raise LongPrompt(len(ids), llm.backend.context)
     check_prompt(llm.backend, ids)
+    in_ids(options, llm.tokenizer, llm.backend.vocab)
+    if (grammar := grammar_of(options)) and llm.scheduler.guidance is not None:
+        llm.scheduler.guidance.constraint(grammar, len(ids))
     silent = options.n == 0
     return Asked(Prompt(ids, dataclasses.replace(options, n=1) if silent else options, continues), silent)
 
 
 def siblings(one: Asked, n: int) -> list[Asked]:
-    """`n` answers to one prompt: a seed that is given counts up."""
-    options = one.prompt.options
-    seeds = [options.seed + i if options.seed >= 0 else -1 for i in range(n)]
-    return [
-        dataclasses.replace(
-            one, prompt=dataclasses.replace(one.prompt, options=dataclasses.replace(options, seed=seed))
-        )
-        for seed in seeds
-    ]
+    """`n` answers to one prompt: the seed counts up."""
+    return [dataclasses.replace(one, prompt=prompt) for prompt in one.prompt.several(n)]
 
 
 @dataclass(frozen=True)
@@ -208,12 +212,20 @@ def content_of(given: Settings, key: str) -> str:
 def call_of(call: Settings) -> dict[str, Any]:
     """A call of an earlier answer. Arguments that are no JSON go to the template as the text they are."""
     function = call.table("function")
+    found = {
+        "type": "function",
+        "function": {"name": function.need("name", str), "arguments": arguments_of(function)},
+    }
+    return {"id": call.get("id", str, ""), **found} if "id" in call else found
+
+
+def arguments_of(function: Settings) -> Any:
+    """The arguments of a call as an object, where their text is one."""
     arguments = function.values.get("arguments", {})
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments)
-    found = {"type": "function", "function": {"name": function.need("name", str), "arguments": arguments}}
-    return {"id": call.get("id", str, ""), **found} if "id" in call else found
+            return json.loads(arguments)
+    return arguments
 
 
 def prompts_of(value: Any, llm: LLM) -> list[list[int]]:

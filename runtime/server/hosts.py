@@ -6,6 +6,7 @@ model may be read from any.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.artifact import Manifest, read_manifest
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions
+from flatlm.runtime.server.tickets import Order
 
 if TYPE_CHECKING:
     from flatlm.runtime.generation.answer import Answer
     from flatlm.runtime.generation.scheduler import Scheduler
     from flatlm.runtime.llm import LLM
-    from flatlm.runtime.server.engine import Order
 
 CHUNK_SECONDS = 0.5  # that a chunk of a prompt may take: a cancelled one and all who write wait for it
 
@@ -63,11 +64,29 @@ class Host:
         self.used = time.monotonic()  # when it had something to do last
         self.keep_seconds = opening.keep_seconds
         self.load_seconds = 0.0
+        self.failure: str | None = None  # why it could not be opened last
 
     @property
     def bytes(self) -> int:
         """Of its files."""
         return sum(entry.size for entry in self.about.files.values())
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of what its files are."""
+        text = "".join(f"{name}:{entry.sha256}\n" for name, entry in sorted(self.about.files.items()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def running(self) -> int:
+        """Answers that are read or written."""
+        llm = self.llm
+        return 0 if llm is None else len(llm.scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a slot."""
+        return max(0, sum(len(order.tickets) for order in self.orders) - self.running)
 
     @property
     def loaded(self) -> bool:
@@ -96,7 +115,12 @@ class Host:
     def open(self) -> None:
         """Load it."""
         started = time.monotonic()
-        self.llm = self._make()
+        try:
+            self.llm = self._make()
+        except Exception as error:
+            self.failure = str(error)
+            raise
+        self.failure = None
         self.scheduler.chunk.seconds = CHUNK_SECONDS
         self.used, self.load_seconds = time.monotonic(), time.monotonic() - started
         self.counts["loads"] += 1
@@ -107,11 +131,12 @@ class Host:
             self.llm.close()
             self.llm = None
 
-    def cancel(self, answer: Answer) -> None:
-        """From any thread."""
+    def cancel(self, order: Order) -> None:
+        """End what has not ended of it; from any thread."""
         llm = self.llm
-        if llm is not None:
-            llm.scheduler.cancel(answer)
+        for ticket in order.tickets:
+            if llm is not None and ticket.answer is not None and not ticket.answer.ended:
+                llm.scheduler.cancel(ticket.answer)
 
     def left(self, order: Order) -> None:
         """All answers of an order have ended."""

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion
+from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
+from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import (
     Asked,
     asked,
@@ -24,13 +25,15 @@ from flatlm.runtime.server.asks import (
     sampling_of,
     siblings,
 )
-from flatlm.runtime.server.engine import Order
 from flatlm.runtime.server.failures import NotSupported, openai_body
+from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import News, follow, timings_of, usage
-from flatlm.runtime.server.shop import Shop
+from flatlm.runtime.server.shop import Call
+from flatlm.runtime.server.tickets import Order
 from flatlm.runtime.server.wire import DONE, event, reply
 from flatlm.runtime.settings import Settings
+from flatlm.runtime.text.tokenizer import Tokenizer
 
 FINGERPRINT = f"b0-flatlm-{__version__}"
 REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "interrupted": "stop"}
@@ -42,11 +45,13 @@ class Reply:
     """What all events and the whole of one answer have in common. `chat`: else a completion."""
 
     model: str
+    tokenizer: Tokenizer
     chat: bool
+    silent: Sequence[bool]  # by answer: whether nothing of it is told
+    stream: bool = False
     usage: bool = False  # an event of its own in the end
     timings: bool = False  # with each event
     progress: bool = False  # while the prompt is read
-    silent: Sequence[bool] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     number: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
@@ -60,12 +65,25 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def piece(self, index: int, text: str, source: str) -> dict[str, Any]:
-        """An event with text. `source`: the drafter that guessed it, which other clients do not read."""
-        choice: dict[str, Any] = {"index": index, "finish_reason": None}
-        choice |= {"delta": {"content": text}} if self.chat else {"text": text, "logprobs": None}
-        event = {**self.head(True), "choices": [choice]}
-        return {**event, "flatlm": {"source": source}} if source else event
+    def pieces(self, news: News) -> list[dict[str, Any]]:
+        """Events with text; log probabilities go with the first.
+
+        `source` is the drafter that guessed it, which other clients do not read.
+        """
+        events = []
+        logprobs = self.logprobs(news.logprobs, news.start) if news.logprobs else None
+        for text, source in news.pieces or ([("", "")] if news.logprobs else []):
+            choice: dict[str, Any] = {"index": news.index, "finish_reason": None, "logprobs": logprobs}
+            choice |= {"delta": {"content": text}} if self.chat else {"text": text}
+            one = {**self.head(True), "choices": [choice]}
+            events.append({**one, "flatlm": {"source": source}} if source else one)
+            logprobs = None
+        return events
+
+    def logprobs(self, found: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
+        if self.chat:
+            return chances.chat_logprobs(found, self.tokenizer)
+        return chances.completion_logprobs(found, self.tokenizer, start)
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
@@ -80,35 +98,43 @@ class Reply:
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         text = "" if self.silent[index] else completion.text
         choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
+        choice["logprobs"] = self.logprobs(completion.logprobs) if completion.logprobs else None
         if self.chat:
-            return choice | {"message": {"role": "assistant", "content": text}, "logprobs": None}
-        return choice | {"text": text, "logprobs": None}
+            return choice | {"message": {"role": "assistant", "content": text}}
+        return choice | {"text": text}
 
 
-def _reply(body: Settings, host: Host, chat: bool, asks: Sequence[Asked]) -> Reply:
+def _reply(body: Settings, host: Host, kind: str, asks: Sequence[Asked]) -> Reply:
     return Reply(
         host.name,
-        chat,
+        host.opened.tokenizer,
+        kind == "chat.completion",
+        [one.silent for one in asks],
+        body.get("stream", bool, False),
         body.table("stream_options").get("include_usage", bool, False),
         body.get("timings_per_token", bool, False),
         body.get("return_progress", bool, False),
-        [one.silent for one in asks],
     )
 
 
-async def chat_completions(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+async def chat_completions(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
+    llm = host.opened
+    options = sampling_of(body, host.opening.sampling, chances.of_chat(body))
+    options = with_form(options, openai_form(body))
     chat, n = openai_chat(body), choices_of(body, host)
-    one = await shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
-    return await answered(shop, request, host, body, siblings(one, n), True)
+    one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
+    asks = siblings(one, n)
+    return await answered(call, _reply(body, host, "chat.completion", asks), call.order(host, asks))
 
 
-async def completions(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
-    llm, options = host.opened, sampling_of(body, host.opening.sampling)
+async def completions(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
+    llm = host.opened
+    options = sampling_of(body, host.opening.sampling, chances.of_completion(body))
+    options = with_form(options, openai_form(body))
     if body.get("suffix", str):
         raise NotSupported("suffix: this model does not fill in the middle", param="suffix")
     n, prompt = choices_of(body, host), body.values.get("prompt")
@@ -117,7 +143,8 @@ async def completions(shop: Shop, request: Request) -> Response:
         prompts = [asked(ids, options, llm, True) for ids in prompts_of(prompt, llm)]
         return [one for first in prompts for one in siblings(first, n)]
 
-    return await answered(shop, request, host, body, await shop.on_text(read), False)
+    asks = await call.shop.on_text(read)
+    return await answered(call, _reply(body, host, "text_completion", asks), call.order(host, asks))
 
 
 def choices_of(body: Settings, host: Host) -> int:
@@ -128,15 +155,11 @@ def choices_of(body: Settings, host: Host) -> int:
     return n
 
 
-async def answered(
-    shop: Shop, request: Request, host: Host, body: Settings, asks: Sequence[Asked], chat: bool
-) -> Response:
+async def answered(call: Call, made: Reply, order: Order) -> Response:
     """The response to a request that was read."""
-    made = _reply(body, host, chat, asks)
-    order = shop.order(host, asks)
-    if not body.get("stream", bool, False):
-        return reply(made.whole(await shop.completed(order, request)))
-    return shop.streamed(_events(made, order), order)
+    if not made.stream:
+        return reply(made.whole(await call.completed(order)))
+    return call.streamed(_events(made, order), order)
 
 
 async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
@@ -176,19 +199,19 @@ def _of_news(made: Reply, order: Order, news: News) -> list[dict[str, Any]]:
         progress = {"total": total, "cache": held, "processed": read, "time_ms": spent}
         events.append({**made.head(True), "choices": [choice], "prompt_progress": progress})
     if not made.silent[index]:
-        events += [made.piece(index, text, source) for text, source in news.pieces]
+        events += made.pieces(news)
     if made.timings:
         for one in events:
             one["timings"] = timings_of(completion.timings)
     return [*events, made.end(index, completion)] if news.ended else events
 
 
-async def models(shop: Shop, request: Request) -> Response:
-    return reply({"object": "list", "data": [model_row(host) for host in shop.hosts.values()]})
+async def models(call: Call) -> Response:
+    return reply({"object": "list", "data": [model_row(host) for host in call.shop.hosts.values()]})
 
 
-async def model(shop: Shop, request: Request) -> Response:
-    return reply(model_row(shop.named(request.path_params["name"])))
+async def model(call: Call) -> Response:
+    return reply(model_row(call.shop.named(call.request.path_params["name"])))
 
 
 def model_row(host: Host) -> dict[str, Any]:
@@ -209,18 +232,18 @@ def model_row(host: Host) -> dict[str, Any]:
     }
 
 
-async def embeddings(shop: Shop, request: Request) -> Response:
-    await shop.body(request)
+async def embeddings(call: Call) -> Response:
+    await call.body()
     raise NotSupported(
         "embeddings are not made here: the models are made to write, and their states are no good vectors of "
         "texts; use a model of its own for that"
     )
 
 
-async def input_tokens(shop: Shop, request: Request) -> Response:
-    body = await shop.body(request)
-    host = await shop.ready(shop.named(body.get("model", str)))
+async def input_tokens(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
     llm: LLM = host.opened
     chat = openai_chat(body)
-    ids = await shop.on_text(lambda: chat_ids(chat, llm))
+    ids = await call.shop.on_text(lambda: chat_ids(chat, llm))
     return reply({"object": "response.input_tokens", "input_tokens": len(ids)})

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-
 from flatlm.runtime.generation.answer import Completion, Prompt, Timings
-from flatlm.runtime.server.engine import Bell, Engine, Order
+from flatlm.runtime.generation.logprobs import TokenLogprob
+from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import Busy
 from flatlm.runtime.server.hosts import Host
-from flatlm.runtime.server.wire import SILENCE, while_there
+from flatlm.runtime.server.tickets import Bell, Order
+from flatlm.runtime.server.wire import SILENCE
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class News:
 
     index: int
     pieces: Sequence[tuple[str, str]] = ()  # text, and the drafter whose token completed it
+    start: int = 0  # characters of the answer before them
+    logprobs: Sequence[TokenLogprob] = ()  # where they were asked for; not one for each piece
     ended: bool = False
     read: tuple[int, int, int] | None = None
 
@@ -33,6 +35,7 @@ async def follow(order: Order) -> AsyncIterator[News | None]:
     An error of an answer is raised.
     """
     given, told, ended = [0] * len(order.tickets), [-1] * len(order.tickets), set[int]()
+    rated, shown = [0] * len(order.tickets), [0] * len(order.tickets)
     while len(ended) < len(order.tickets):
         if not await order.bell.heard(SILENCE):
             yield None
@@ -53,7 +56,11 @@ async def follow(order: Order) -> AsyncIterator[News | None]:
             if over:
                 ended.add(index)
             if pieces or over:
-                yield News(index, pieces, over)
+                certain = len(answer.text.tokens) if answer.text is not None else 0
+                logprobs = answer.logprobs[rated[index] : certain]
+                rated[index] += len(logprobs)
+                yield News(index, pieces, shown[index], logprobs, over)
+                shown[index] += sum(len(text) for text, _ in pieces)
 
 
 async def completed(order: Order) -> list[Completion]:
@@ -76,16 +83,9 @@ class Desk:
         if host.orders and waiting + len(prompts) > self.most_waiting:
             self.refused += 1
             raise Busy(f"{waiting} answers wait for {host.slots} slots already: try again later")
-        order = Order(host, prompts, Bell(asyncio.get_running_loop()))
-        self.engine.submit(order)
+        order = Order(prompts, Bell(asyncio.get_running_loop()))
+        self.engine.submit(host, order)
         return order
-
-    async def completed(self, order: Order, request: Request, seconds: float) -> list[Completion]:
-        """All its answers; a client that goes away cancels them."""
-        try:
-            return await while_there(request, completed(order), seconds)
-        finally:
-            self.engine.cancel(order)
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, Any]:

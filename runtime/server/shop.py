@@ -14,12 +14,13 @@ from starlette.responses import Response
 
 from flatlm.runtime.generation.answer import Completion
 from flatlm.runtime.server.asks import Asked
-from flatlm.runtime.server.engine import Engine, Order
+from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import NotFound
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.options import ServeOptions
-from flatlm.runtime.server.orders import Desk
-from flatlm.runtime.server.wire import Streamed, read_json
+from flatlm.runtime.server.orders import Desk, completed
+from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.wire import Streamed, read_json, while_there
 from flatlm.runtime.settings import Settings
 
 T = TypeVar("T")
@@ -62,20 +63,36 @@ class Shop:
             await asyncio.wrap_future(self.engine.call(lambda: self.engine.open(host)))
         return host
 
-    async def body(self, request: Request) -> Settings:
-        return await read_json(request, self.options.max_body)
-
     async def on_text(self, work: Callable[[], T]) -> T:
         """`work` on a thread of its own: rendering and tokenizing take a while."""
         return await asyncio.get_running_loop().run_in_executor(self.texts, work)
 
-    def order(self, host: Host, asked: Sequence[Asked]) -> Order:
-        return self.desk.order(host, [one.prompt for one in asked])
 
-    async def completed(self, order: Order, request: Request) -> list[Completion]:
+@dataclass(frozen=True)
+class Call:
+    """One request, as handlers see it."""
+
+    shop: Shop
+    request: Request
+
+    async def body(self) -> Settings:
+        return await read_json(self.request, self.shop.options.max_body)
+
+    async def model(self, body: Settings) -> Host:
+        """The model that a body names, open."""
+        return await self.shop.ready(self.shop.named(body.get("model", str)))
+
+    def order(self, host: Host, asked: Sequence[Asked]) -> Order:
+        return self.shop.desk.order(host, [one.prompt for one in asked])
+
+    async def completed(self, order: Order) -> list[Completion]:
         """All answers of an order; a client that goes away cancels it."""
-        return await self.desk.completed(order, request, self.options.request_timeout)
+        try:
+            return await while_there(self.request, completed(order), self.shop.options.request_timeout)
+        finally:
+            self.shop.engine.cancel(order)
 
     def streamed(self, chunks: AsyncIterator[bytes], order: Order, media_type: str = EVENTS) -> Response:
         """An order as it is answered; a client that goes away cancels it."""
-        return Streamed(chunks, media_type, self.options.request_timeout, lambda: self.engine.cancel(order))
+        seconds, engine = self.shop.options.request_timeout, self.shop.engine
+        return Streamed(chunks, media_type, seconds, lambda: engine.cancel(order))

@@ -11,15 +11,16 @@ class StopText:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self.held = ""
-        self.found = False
+        self.found: str | None = None  # the stop text that came
 
     def push(self, piece: str) -> str:
         """The part of all text so far that is certain and not yet returned."""
         text = self.held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if places:
-            self.found, self.held = True, ""
-            return text[: min(places)]
+            first, self.found = min(places)
+            self.held = ""
+            return text[:first]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -1,0 +1,86 @@
+"""Attention over a K/V cache: weights of q, k, v and out → nodes.
+
+Legend: B batch, T tokens, h heads, g key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from flatlm.export.layers import Attention
+from flatlm.export.rope import Rotary
+from flatlm.export.weights import Weight
+from flatlm.runtime.format.graph import Attribute
+
+from .builder import Builder
+
+
+def attention(b: Builder, x: str, body: Attention) -> str:
+    """The normed stream → what attention adds to it.
+
+    x ─ qkv [B, T, (h + 2g)·d] ─ heads ─┬─ q ─ rotate_q ───────── attend [B, T, h·d] ─ out
+                                        ├─ k ─ rotate_k ─ append ─┘
+                                        └─ v ────────────────┘
+
+    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k.
+    """
+    rotary = body.rotary or b.config.rotary()
+    q, k, v = _heads(b, x, body, rotary)
+    if body.qk_norm:
+        q, k = (_head_norm(b, f"{part}_norm", x, body, rotary) for part, x in (("q", q), ("k", k)))
+    tables = b.rotary(rotary)
+    q, k = (b.emit("Rotate", f"rotate_{part}", (x, *tables)) for part, x in (("q", q), ("k", k)))
+    past, present = b.state("key", "value")
+    b.emit("Append", "append", (k, v, *past), present, state="float32")
+    options: dict[str, Attribute] = {"scale": _scale(body, rotary), "state": "float32"}
+    if body.window:
+        options["window"] = body.window
+    attended = b.emit("Attend", "attend", (q, *present), (), **options)
+    out = b.affine("out", b.config.hidden_size, body.num_heads * body.head_size, bias=body.out_bias)
+    return b.linear("out", attended, out.each(lambda w: w.scaled(b.scale)))
+
+
+def _heads(b: Builder, x: str, body: Attention, rotary: Rotary) -> tuple[str, str, str]:
+    """One product for q, k and v, and its heads apart."""
+    size, counts = body.head_size, {"q": body.num_heads, "k": body.kv_num_heads, "v": body.kv_num_heads}
+    parts = {
+        part: b.affine(part, count * size, b.config.hidden_size, bias=body.qkv_bias).reading(b.shift)
+        for part, count in counts.items()
+    }
+    factors = np.ones(size) if body.qk_norm else _factors(rotary)
+    for part in "qk":
+        parts[part] = parts[part].each(functools.partial(_paired, rotary=rotary, factors=factors))
+    qkv = b.linear("qkv", x, *parts.values())
+    q, k, v = (b.name(f"heads.{part}") for part in "qkv")
+    sizes = {"num_heads": body.num_heads, "kv_num_heads": body.kv_num_heads, "head_size": size}
+    b.emit("Heads", "heads", (qkv,), (q, k, v), **sizes)
+    return q, k, v
+
+
+def _head_norm(b: Builder, part: str, x: str, body: Attention, rotary: Rotary) -> str:
+    """A norm of each head."""
+    weight = _paired(b.weight(part, body.head_size), rotary, _factors(rotary))
+    constant = b.constant(f"{b.name(part)}.weight", weight)
+    return b.emit("HeadNorm", part, (x, constant), epsilon=b.config.epsilon)
+
+
+def _paired(weight: Weight, rotary: Rotary, factors: np.ndarray) -> Weight:
+    """Rows of one or many heads in the order in which `Rotate` pairs them, each times its factor."""
+    size = len(factors)
+    heads = weight.shape[0] // size
+    order = np.arange(heads)[:, None] * size + rotary.order()
+    return weight.rows(order.reshape(-1)).scaled(np.tile(factors, heads))
+
+
+def _factors(rotary: Rotary) -> np.ndarray:
+    """What elements of a head are multiplied by [d], for a factor of cosines that only some of them get."""
+    factors = rotary.factors()
+    return factors if rotary.turning < len(factors) else np.ones(len(factors))
+
+
+def _scale(body: Attention, rotary: Rotary) -> float:
+    """Of the scores. A factor of cosines and sines is in them twice, where all of a head turns."""
+    scale = body.head_size**-0.5 if body.scale is None else body.scale
+    return scale * rotary.factor**2 if rotary.turning == body.head_size else scale

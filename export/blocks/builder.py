@@ -1,0 +1,128 @@
+"""A graph in the making: nodes, constants, and the checkpoint's weights that found their place.
+
+A value is named after the node that makes it, a constant `<node>.weight` or `<node>.bias`.
+
+Legend: n outputs, k inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flatlm.export.constants import LazyConstants
+from flatlm.export.decoder_config import DecoderConfig
+from flatlm.export.layers import Norm
+from flatlm.export.names import Names
+from flatlm.export.rope import Rotary
+from flatlm.export.sources.source import Source
+from flatlm.export.weights import Affine, Weight, beside
+from flatlm.runtime.format.graph import Attribute, Node, Tensor
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made so far; all builders of a graph share it."""
+
+    nodes: list[Node] = field(default_factory=list)
+    constants: LazyConstants = field(default_factory=LazyConstants)
+    placed: set[str] = field(default_factory=set)  # the checkpoint's weights that found their place
+    tables: dict[str, Rotary] = field(default_factory=dict)  # by node
+    states: list[tuple[str, str]] = field(default_factory=list)  # past and present of what is kept
+    notes: list[str] = field(default_factory=list)  # lines for people
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds at the ends of a model, or a branch of a layer: then what it makes is named after that.
+
+    layer, branch: 3 and "attention."; None and "" at the ends
+    scale: what the output of a body or a norm is multiplied by, for its last weights to take in
+    shift: the bias of the norm before a body, for its first weights to take in; None: there is none
+    """
+
+    source: Source
+    config: DecoderConfig
+    names: Names
+    made: Made = field(default_factory=Made)
+    layer: int | None = None
+    branch: str = ""
+    scale: float = 1.0
+    shift: Weight | None = None
+
+    def name(self, part: str) -> str:
+        """Of a node: layers.3.attention.qkv."""
+        return part if self.layer is None else f"layers.{self.layer}.{self.branch}{part}"
+
+    def emit(
+        self, op: str, part: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attrs: Attribute
+    ) -> str:
+        """Appends a node; returns its first output, named as the node unless `outputs` says otherwise."""
+        name = self.name(part)
+        node = Node(op, tuple(inputs), tuple(outputs) or (name,), attrs, name)
+        self.made.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, weight: Weight) -> str:
+        """Defines it; returns its name."""
+        self.made.constants.define(name, weight.shape, weight.load)
+        return name
+
+    def weight(self, part: str, *shape: int, kind: str = ".weight") -> Weight:
+        """A weight of the checkpoint, with what its name folds into it; `shape` as the config implies."""
+        name = self.names.of(f"{self.branch}{part}", self.layer)
+        stored, source = f"{name.hf}{kind}", self.source
+        found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
+        for fold in name.folds:
+            found = fold(found, self.config)
+        self.made.placed.add(stored)
+        return found.require(shape)
+
+    def affine(self, part: str, *shape: int, bias: bool = False) -> Affine:
+        """A linear layer of the checkpoint, [n, k]."""
+        found = self.weight(part, *shape)
+        return Affine(found, self.weight(part, *shape[:1], kind=".bias") if bias else None)
+
+    def linear(self, part: str, x: str, *parts: Affine, output: str = "", shared: str = "") -> str:
+        """One matrix product for several linear layers on one input, outputs side by side.
+
+        `output`: the value's name, where it is not the node's. `shared`: a constant that is the matrix.
+        """
+        whole, name = beside(parts), self.name(part)
+        weight = shared or self.constant(f"{name}.weight", whole.weight)
+        if whole.bias is not None:
+            self.constant(f"{name}.bias", whole.bias)
+        else:
+            self.made.constants[f"{name}.bias"] = Tensor.of(np.zeros(whole.weight.shape[0], np.float32))
+        return self.emit("Linear", part, (x, weight, f"{name}.bias"), (output,) if output else ())
+
+    def norm(self, part: str, x: str, norm: Norm) -> tuple[str, Weight | None]:
+        """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
+        width, scale = self.config.hidden_size, self.scale
+        weight = self.weight(part, width)
+        weight = (weight.plus(1) if norm.plus_one else weight).scaled(scale)
+        shift = self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
+        constant = self.constant(f"{self.name(part)}.weight", weight)
+        return self.emit(norm.op, part, (x, constant), epsilon=self.config.epsilon), shift
+
+    def rotary(self, rotary: Rotary) -> tuple[str, str]:
+        """position_ids → cos, sin [B, T, d/2]; one node for each table, before all others."""
+        name, tables = rotary.name, self.made.tables
+        constant, outputs = f"{name}.inverse_frequency", (f"{name}.cos", f"{name}.sin")
+        if name not in tables:
+            node = Node("RotaryTable", ("position_ids", constant), outputs, {}, name)
+            self.made.nodes.insert(len(tables), node)
+            self.made.constants[constant] = Tensor.of(rotary.frequency)
+            tables[name] = rotary
+        assert np.array_equal(tables[name].frequency, rotary.frequency), f"two tables are called {name}"
+        return outputs
+
+    def state(self, *parts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the layer keeps of the tokens before: its names as inputs of the graph, and as outputs."""
+        past, present = (
+            tuple(f"{name}.{self.layer}.{part}" for part in parts) for name in ("past_key_values", "present")
+        )
+        self.made.states.extend(zip(past, present, strict=True))
+        return past, present

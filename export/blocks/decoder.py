@@ -1,0 +1,102 @@
+"""Layers as data (export/layers.py) → the float graph of docs/format.md.
+
+Weights are not read here: each constant knows its shape from the checkpoint's header and is loaded when used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer
+from flatlm.export.names import HEAD
+from flatlm.export.sources.source import is_ignored
+from flatlm.export.weights import Affine
+from flatlm.runtime.errors import UnsupportedError
+from flatlm.runtime.format.graph import Graph
+
+from .attention import attention
+from .builder import Builder
+from .mlp import gated
+
+# What builds a branch's body: (builder within the branch, the normed stream, the body) → what it adds.
+BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
+    Attention: attention,
+    Gated: gated,
+}
+
+
+def build(b: Builder, decoder: Decoder) -> Graph:
+    """The whole graph.
+
+    Raises SourceError for missing weights or wrong shapes, UnsupportedError for weights without a place.
+    """
+    x = _embedding(b)
+    for i, layer in enumerate(decoder.layers):
+        x = _layer(b, i, x, layer)
+    _head(b, x, decoder)
+    _require_places(b)
+    made = b.made
+    return Graph(
+        nodes=made.nodes,
+        constants=made.constants,
+        inputs=["input_ids", "position_ids", *(past for past, _ in made.states)],
+        outputs=["logits", *(present for _, present in made.states)],
+        metadata=b.config.metadata(),
+    )
+
+
+def _embedding(b: Builder) -> str:
+    """input_ids → [B, T, hidden]."""
+    weight = b.weight("embedding", b.config.vocab_size, b.config.hidden_size)
+    return b.emit("Embedding", "embedding", ("input_ids", b.constant("embedding.weight", weight)))
+
+
+def _layer(b: Builder, i: int, x: str, layer: Layer) -> str:
+    """The stream after layer i."""
+    start = x
+    for branch in layer.branches:
+        inner = dataclasses.replace(b, layer=i, branch=f"{branch.name}.")
+        added = _branch(inner, start if layer.parallel else x, branch)
+        x = inner.emit("Add", "add", (x, added))
+    return x
+
+
+def _branch(b: Builder, x: str, branch: Branch) -> str:
+    """What a branch adds to the stream.
+
+    x ─ norm ─ body ─ post_norm
+    """
+    body, shift = BODIES[type(branch.body)], None
+    if branch.pre is not None:
+        x, shift = b.norm("norm", x, branch.pre)
+    scale = branch.scale if branch.post is None else 1.0
+    y = body(dataclasses.replace(b, shift=shift, scale=scale), x, branch.body)
+    if branch.post is None:
+        return y
+    assert not branch.post.bias, "what reads the stream cannot take in a bias"
+    return dataclasses.replace(b, scale=branch.scale).norm("post_norm", y, branch.post)[0]
+
+
+def _head(b: Builder, x: str, decoder: Decoder) -> None:
+    """[B, T, hidden] → logits [B, T, V]; tied models share the embedding's constant."""
+    tied, shape = b.config.tied, (b.config.vocab_size, b.config.hidden_size)
+    x, shift = dataclasses.replace(b, scale=decoder.logits_scale).norm("norm", x, decoder.norm)
+    head = Affine(b.weight("embedding" if tied else HEAD, *shape)).reading(shift)
+    if tied:
+        b.made.placed.add(f"{b.names.of(HEAD).hf}.weight")  # where it is stored, it is the same matrix
+    b.linear("head", x, head, output="logits", shared="embedding.weight" if tied else "")
+
+
+def _require_places(b: Builder) -> None:
+    """UnsupportedError unless every weight of the checkpoint has its place, or is left out, with a note."""
+    made, source = b.made, b.source
+    left = [name for name in source.names() if name not in made.placed and not is_ignored(name)]
+    if unknown := [name for name in left if not name.startswith(b.names.ignored)]:
+        raise UnsupportedError(
+            f"{source.name}: {len(unknown)} weights have no place in architecture "
+            f"{b.config.architecture!r}, first {unknown[0]}; the model is a variant flatlm does not know"
+        )
+    if left:
+        made.notes.append(f"{source.name}: {len(left)} weights of other parts are left out, first {left[0]}")

@@ -1,0 +1,170 @@
+"""Anthropic's messages: blocks instead of texts, and events with names. Its SDK drops events without one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from flatlm.runtime.errors import UsageError
+from flatlm.runtime.generation.answer import Completion
+from flatlm.runtime.server.asks import MOST_MESSAGES, Chat, asked, chat_ids, sampling_of
+from flatlm.runtime.server.failures import NotSupported, anthropic_body
+from flatlm.runtime.server.orders import follow
+from flatlm.runtime.server.shop import Call
+from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.wire import event, reply
+from flatlm.runtime.settings import Settings
+
+TEXT = ("text", "input_text", "output_text")
+
+
+def read_chat(body: Settings) -> Chat:
+    """System, messages and tools as templates know them."""
+    given = body.tables("messages")
+    if not 1 <= len(given) <= MOST_MESSAGES:
+        raise UsageError(f"messages: 1 to {MOST_MESSAGES} are read", param="messages")
+    system = _text(body, "system")
+    messages = [{"role": "system", "content": system}] if system else []
+    for one in given:
+        messages += _messages(one)
+    tools = [_tool(one) for one in body.tables("tools")]
+    return Chat(messages, tools or None, _variables(body), continued=messages[-1]["role"] == "assistant")
+
+
+def _variables(body: Settings) -> Mapping[str, Any]:
+    thinking = body.table("thinking").get("type", str)
+    return {} if thinking is None else {"enable_thinking": thinking == "enabled"}
+
+
+def _messages(given: Settings) -> list[dict[str, Any]]:
+    """A message; results of tools are messages of their own before what else it says."""
+    role = given.need("role", str)
+    if not isinstance(given.values.get("content"), list):
+        return [{"role": role, "content": given.get("content", str, "")}]
+    before, texts, calls, thoughts = list[dict[str, Any]](), list[str](), list[dict[str, Any]](), list[str]()
+    for block in given.tables("content"):
+        kind = block.get("type", str, "text")
+        if kind in TEXT:
+            texts.append(block.need("text", str))
+        elif kind == "tool_result":
+            number = block.get("tool_use_id", str, "")
+            before.append({"role": "tool", "tool_call_id": number, "content": _text(block, "content")})
+        elif kind == "tool_use":
+            function = {"name": block.need("name", str), "arguments": dict(block.table("input").values)}
+            calls.append({"id": block.get("id", str, ""), "type": "function", "function": function})
+        elif kind == "thinking":
+            thoughts.append(block.get("thinking", str, ""))
+        elif kind != "redacted_thinking":
+            raise NotSupported(f"a block of type {kind!r}: this model reads text only", param="messages")
+    message: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    if calls:
+        message["tool_calls"] = calls
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    return [*before, message] if texts or calls or not before else before
+
+
+def _text(given: Settings, key: str) -> str:
+    """A text, or the texts of blocks."""
+    if not isinstance(given.values.get(key), list):
+        return given.get(key, str, "")
+    blocks = given.tables(key)
+    if other := [kind for block in blocks if (kind := block.get("type", str, "text")) not in TEXT]:
+        raise NotSupported(f"a block of type {other[0]!r}: this model reads text only", param=key)
+    return "\n".join(block.need("text", str) for block in blocks)
+
+
+def _tool(given: Settings) -> dict[str, Any]:
+    schema = dict(given.table("input_schema").values)
+    function = {"name": given.need("name", str), "description": given.get("description", str, "")}
+    return {"type": "function", "function": {**function, "parameters": schema}}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The message that is made."""
+
+    model: str
+    number: str = field(default_factory=lambda: "msg_" + secrets.token_hex(12))
+
+    def head(self, order: Order, content: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        message = {"id": self.number, "type": "message", "role": "assistant", "model": self.model}
+        used = {"input_tokens": order.prompt_tokens(0), "output_tokens": 0, "cache_read_input_tokens": 0}
+        return {
+            **message,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": used,
+            **more,
+        }
+
+    def ended(self, order: Order) -> dict[str, Any]:
+        """Why it ended."""
+        text, length = order.stopped_by(0), order.tickets[0].completion.finish_reason == "length"
+        reason = "max_tokens" if length else "end_turn" if text is None else "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": text}
+
+
+def usage_of(completion: Completion) -> dict[str, int]:
+    timings = completion.timings
+    return {
+        "input_tokens": timings.prompt_tokens - timings.reused_tokens,
+        "cache_read_input_tokens": timings.reused_tokens,
+        "output_tokens": timings.generated_tokens,
+    }
+
+
+async def messages(call: Call) -> Response:
+    body = await call.body()
+    host = await call.model(body)
+    body.need("max_tokens", int, low=1)
+    llm, options = host.opened, sampling_of(renamed(body), host.opening.sampling)
+    chat = read_chat(body)
+    one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
+    order, made = call.order(host, [one]), Reply(host.name)
+    if body.get("stream", bool, False):
+        return call.streamed(_events(made, order), order)
+    (completion,) = await call.completed(order)
+    content = [{"type": "text", "text": completion.text}]
+    return reply(made.head(order, content, **made.ended(order), usage=usage_of(completion)))
+
+
+def renamed(body: Settings) -> Settings:
+    """With stop texts under the name that all others have for them."""
+    return Settings({**body.values, "stop": body.values.get("stop_sequences")}, body.place, body.error)
+
+
+async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
+    yield event({"type": "message_start", "message": made.head(order, [])}, "message_start")
+    block = {"type": "text", "text": ""}
+    start = {"type": "content_block_start", "index": 0, "content_block": block}
+    yield event(start, "content_block_start")
+    try:
+        async for news in follow(order):
+            if news is None:
+                yield event({"type": "ping"}, "ping")
+                continue
+            for text, _ in news.pieces:
+                delta = {"type": "text_delta", "text": text}
+                yield event(
+                    {"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta"
+                )
+    except Exception as error:  # noqa: BLE001  told, not swallowed
+        yield event(anthropic_body(error), "error")
+        return
+    yield event({"type": "content_block_stop", "index": 0}, "content_block_stop")
+    used = usage_of(order.tickets[0].completion)
+    yield event({"type": "message_delta", "delta": made.ended(order), "usage": used}, "message_delta")
+    yield event({"type": "message_stop"}, "message_stop")
+
+
+async def count_tokens(call: Call) -> Response:
+    body = await call.body()
+    llm = (await call.model(body)).opened
+    chat = read_chat(body)
+    return reply({"input_tokens": len(await call.shop.on_text(lambda: chat_ids(chat, llm)))})
