@@ -76,6 +76,12 @@ def expert_layers(nodes: Iterable[Node]) -> list[Node]:
     return [node for node in nodes if of(node.op).matrix == "experts"]
 
 
+def is_router(node: Node, nodes: Iterable[Node]) -> bool:
+    """Whether experts are chosen by its outputs. It has 8 bits, and inputs of two digits: where a choice
+    differs the model does, and it has few weights."""
+    return any(other.op == "Route" and other.inputs[0] in node.outputs for other in nodes)
+
+
 def tables(nodes: Iterable[Node]) -> list[Node]:
     """Those that read rows of a matrix of weights."""
     return [node for node in nodes if of(node.op).matrix == "table"]
