@@ -25,8 +25,10 @@ def settings_of(config: Settings, architecture: Architecture) -> Settings:
     return dataclasses.replace(config, values={**architecture.defaults, **config.values})
 
 
-def read_config(source: Source, config: Settings, architecture: Architecture) -> DecoderConfig:
-    """Of `settings_of` a decoder's config.json.
+def read_config(
+    source: Source, config: Settings, architecture: Architecture, context: int | None = None
+) -> DecoderConfig:
+    """Of `settings_of` a decoder's config.json, for texts of at most `context` tokens.
 
     Raises UnsupportedError with every feature flatlm lacks, SourceError for impossible values.
     """
@@ -42,7 +44,8 @@ def read_config(source: Source, config: Settings, architecture: Architecture) ->
             f"{source.name}: config.json has {heads} attention heads, {kv_heads} key/value heads of size "
             f"{head_size}; the second must divide the first and the size be even, at most {_LARGEST_HEAD}"
         )
-    context = config.need(key("max_position_embeddings"), int, **_SIZE)
+    longest = config.need(key("max_position_embeddings"), int, **_SIZE)
+    context = min(context or longest, longest)
     return DecoderConfig(
         architecture=config.need("model_type", str),
         vocab_size=config.need(key("vocab_size"), int, **_SIZE),
@@ -56,7 +59,7 @@ def read_config(source: Source, config: Settings, architecture: Architecture) ->
         act=architecture.acts[config.get(key("hidden_act"), str, "silu")],
         epsilon=config.get(key("rms_norm_eps"), float, 1e-6, above=0, high=1),
         tied=_tied(source, config, architecture),
-        rotaries=_rotaries(config, architecture, head_size),
+        rotaries=_rotaries(config, architecture, head_size, context),
     )
 
 
@@ -89,13 +92,15 @@ def unsupported_features(config: Settings, architecture: Architecture) -> list[s
     return found + refused(config.values, obeyed | {*architecture.keys.values()})
 
 
-def _rotaries(config: Settings, architecture: Architecture, head_size: int) -> dict[str, Rotary]:
+def _rotaries(
+    config: Settings, architecture: Architecture, head_size: int, context: int
+) -> dict[str, Rotary]:
     """By type of layer where config.json has them so, under "" otherwise."""
     whole = rope.parameters(config)
     kinds = rope.by_layer_type(whole) if architecture.rope_by_layer_type else {}
     return {
         kind: dataclasses.replace(
-            rope.rotary(one, head_size),
+            rope.rotary(one, head_size, context),
             name=f"rotary.{kind}" if kind else "rotary",
             interleaved=architecture.interleaved,
         )

@@ -23,6 +23,7 @@ class Attention:
     out_bias: bool = False
     qk_norm: bool = False  # of each head of queries and of keys, before they are rotated
     window: int = 0  # tokens that a query sees, its own included; 0: all before it
+    gate: bool = False  # what is attended is multiplied by the sigmoid of a gate, column by column
     rotary: Rotary | None = None  # None: the model's own, `DecoderConfig.rotary()`
     scale: float | None = None  # of the scores; None: head_size^-½
 
@@ -36,7 +37,89 @@ class Gated:
     bias: bool = False
 
 
-Body = Attention | Gated  # each has its builder in blocks/decoder.py
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A router, and the sum of the gated MLPs that it chooses for each token, `kept` of `experts`.
+
+    kind, normalize, scale, floor, groups, keep: how it chooses, as docs/format.md has them of Route
+    select: whether numbers are added for the choice alone
+    shared: intermediate size of an MLP that all tokens go to, 0: none; `shared_gate`: times a sigmoid
+    clamp: alpha and limit of ClampedGate, in the place of `act`
+    """
+
+    act: str
+    experts: int
+    kept: int
+    intermediate_size: int
+    kind: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    floor: float = 0.0
+    groups: int = 1
+    keep: int = 1
+    select: bool = False
+    router_bias: bool = False
+    bias: bool = False  # of the experts
+    shared: int = 0
+    shared_gate: bool = False
+    clamp: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """b, c, u of one product: c · conv(b · u), a causal convolution of `taps`, and a product out of that."""
+
+    taps: int
+    bias: bool = False  # of convolution and products
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Linear attention by the gated delta rule, after a convolution; a norm of each head, gated by silu.
+
+    fused: queries, keys, values and gates of a key head lie together in the checkpoint
+    """
+
+    heads: int
+    key_heads: int
+    key_size: int
+    value_size: int
+    taps: int
+    fused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2:
+    """Linear attention by the gated rule, after a convolution; gated by silu, with a norm or none.
+
+    groups: keys and queries (B and C) that heads share, and groups of columns of the norm
+    norm_first: the norm is before the gate, not after it
+    factors: of the rows of z, x, B, C, dt; scale_in: of all of them, but not of their biases
+    """
+
+    heads: int
+    head_size: int
+    state_size: int
+    groups: int
+    taps: int
+    conv_bias: bool = True
+    bias: bool = False  # of the products
+    norm: bool = True
+    norm_first: bool = False
+    least_step: float = 0.0
+    factors: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    scale_in: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Bodies that read the same normed stream, by name, each times a number; they add up."""
+
+    bodies: tuple[tuple[str, Mixer, float], ...]
+
+
+Mixer = Attention | ShortConv | DeltaNet | Mamba2
+Body = Mixer | Beside | Gated | Experts  # each has its builder in blocks/decoder.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +152,18 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Embedding, layers, last norm and head."""
+    """Embedding, layers, last norm and head.
+
+    embedding_scale: what rows of the embedding are multiplied by, not those of a head that shares it
+    logits_scale: of the head's outputs; folded into the last norm
+    context: tokens beyond which the model is not what is said here; None: as many as config.json says
+    """
 
     layers: Sequence[Layer]
     norm: Norm = Norm()
-    logits_scale: float = 1.0  # folded into the last norm
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    context: int | None = None
 
 
 def pre_norm(mixer: Body, mlp: Body, scale: float = 1.0) -> Layer:

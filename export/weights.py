@@ -72,9 +72,11 @@ class Weight:
         """Elementwise, both of one shape."""
         return self._made(self.shape, lambda w: w + other.load())
 
-    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Weight:
-        """Each element by itself: −e^A of recurrences."""
-        return self._made(self.shape, lambda w: function(w).astype(np.float32))
+    def mapped(
+        self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None
+    ) -> Weight:
+        """What a function makes of it: −e^A of recurrences. `shape`: the result's, where it is another."""
+        return self._made(shape or self.shape, lambda w: np.ascontiguousarray(function(w), np.float32))
 
     def require(self, shape: tuple[int, ...]) -> Weight:
         """Itself; SourceError unless its shape is the one that config.json implies."""
@@ -111,6 +113,28 @@ def stack(weights: Sequence[Weight]) -> Weight:
         return out
 
     return Weight(shape, load, weights[0].where)
+
+
+def together(weights: Sequence[Weight]) -> Weight:
+    """Of one shape, as one with an axis more: the experts of a layer."""
+    shape = (len(weights), *weights[0].shape)
+
+    def load() -> np.ndarray:
+        out = np.empty(shape, np.float32)
+        for at, weight in enumerate(weights):
+            out[at] = weight.load()
+        return out
+
+    return Weight(shape, load, weights[0].where)
+
+
+def alternate(weights: Sequence[Weight]) -> Weight:
+    """Of each expert, outputs of one below those of another: [E, n, …] → [E, Σ n, …]."""
+    first = weights[0].shape
+    shape = (first[0], sum(weight.shape[1] for weight in weights), *first[2:])
+    return Weight(
+        shape, lambda: np.concatenate([weight.load() for weight in weights], axis=1), weights[0].where
+    )
 
 
 @dataclass(frozen=True, slots=True)

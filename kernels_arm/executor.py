@@ -13,18 +13,25 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
+from .conv import conv_items, run_conv
 from .experts import experts_items, run_expert_sum, run_experts, run_pack, run_quantize_rows
+from .gating import run_grouped_norm, run_multiply_rows
 from .jit import inlined, kernel
+from .linear_attention import linear_attention_items, run_linear_attention, run_settle
 from .ops import (
     ACT_ROWS,
     ADD_ROWS,
     ATTEND,
     ATTEND8,
+    CONV,
     EMBED,
     EXPERT_SUM,
     EXPERTS,
     GATE_ROWS,
+    GROUPED_NORM,
     HEAD_NORM,
+    LINEAR_ATTENTION,
+    MULTIPLY_ROWS,
     NORM_ROWS,
     P_LAST,
     PACK,
@@ -38,6 +45,7 @@ from .ops import (
     ROTATE,
     ROTATE8,
     ROUTE,
+    SETTLE,
     SOFT_CAP,
     SORT,
     STEP_LOGITS,
@@ -104,7 +112,13 @@ def op_items(op, step):
         return attend8_items(op, step)
     if code == QUANTIZE:
         return quantize_items(op_tokens(op, step))
-    if code >= ROUTE:
+    if code == CONV:
+        return conv_items(op)
+    if code == LINEAR_ATTENTION:
+        return linear_attention_items(op)
+    if code == SETTLE:
+        return 1
+    if ROUTE <= code <= EXPERT_SUM:
         return items_of_experts(code, op, get_i64(step + 8 * STEP_TOKENS))
     if code == SOFT_CAP:
         return get_i64(step + 8 * STEP_LOGITS)
@@ -174,7 +188,17 @@ def run_chunk(op, step, first, last, scratch):
         run_soft_cap(op, first, last)
     elif code == EMBED:
         run_embed(op, step, first, last)
-    elif code >= ROUTE:
+    elif code == CONV:
+        run_conv(op, step, first, last, scratch)
+    elif code == LINEAR_ATTENTION:
+        run_linear_attention(op, step, first, last, scratch)
+    elif code == MULTIPLY_ROWS:
+        run_multiply_rows(op, first, last)
+    elif code == GROUPED_NORM:
+        run_grouped_norm(op, first, last)
+    elif code == SETTLE:
+        run_settle(op, step)
+    elif ROUTE <= code <= EXPERT_SUM:
         run_part_of_experts(code, op, step, first, last, scratch)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,12 @@ class SlowBackend(FakeBackend):
         if self.seconds:
             time.sleep(self.seconds * len(ids))
         return super().forward(ids, logits)
+
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        return [np.array(self.sequences[slot][:length])]
+
+    def load(self, slot: int, length: int, arrays: Sequence[np.ndarray]) -> None:
+        self.sequences[slot] = arrays[0].tolist()
 
     def row(self) -> np.ndarray:
         row = super().row()
@@ -104,7 +110,13 @@ class Served:
 def serving(*makers: Callable[[], LLM], access: Access | None = None, **given: Any) -> Iterator[Served]:
     """A server with the options `given`, of a model a maker."""
     options = ServeOptions(**{"port": 0, "parallel": 2, **given})
-    opening = Opening(BackendOptions(batch=options.parallel), keep_seconds=options.sleep_idle_seconds)
+    folder = None if options.cache_dir is None else Path(options.cache_dir)
+    opening = Opening(
+        BackendOptions(batch=options.parallel),
+        keep_seconds=options.sleep_idle_seconds,
+        cache_bytes=options.cache_ram << 20,
+        cache_folder=folder,
+    )
     about = Manifest("made up", "llama", "edge", VOCABULARY, CONTEXT, 1000, 4.5, {})
     names = [NAME, "other", "third"]
     hosts = {name: Host(name, about, opening, make) for name, make in zip(names, makers, strict=False)}

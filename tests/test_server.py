@@ -106,6 +106,46 @@ def test_a_model_that_sleeps_is_opened_by_the_next_request(tmp_path):
         assert one.host.counts["loads"] == 2
 
 
+def test_titles_between_two_turns_do_not_throw_a_chat_out(served):
+    """Open WebUI asks for a title, tags and what may come next after each answer."""
+    turn = [{"role": "user", "content": "tell me about rivers " + "and lakes " * 12}]
+    first = served.post("/v1/chat/completions", {"messages": turn, "max_tokens": 20}).json()
+    for task in ("a title", "tags", "follow-ups"):
+        content = f"write {task} for this chat: {'x' * 70}"
+        served.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "max_tokens": 5}
+        )
+    said = first["choices"][0]["message"]["content"]
+    if "\ufffd" in said:  # bytes that are no text are other tokens when they come back
+        said = said[: said.index("\ufffd")]
+    more = [*turn, {"role": "assistant", "content": said}, {"role": "user", "content": "and?"}]
+    usage = served.post("/v1/chat/completions", {"messages": more, "max_tokens": 5}).json()["usage"]
+    held = usage["prompt_tokens_details"]["cached_tokens"]
+    assert held >= 0.98 * first["usage"]["prompt_tokens"]
+
+
+def test_a_warm_prompt_is_held_and_kept_on_disk_over_a_start(tmp_path):
+    system = {"role": "system", "content": "You are a voice assistant. " * 8}
+    file = tmp_path / "warm.json"
+    file.write_text(json.dumps({"messages": [system]}))
+    body = {"messages": [system, {"role": "user", "content": "lights on"}], "max_tokens": 3}
+    held, texts, read = [], [], []
+    for _ in range(2):
+        options = {"cache_dir": str(tmp_path / "kept"), "warm": (str(file),)}
+        with serving(lambda: tiny_llm(tmp_path / "model"), **options) as one:
+            while not (one.host.counts["answers"] and one.host.idle):
+                time.sleep(0.01)
+            read.append(one.host.counts["prompt_tokens"])
+            found = one.post("/v1/chat/completions", body)
+            held.append(found.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+            texts.append(text_of(found))
+    assert held[0] >= len(system["content"])
+    assert held[1] >= held[0]
+    assert read[0] > len(system["content"])
+    assert read[1] == 1  # all but the last token was on disk
+    assert texts[0] == texts[1]
+
+
 # ---- clients that go away
 
 

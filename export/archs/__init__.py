@@ -45,15 +45,16 @@ def architecture_of(config: Settings, name: str) -> Architecture:
     return found
 
 
-def build_graph(source: Source, notes: list[str] | None = None) -> Graph:
-    """The model's float graph, its constants lazy. `notes` gets lines for people on how it was read.
+def build_graph(source: Source, notes: list[str] | None = None, context: int | None = None) -> Graph:
+    """The model's float graph, its constants lazy, for texts of at most `context` tokens (None: as many as it
+    takes). `notes` gets lines for people on how it was read.
 
     Raises UnsupportedError naming the architecture or feature, SourceError where the checkpoint is damaged.
     """
     config = text_config(source.config)
     architecture = architecture_of(config, source.name)
     settings, half = settings_of(config, architecture), text_half(source, architecture.names)
-    shape = read_config(half, settings, architecture)
+    shape = read_config(half, settings, architecture, context)
     b = Builder(half, shape, architecture.names)
     graph = build(b, architecture.decoder(shape, settings))
     if notes is not None:

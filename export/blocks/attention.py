@@ -11,7 +11,7 @@ import numpy as np
 
 from flatlm.export.layers import Attention
 from flatlm.export.rope import Rotary
-from flatlm.export.weights import Weight
+from flatlm.export.weights import Affine, Weight
 from flatlm.runtime.format.graph import Attribute
 
 from .builder import Builder
@@ -24,7 +24,8 @@ def attention(b: Builder, x: str, body: Attention) -> str:
                                         ├─ k ─ rotate_k ─ append ─┘
                                         └─ v ────────────────┘
 
-    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k.
+    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k; with `gate`, its columns are of the
+    product, too, and parted from it before `heads`.
     """
     rotary = body.rotary or b.config.rotary()
     q, k, v = _heads(b, x, body, rotary)
@@ -37,9 +38,11 @@ def attention(b: Builder, x: str, body: Attention) -> str:
     options: dict[str, Attribute] = {"scale": _scale(body, rotary), "state": "float32"}
     if body.window:
         options["window"] = body.window
-    attended = b.emit("Attend", "attend", (q, *present), (), **options)
+    y = b.emit("Attend", "attend", (q, *present), (), **options)
+    if body.gate:
+        y = b.emit("OutputGate", "gated", (y, b.name("apart.gate")), act="sigmoid")
     out = b.affine("out", b.config.hidden_size, body.num_heads * body.head_size, bias=body.out_bias)
-    return b.linear("out", attended, out.each(lambda w: w.scaled(b.scale)))
+    return b.linear("out", y, out.each(lambda w: w.scaled(b.scale)))
 
 
 def _heads(b: Builder, x: str, body: Attention, rotary: Rotary) -> tuple[str, str, str]:
@@ -52,11 +55,21 @@ def _heads(b: Builder, x: str, body: Attention, rotary: Rotary) -> tuple[str, st
     factors = np.ones(size) if body.qk_norm else _factors(rotary)
     for part in "qk":
         parts[part] = parts[part].each(functools.partial(_paired, rotary=rotary, factors=factors))
-    qkv = b.linear("qkv", x, *parts.values())
+    qkv = _product(b, x, body, list(parts.values()))
     q, k, v = (b.name(f"heads.{part}") for part in "qkv")
     sizes = {"num_heads": body.num_heads, "kv_num_heads": body.kv_num_heads, "head_size": size}
     b.emit("Heads", "heads", (qkv,), (q, k, v), **sizes)
     return q, k, v
+
+
+def _product(b: Builder, x: str, body: Attention, parts: list[Affine]) -> str:
+    """q, k, v side by side; what gates the output stands in `apart.gate`."""
+    if not body.gate:
+        return b.linear("qkv", x, *parts)
+    width = body.num_heads * body.head_size
+    gate = b.affine("gate", width, b.config.hidden_size, bias=body.qkv_bias).reading(b.shift)
+    sizes = {"qkv": width + 2 * body.kv_num_heads * body.head_size, "gate": width}
+    return b.parts("apart", b.linear("qkv", x, *parts, gate), sizes)[0]
 
 
 def _head_norm(b: Builder, part: str, x: str, body: Attention, rotary: Rotary) -> str:

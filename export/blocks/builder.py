@@ -7,7 +7,7 @@ Legend: n outputs, k inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from flatlm.export.constants import LazyConstants
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Norm
-from flatlm.export.names import Names
+from flatlm.export.names import EXPERT, Names
 from flatlm.export.rope import Rotary
 from flatlm.export.sources.source import Source
-from flatlm.export.weights import Affine, Weight, beside
+from flatlm.export.weights import Affine, Weight, beside, together
 from flatlm.runtime.format.graph import Attribute, Node, Tensor
 
 
@@ -73,12 +73,29 @@ class Builder:
     def weight(self, part: str, *shape: int, kind: str = ".weight") -> Weight:
         """A weight of the checkpoint, with what its name folds into it; `shape` as the config implies."""
         name = self.names.of(f"{self.branch}{part}", self.layer)
-        stored, source = f"{name.hf}{kind}", self.source
-        found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
+        found = self._stored(name.hf, kind)
         for fold in name.folds:
             found = fold(found, self.config)
-        self.made.placed.add(stored)
         return found.require(shape)
+
+    def _stored(self, name: str, kind: str) -> Weight:
+        """As the checkpoint has it, which has found its place with that."""
+        stored, source = f"{name}{kind}", self.source
+        self.made.placed.add(stored)
+        return Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
+
+    def of_experts(self, part: str, experts: int, *shape: int, kind: str = ".weight") -> Weight:
+        """A weight of all experts of a layer, [E, …]: stored as one, or one for each expert.
+
+        A name of the second kind has the expert's number in the place of `EXPERT`; files that store all as
+        one keep the word.
+        """
+        name = self.names.of(f"{self.branch}{part}", self.layer).hf
+        if EXPERT not in name or f"{name}{kind}" in self.source.names():
+            return self.weight(part, experts, *shape, kind=kind)
+        return together(
+            [self._stored(name.replace(EXPERT, str(e)), kind).require(shape) for e in range(experts)]
+        )
 
     def affine(self, part: str, *shape: int, bias: bool = False) -> Affine:
         """A linear layer of the checkpoint, [n, k]."""
@@ -116,8 +133,21 @@ class Builder:
             self.made.nodes.insert(len(tables), node)
             self.made.constants[constant] = Tensor.of(rotary.frequency)
             tables[name] = rotary
+            self.made.notes.extend([f"{self.source.name}: {rotary.note}"] if rotary.note else [])
         assert np.array_equal(tables[name].frequency, rotary.frequency), f"two tables are called {name}"
         return outputs
+
+    def parts(self, part: str, x: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Columns of x side by side, as values of their own, by the last words of their names."""
+        names = tuple(self.name(f"{part}.{word}") for word in sizes)
+        self.emit("Parts", part, (x,), names, sizes=" ".join(map(str, sizes.values())))
+        return names
+
+    def fixed_state(self, kind: str) -> tuple[str, str]:
+        """A state of the layer that does not grow with the positions: its input and its output."""
+        names = f"past_{kind}.{self.layer}", f"present_{kind}.{self.layer}"
+        self.made.states.append(names)
+        return names
 
     def state(self, *parts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What the layer keeps of the tokens before: its names as inputs of the graph, and as outputs."""

@@ -9,7 +9,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer
+from flatlm.export.layers import (
+    Attention,
+    Beside,
+    Branch,
+    Decoder,
+    DeltaNet,
+    Experts,
+    Gated,
+    Layer,
+    Mamba2,
+    ShortConv,
+)
 from flatlm.export.names import HEAD
 from flatlm.export.sources.source import is_ignored
 from flatlm.export.weights import Affine
@@ -18,12 +29,32 @@ from flatlm.runtime.format.graph import Graph
 
 from .attention import attention
 from .builder import Builder
+from .experts import experts
 from .mlp import gated
+from .recurrent import delta_net, mamba2, short_conv
+
+
+def beside(b: Builder, x: str, body: Beside) -> str:
+    """The sum of several bodies, each with places of its own name."""
+    outputs = []
+    for name, inner, scale in body.bodies:
+        within = dataclasses.replace(b, branch=f"{name}.", scale=b.scale * scale)
+        outputs.append((within, BODIES[type(inner)](within, x, inner)))
+    (_, total), *others = outputs
+    for within, y in others:
+        total = within.emit("Add", "sum", (total, y))
+    return total
+
 
 # What builds a branch's body: (builder within the branch, the normed stream, the body) → what it adds.
 BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
     Attention: attention,
     Gated: gated,
+    Experts: experts,
+    ShortConv: short_conv,
+    DeltaNet: delta_net,
+    Mamba2: mamba2,
+    Beside: beside,
 }
 
 
@@ -32,25 +63,30 @@ def build(b: Builder, decoder: Decoder) -> Graph:
 
     Raises SourceError for missing weights or wrong shapes, UnsupportedError for weights without a place.
     """
-    x = _embedding(b)
+    x = _embedding(b, decoder)
     for i, layer in enumerate(decoder.layers):
         x = _layer(b, i, x, layer)
     _head(b, x, decoder)
     _require_places(b)
-    made = b.made
+    made, metadata = b.made, b.config.metadata()
+    if decoder.context is not None and decoder.context < b.config.context_length:
+        metadata["context_length"] = str(decoder.context)
+        made.notes.append(f"{b.source.name}: exported for texts of up to {decoder.context} tokens")
     return Graph(
         nodes=made.nodes,
         constants=made.constants,
         inputs=["input_ids", "position_ids", *(past for past, _ in made.states)],
         outputs=["logits", *(present for _, present in made.states)],
-        metadata=b.config.metadata(),
+        metadata=metadata,
     )
 
 
-def _embedding(b: Builder) -> str:
+def _embedding(b: Builder, decoder: Decoder) -> str:
     """input_ids → [B, T, hidden]."""
     weight = b.weight("embedding", b.config.vocab_size, b.config.hidden_size)
-    return b.emit("Embedding", "embedding", ("input_ids", b.constant("embedding.weight", weight)))
+    options = {"scale": decoder.embedding_scale} if decoder.embedding_scale != 1 else {}
+    inputs = ("input_ids", b.constant("embedding.weight", weight))
+    return b.emit("Embedding", "embedding", inputs, (), **options)
 
 
 def _layer(b: Builder, i: int, x: str, layer: Layer) -> str:

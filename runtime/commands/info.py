@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 
 from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json
+from flatlm.runtime.generation.published import TALK, in_words, published
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +27,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(artifact.manifest))
     else:
-        print(describe(artifact))
+        print(describe(artifact, _sampling(Path(artifact.path))))
     return 0
+
+
+def _sampling(folder: Path) -> dict[str, str]:
+    found = published(folder)
+    if found is None:
+        return {"sampling": f"none published; in a chat {in_words(TALK)}"}
+    return {"sampling": f"{in_words(found)} (published with the model)"}

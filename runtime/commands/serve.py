@@ -72,6 +72,9 @@ def hosts_of(args: argparse.Namespace, options: ServeOptions) -> dict[str, Host]
         from_args(args, DraftOptions),
         sampling if args.n is not None else replace(sampling, n=-1),
         options.sleep_idle_seconds,
+        options.cache_ram << 20,
+        None if options.cache_dir is None else Path(options.cache_dir),
+        options.cache_disk << 20,
     )
     hosts: dict[str, Host] = {}
     for path in paths:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flatlm.runtime.backends import Segment
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 
 PREFILL_CHUNK = 128  # tokens read at once: weights are read once per chunk, Ctrl-C waits for one
 NOWHERE = -1
+
+
+class Shelf(Protocol):
+    """Where sequences stay that lose their slot: `prefixes.Prefixes`."""
+
+    def keep(self, slot: int, ids: Sequence[int]) -> None:
+        """The slot holds `ids`, and may lose them."""
+        ...
+
+    def longest(self, ids: Sequence[int]) -> tuple[Any, int]:
+        """What is kept of the most of the first `ids`, and how many those are; None, 0 where nothing is."""
+        ...
+
+    def load(self, entry: Any, slot: int) -> bool:
+        """The slot holds what was kept; False where that is gone, and the slot holds nothing that counts."""
+        ...
 
 
 @dataclass(eq=False)
@@ -43,6 +59,7 @@ class Slots:
         self._last = [TokenSequence([]) for _ in range(backend.slots)]  # that each slot was given to
         self._ended = [0] * backend.slots  # when that one left
         self._count = 0  # of those that left
+        self.prefixes: Shelf | None = None  # where sequences stay whose slot another needs
 
     def held(self, slot: int = 0) -> list[int]:
         """The ids that the state of a slot consists of."""
@@ -66,10 +83,34 @@ class Slots:
         most = max(known)
         own = [slot for slot in free if known[slot] == most == self._last[slot].read]  # nothing is lost there
         slot = own[0] if own else min(free, key=lambda slot: self._ended[slot])
+        if self.prefixes is not None:
+            most = self._fetched(self.prefixes, sequence.ids, slot, known, most)
         self._last[slot] = sequence  # nothing of it is there yet
         if known[slot] < most:
             self._backend.copy(known.index(most), slot, most)
         sequence.read, sequence.slot = self._backend.truncate(most, slot), slot
+
+    def _fetched(self, prefixes: Shelf, ids: Sequence[int], slot: int, known: list[int], most: int) -> int:
+        """Keep what the slot is about to lose, and put there what was kept of `ids` where that is more than
+        any slot holds; returns how much that is, and notes it in `known`.
+        """
+        held = self.held(slot)
+        if known[slot] < len(held):
+            prefixes.keep(slot, held)
+        entry, length = prefixes.longest(ids[:-1])
+        if entry is not None and length > most:
+            if prefixes.load(entry, slot):
+                known[slot] = most = length
+            else:
+                known[slot] = self._backend.truncate(0, slot)
+                most = max(known)
+        return most
+
+    def keep_all(self) -> None:
+        """Keep what slots hold that have no sequence now: the process may end."""
+        if self.prefixes is not None:
+            for slot in self.free():
+                self.prefixes.keep(slot, self.held(slot))
 
     def leave(self, sequence: TokenSequence) -> None:
         """Its slot is free for others."""

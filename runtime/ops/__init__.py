@@ -16,6 +16,7 @@ from flatlm.runtime.ops import (
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     expert_sum,
     experts,
@@ -24,11 +25,15 @@ from flatlm.runtime.ops import (
     flat_linear,
     flat_linear_token,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
     output_gate,
+    parts,
     rotary_table,
     rotate,
     route,
@@ -59,9 +64,14 @@ _MODULES: tuple[Function, ...] = (
     experts,
     flat_experts,
     expert_sum,
+    parts,
+    mul,
+    causal_conv,
+    linear_attention,
+    grouped_norm,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
-_STATEFUL: tuple[Stateful, ...] = (append,)
+_STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -20,6 +21,7 @@ from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
 from flatlm.runtime.server.shop import Call, Shop
+from flatlm.runtime.server.warm import warm
 from flatlm.runtime.server.wire import GoneError
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -82,7 +84,9 @@ def application(shop: Shop, access: Access) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         shop.engine.start()
         shop.engine.call(lambda: shop.engine.open(shop.first)).add_done_callback(log_failure)
+        warming = asyncio.create_task(warm(shop, shop.options.warm))
         yield
+        warming.cancel()
         shop.engine.stop()
         shop.texts.shutdown(wait=False)
 

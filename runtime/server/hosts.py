@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flatlm import __version__
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.artifact import Manifest, read_manifest
+from flatlm.runtime.generation.prefix_files import PrefixFiles
+from flatlm.runtime.generation.prefixes import Prefixes, Saving
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions
 from flatlm.runtime.server.tickets import Order
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.generation.scheduler import Scheduler
     from flatlm.runtime.llm import LLM
 
+QUIET_SECONDS = 2.0  # after which prefixes are written down: another question may come before
 CHUNK_SECONDS = 0.5  # that a chunk of a prompt may take: a cancelled one and all who write wait for it
 
 
@@ -35,6 +39,9 @@ class Opening:
     draft: DraftOptions = field(default_factory=DraftOptions)
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(n=-1))
     keep_seconds: float = -1  # that an idle model stays open, -1: always
+    cache_bytes: int = 0  # for prefixes without a slot, in memory
+    cache_folder: Path | None = None  # and on disk
+    disk_bytes: int = 500 << 20
 
 
 def host_of(path: Path, name: str | None, opening: Opening) -> Host:
@@ -64,6 +71,8 @@ class Host:
         self.used = time.monotonic()  # when it had something to do last
         self.keep_seconds = opening.keep_seconds
         self.load_seconds = 0.0
+        self._files: PrefixFiles | None = None
+        self._kept = True  # nothing came since prefixes were written down
         self.failure: str | None = None  # why it could not be opened last
 
     @property
@@ -121,6 +130,7 @@ class Host:
             self.failure = str(error)
             raise
         self.failure = None
+        self._shelve(self.llm)
         self.scheduler.chunk.seconds = CHUNK_SECONDS
         self.used, self.load_seconds = time.monotonic(), time.monotonic() - started
         self.counts["loads"] += 1
@@ -128,8 +138,28 @@ class Host:
     def close(self) -> None:
         """Free its memory; the file stays in the page cache."""
         if self.llm is not None:
+            self.keep_prefixes()
             self.llm.close()
             self.llm = None
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    def _shelve(self, llm: LLM) -> None:
+        """Have a shelf for prefixes, where the backend can put them there."""
+        opening, backend = self.opening, llm.backend
+        if not isinstance(backend, Saving) or not (opening.cache_bytes or opening.cache_folder):
+            return
+        if opening.cache_folder is not None:
+            key = f"{__version__} {self.digest} {backend.name} {opening.backend.device}"
+            self._files = PrefixFiles(opening.cache_folder, key, opening.disk_bytes)
+        llm.scheduler.slots.prefixes = Prefixes(backend, opening.cache_bytes, self._files)
+
+    def keep_prefixes(self) -> None:
+        """What slots hold is written down, where there is a folder for it."""
+        if self._files is not None and not self._kept:
+            self.scheduler.slots.keep_all()
+        self._kept = True
 
     def cancel(self, order: Order) -> None:
         """End what has not ended of it; from any thread."""
@@ -143,7 +173,7 @@ class Host:
         if order not in self.orders:
             return
         self.orders.remove(order)
-        self.used = time.monotonic()
+        self.used, self._kept = time.monotonic(), False
         for ticket in order.tickets:
             if ticket.answer is not None:
                 self._count(ticket.answer)
@@ -162,14 +192,24 @@ class Host:
             self.counts["drafted_tokens"] += timings.drafting.drafted
             self.counts["accepted_tokens"] += timings.drafting.accepted
 
-    def until_rest(self) -> float | None:
+    def until_closed(self) -> float | None:
         """Seconds until an idle model is to be closed; None: it stays, or is closed."""
         if self.llm is None or self.keep_seconds < 0:
             return None
         return self.used + self.keep_seconds - time.monotonic()
 
+    def until_rest(self) -> float | None:
+        """Seconds until there is something to do for an idle model; None: there is not."""
+        times = [] if (closed := self.until_closed()) is None else [closed]
+        if self._files is not None and not self._kept:
+            times.append(self.used + QUIET_SECONDS - time.monotonic())
+        return min(times, default=None)
+
     def rest(self) -> None:
-        """Close it where it was idle for long enough."""
+        """Do what is due where it was idle for long enough."""
         left = self.until_rest()
-        if left is not None and left <= 0 and self.idle:
+        if left is None or left > 0 or not self.idle:
+            return
+        self.keep_prefixes()
+        if (closed := self.until_closed()) is not None and closed <= 0:
             self.close()

@@ -220,7 +220,7 @@ async def tags(call: Call) -> Response:
 async def ps(call: Call) -> Response:
     rows = []
     for host in call.shop.hosts.values():
-        left = host.until_rest()
+        left = host.until_closed()
         if host.loaded:
             then = datetime.now(timezone.utc) + timedelta(seconds=min(left or 0.0, 1e8))
             expires = NEVER if left is None else then.isoformat().replace("+00:00", "Z")

@@ -50,6 +50,7 @@ class ServeOptions:
     cache_dir: str | None = option(
         None, "--cache-dir", metavar="FOLDER", help="keep that on disk, too, from one start to the next"
     )
+    cache_disk: int = option(500, "--cache-disk", low=1, high=2**24, help="MiB that --cache-dir may take")
     warm: tuple[str, ...] = option(
         (), "--warm", metavar="FILE", help="read this prompt at the start: a request's JSON, or a text"
     )

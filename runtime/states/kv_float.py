@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flatlm.kernels_arm.layout import padded
+from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -22,7 +25,7 @@ class FloatKV:
     def bytes(self, context: int) -> int:
         return 4 * self.groups * padded(context, BLOCK) * (self.size + padded(self.size, BLOCK))
 
-    def allocate(self, context: int, slots: int) -> FloatCache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> FloatCache:
         return FloatCache(self.groups, self.size, context, slots)
 
 
@@ -39,6 +42,13 @@ class FloatCache:
         blocks = -(-length // BLOCK)
         self.keys[target, :, :blocks] = self.keys[source, :, :blocks]
         self.values[target, :, :length] = self.values[source, :, :length]
+
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        """What lies beyond the length in the last block of keys is overwritten before it is seen."""
+        return [self.keys[slot, :, : -(-length // BLOCK)].copy(), self.values[slot, :, :length].copy()]
+
+    def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
+        put_back([self.keys[slot], self.values[slot]], arrays)
 
     def cut_back(self, slot: int, length: int) -> int:
         """What lies beyond is overwritten before it is seen."""

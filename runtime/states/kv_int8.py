@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.ops import KV_BLOCK
+from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -23,7 +26,7 @@ class Int8KV:
     def bytes(self, context: int) -> int:
         return 2 * self.groups * padded(context, KV_BLOCK) * (padded(self.size, BLOCK) + 4)
 
-    def allocate(self, context: int, slots: int) -> Int8Cache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> Int8Cache:
         return Int8Cache(self.groups, self.size, context, slots)
 
 
@@ -51,6 +54,16 @@ class Int8Cache:
         self.keys[target, :, :blocks] = self.keys[source, :, :blocks]
         for scales in (self.key_scales, self.value_scales):
             scales[target, :, :length] = scales[source, :, :length]
+
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        """Whole blocks of keys and values: what lies beyond the length is overwritten before it is seen."""
+        parts = [self.keys[slot, :, : -(-length // BLOCK)], self.values[slot, :, : -(-length // KV_BLOCK)]]
+        scales = [self.key_scales[slot, :, :length], self.value_scales[slot, :, :length]]
+        return [part.copy() for part in parts + scales]
+
+    def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        put_back([part[slot] for part in parts], arrays)
 
     def cut_back(self, slot: int, length: int) -> int:
         """What lies beyond is overwritten before it is seen."""

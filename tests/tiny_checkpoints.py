@@ -1,0 +1,364 @@
+"""Tiny random checkpoints of every model type, as the hub has them: names and shapes on disk, config.json.
+
+folder = tiny(tmp_path / "m", "phi3", sliding_window=5)
+
+Every parameter is random, norms and biases too. What tests/spec computes of such a checkpoint is what
+transformers does; the export is compared with that.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.tiny_models import write_safetensors, write_tokenizer
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Odd on purpose, as tiny_models.TinyShape: few sizes are multiples of 16.
+BASE: dict[str, Any] = {
+    "vocab_size": 301,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+
+def tiny(folder: Path, model_type: str, **changes: Any) -> Path:
+    """Writes a random checkpoint of the type into `folder`; `changes` are keys of its config.json."""
+    config = tiny_config(model_type, **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", tiny_weights(config))
+    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    return folder
+
+
+def tiny_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, **USUAL.get(model_type, {}), **changes}
+
+
+def tiny_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Name on disk → float32; activations and logits stay near one."""
+    rng = np.random.default_rng(zlib.crc32(config["model_type"].encode()))
+    shapes = SHAPES[config["model_type"]](config)
+    return {name: _random(rng, name, shape) for name, shape in shapes.items()}
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = rng.standard_normal(shape)
+    if len(shape) > 1:
+        values *= 1 if any(word in name for word in ("embed", "wte")) else shape[-1] ** -0.5
+    elif "norm" in name or "ln_" in name:
+        values = 1 + 0.3 * values
+    else:
+        values *= 0.3
+    return values.astype(np.float32)
+
+
+def linear(name: str, n: int, k: int, bias: bool = False) -> Shapes:
+    return {f"{name}.weight": (n, k), **({f"{name}.bias": (n,)} if bias else {})}
+
+
+def attention(
+    c: Mapping[str, Any], at: str, bias: str = "", names: str = "q_proj k_proj v_proj o_proj"
+) -> Shapes:
+    """`bias`: letters of those of q, k, v and o that have one."""
+    d = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    q, kv, hidden = c["num_attention_heads"] * d, c["num_key_value_heads"] * d, c["hidden_size"]
+    sizes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+    shapes: Shapes = {}
+    for (part, (n, k)), name in zip(sizes.items(), names.split(), strict=True):
+        shapes |= linear(f"{at}.{name}", n, k, part in bias)
+    return shapes
+
+
+def gated(c: Mapping[str, Any], at: str, bias: bool = False) -> Shapes:
+    wide, hidden = c["intermediate_size"], c["hidden_size"]
+    return (
+        linear(f"{at}.gate_proj", wide, hidden, bias)
+        | linear(f"{at}.up_proj", wide, hidden, bias)
+        | linear(f"{at}.down_proj", hidden, wide, bias)
+    )
+
+
+def norms(c: Mapping[str, Any], at: str, *names: str) -> Shapes:
+    return {f"{at}.{name}.weight": (c["hidden_size"],) for name in names}
+
+
+def whole(c: Mapping[str, Any], layer: Callable[[str], Shapes]) -> Shapes:
+    """Embedding, layers, last norm and head under Llama's names."""
+    table = (c["vocab_size"], c["hidden_size"])
+    shapes: Shapes = {"model.embed_tokens.weight": table}
+    for i in range(c["num_hidden_layers"]):
+        shapes |= layer(f"model.layers.{i}")
+    shapes |= norms(c, "model", "norm")
+    return shapes | ({} if c["tie_word_embeddings"] else {"lm_head.weight": table})
+
+
+def llama(c: Mapping[str, Any]) -> Shapes:
+    """The biases are those that each model type's config asks for."""
+    kind = c["model_type"]
+    both = c.get("attention_bias") or c.get("use_bias")
+    bias = {
+        "qwen2": "qkv",
+        "helium": "qkv" if c.get("attention_bias") else "",
+        "seed_oss": ("qkv" if c.get("attention_bias", True) else "")
+        + "o" * c.get("attention_out_bias", False),
+        "internlm3": "qkv" * c.get("qkv_bias", False) + "o" * c.get("bias", False),
+    }.get(kind, "qkvo" if both else "")
+    mlp_bias = bool(c.get("mlp_bias") or c.get("use_bias") or c.get("bias"))
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", bias) | gated(c, f"{at}.mlp", mlp_bias)
+        if kind == "qwen3":
+            shapes |= {f"{at}.self_attn.{part}_norm.weight": (c["head_dim"],) for part in "qk"}
+        return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def phi3(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, h, g = (
+        c[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+
+    def layer(at: str) -> Shapes:
+        return {
+            f"{at}.self_attn.qkv_proj.weight": ((h + 2 * g) * hidden // h, hidden),
+            f"{at}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{at}.mlp.gate_up_proj.weight": (2 * wide, hidden),
+            f"{at}.mlp.down_proj.weight": (hidden, wide),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def granitemoehybrid(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide = c["hidden_size"], c["shared_intermediate_size"]
+
+    def layer(at: str) -> Shapes:
+        return {
+            **attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False)),
+            f"{at}.shared_mlp.input_linear.weight": (2 * wide, hidden),
+            f"{at}.shared_mlp.output_linear.weight": (hidden, wide),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def exaone(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide = c["hidden_size"], c["intermediate_size"]
+    table = (c["vocab_size"], hidden)
+    shapes: Shapes = {"transformer.wte.weight": table}
+    for i in range(c["num_layers"]):
+        at = f"transformer.h.{i}"
+        shapes |= attention(c, f"{at}.attn.attention", names="q_proj k_proj v_proj out_proj")
+        shapes |= norms(c, at, "ln_1", "ln_2")
+        shapes |= linear(f"{at}.mlp.c_fc_0", wide, hidden) | linear(f"{at}.mlp.c_fc_1", wide, hidden)
+        shapes |= linear(f"{at}.mlp.c_proj", hidden, wide)
+    return shapes | norms(c, "transformer", "ln_f") | {"lm_head.weight": table}
+
+
+def experts(
+    c: Mapping[str, Any], at: str, count: int, wide: int, names: str = "gate_proj up_proj down_proj"
+) -> Shapes:
+    """Each stored by itself."""
+    gate, up, down = names.split()
+    shapes: Shapes = {}
+    for e in range(count):
+        for name in (gate, up):
+            shapes |= linear(f"{at}.{e}.{name}", wide, c["hidden_size"])
+        shapes |= linear(f"{at}.{e}.{down}", c["hidden_size"], wide)
+    return shapes
+
+
+def qwen_moe(c: Mapping[str, Any]) -> Shapes:
+    """Qwen2's, Qwen3's and OLMoE's experts."""
+    kind, hidden = c["model_type"], c["hidden_size"]
+    size = c.get("head_dim") or hidden // c["num_attention_heads"]
+    wide = c.get("moe_intermediate_size", c["intermediate_size"])
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkv" if kind == "qwen2_moe" else "")
+        for part, heads in (("q", c["num_attention_heads"]), ("k", c["num_key_value_heads"])):
+            if kind != "qwen2_moe":
+                normed = size if kind == "qwen3_moe" else heads * size
+                shapes |= {f"{at}.self_attn.{part}_norm.weight": (normed,)}
+        if int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
+            shapes |= gated(c, f"{at}.mlp")
+        else:
+            shapes |= linear(f"{at}.mlp.gate", c["num_experts"], hidden)
+            shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+            if shared := c.get("shared_expert_intermediate_size"):
+                shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
+                shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, hidden)
+        return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def mixtral(c: Mapping[str, Any]) -> Shapes:
+    def layer(at: str) -> Shapes:
+        sparse, count = f"{at}.block_sparse_moe", c["num_local_experts"]
+        return {
+            **attention(c, f"{at}.self_attn"),
+            **linear(f"{sparse}.gate", count, c["hidden_size"]),
+            **experts(c, f"{sparse}.experts", count, c["intermediate_size"], "w1 w3 w2"),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def granitemoe(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, count = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
+
+    def layer(at: str) -> Shapes:
+        sparse = f"{at}.block_sparse_moe"
+        return {
+            **attention(c, f"{at}.self_attn"),
+            f"{sparse}.router.layer.weight": (count, hidden),
+            f"{sparse}.input_linear.weight": (count, 2 * wide, hidden),
+            f"{sparse}.output_linear.weight": (count, hidden, wide),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def lfm2_moe(c: Mapping[str, Any]) -> Shapes:
+    hidden, size = c["hidden_size"], c["hidden_size"] // c["num_attention_heads"]
+
+    def layer(at: str) -> Shapes:
+        number, mlp = int(at.rpartition(".")[2]), f"{at}.feed_forward"
+        shapes = norms(c, at, "operator_norm", "ffn_norm")
+        if c["layer_types"][number] == "conv":
+            shapes |= linear(f"{at}.conv.in_proj", 3 * hidden, hidden)
+            shapes |= {f"{at}.conv.conv.weight": (hidden, 1, 3)} | linear(
+                f"{at}.conv.out_proj", hidden, hidden
+            )
+        else:
+            shapes |= attention(c, f"{at}.self_attn", names="q_proj k_proj v_proj out_proj")
+            shapes |= {f"{at}.self_attn.{part}_layernorm.weight": (size,) for part in "qk"}
+        if number < c["num_dense_layers"]:
+            wide = c["intermediate_size"]
+            shapes |= linear(f"{mlp}.w1", wide, hidden) | linear(f"{mlp}.w3", wide, hidden)
+            return shapes | linear(f"{mlp}.w2", hidden, wide)
+        shapes |= linear(f"{mlp}.gate", c["num_experts"], hidden)
+        if c.get("use_expert_bias", True):
+            shapes |= {f"{mlp}.expert_bias": (c["num_experts"],)}
+        return shapes | experts(c, f"{mlp}.experts", c["num_experts"], c["moe_intermediate_size"], "w1 w3 w2")
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm", "model.embedding_norm"): shape for name, shape in shapes.items()}
+
+
+def ernie4_5_moe(c: Mapping[str, Any]) -> Shapes:
+    count, wide = c["moe_num_experts"], c["moe_intermediate_size"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn") | norms(c, at, "input_layernorm", "post_attention_layernorm")
+        if int(at.rpartition(".")[2]) < c["moe_layer_start_index"]:
+            return shapes | gated(c, f"{at}.mlp")
+        shapes |= linear(f"{at}.mlp.gate", count, c["hidden_size"])
+        shapes |= {f"{at}.mlp.moe_statics.e_score_correction_bias": (1, count)}
+        if shared := c["moe_num_shared_experts"]:
+            shapes |= gated({**c, "intermediate_size": wide * shared}, f"{at}.mlp.shared_experts")
+        return shapes | experts(c, f"{at}.mlp.experts", count, wide)
+
+    return whole(c, layer)
+
+
+QWEN_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+}
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
+# What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "granite": MULTIPLIERS,
+    "granitemoehybrid": {
+        **MULTIPLIERS,
+        "layer_types": ["attention"] * 2,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 40,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 8,
+        "mamba_d_head": 12,
+    },
+    "minicpm": {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 20},
+    "exaone": {"num_layers": 2, "activation_function": "silu", "layer_norm_epsilon": 1e-5},
+    "ernie4_5": {"head_dim": 12},
+    "helium": {"head_dim": 12},
+    "internlm3": {"head_dim": 12},
+    "seed_oss": {"head_dim": 12},
+    "smollm3": {"num_hidden_layers": 4},
+    "ministral3": {"head_dim": 8},
+    "qwen2_moe": {**QWEN_MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 28},
+    "qwen3_moe": {**QWEN_MOE, "head_dim": 14},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "granitemoe": {**MULTIPLIERS, "num_local_experts": 6, "num_experts_per_tok": 3},
+    "lfm2_moe": {
+        **QWEN_MOE,
+        "num_hidden_layers": 4,
+        "num_dense_layers": 1,
+        "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "conv_L_cache": 3,
+        "routed_scaling_factor": 1.5,
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 20,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
+    },
+}
+SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+    "ernie4_5": llama,
+    "ernie4_5_moe": ernie4_5_moe,
+    "exaone": exaone,
+    "granite": llama,
+    "granitemoe": granitemoe,
+    "granitemoehybrid": granitemoehybrid,
+    "helium": llama,
+    "internlm3": llama,
+    "lfm2_moe": lfm2_moe,
+    "llama": llama,
+    "minicpm": llama,
+    "ministral": llama,
+    "ministral3": llama,
+    "mistral": llama,
+    "mixtral": mixtral,
+    "phi3": phi3,
+    "qwen2": llama,
+    "qwen2_moe": qwen_moe,
+    "qwen3": llama,
+    "qwen3_moe": qwen_moe,
+    "seed_oss": llama,
+    "smollm3": llama,
+}
