@@ -7,7 +7,7 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import squeezed
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, ShortConv
+from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, QkNorm, ShortConv
 from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
@@ -20,7 +20,7 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
 def mixers(c: DecoderConfig, settings: Settings) -> dict[str, Branch]:
     """By what layer_types calls them."""
     conv = ShortConv(settings.get("conv_L_cache", int, 3, low=2), settings.get("conv_bias", bool, False))
-    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qk_norm=True)
+    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qk_norm=QkNorm())
     return {"conv": Branch("conv", conv), "full_attention": Branch("attention", attention)}
 
 

@@ -18,7 +18,7 @@ from flatlm.export.layers import Norm
 from flatlm.export.names import EXPERT, Names
 from flatlm.export.rope import Rotary
 from flatlm.export.sources.source import Source
-from flatlm.export.weights import Affine, Weight, beside, together
+from flatlm.export.weights import Affine, Weight, beside, ones, together
 from flatlm.runtime.format.graph import Attribute, Node, Tensor
 
 
@@ -72,11 +72,15 @@ class Builder:
 
     def weight(self, part: str, *shape: int, kind: str = ".weight") -> Weight:
         """A weight of the checkpoint, with what its name folds into it; `shape` as the config implies."""
-        name = self.names.of(f"{self.branch}{part}", self.layer)
-        found = self._stored(name.hf, kind)
-        for fold in name.folds:
+        return self.stored(part, kind).require(shape)
+
+    def stored(self, part: str, kind: str = ".weight") -> Weight:
+        """The same, of whatever shape."""
+        place, source = f"{self.branch}{part}", self.source
+        found = self._stored(self.names.stored(place, self.layer, source.gguf), kind)
+        for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)
-        return found.require(shape)
+        return found
 
     def _stored(self, name: str, kind: str) -> Weight:
         """As the checkpoint has it, which has found its place with that."""
@@ -90,7 +94,7 @@ class Builder:
         A name of the second kind has the expert's number in the place of `EXPERT`; files that store all as
         one keep the word.
         """
-        name = self.names.of(f"{self.branch}{part}", self.layer).hf
+        name = self.names.stored(f"{self.branch}{part}", self.layer, self.source.gguf)
         if EXPERT not in name or f"{name}{kind}" in self.source.names():
             return self.weight(part, experts, *shape, kind=kind)
         return together(
@@ -117,12 +121,20 @@ class Builder:
 
     def norm(self, part: str, x: str, norm: Norm) -> tuple[str, Weight | None]:
         """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
-        width, scale = self.config.hidden_size, self.scale
-        weight = self.weight(part, width)
-        weight = (weight.plus(1) if norm.plus_one else weight).scaled(scale)
-        shift = self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
+        weight, shift = self.norm_weights(part, norm)
         constant = self.constant(f"{self.name(part)}.weight", weight)
-        return self.emit(norm.op, part, (x, constant), epsilon=self.config.epsilon), shift
+        options: dict[str, Attribute] = {"centered": 1} if norm.centered else {}
+        options["epsilon"] = self.config.epsilon
+        return self.emit("Norm", part, (x, constant), (), **options), shift
+
+    def norm_weights(self, part: str, norm: Norm) -> tuple[Weight, Weight | None]:
+        """Weight and bias of a norm of the stream, times `scale`."""
+        width, scale = self.config.hidden_size, self.scale
+        weight = self.weight(part, width) if norm.weighted else ones(width)
+        if norm.plus_one and not self.source.gguf:  # whose converters have added it
+            weight = weight.plus(1)
+        weight = weight.scaled(scale)
+        return weight, self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
 
     def rotary(self, rotary: Rotary) -> tuple[str, str]:
         """position_ids → cos, sin [B, T, d/2]; one node for each table, before all others."""
