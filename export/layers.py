@@ -71,6 +71,34 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A router, and the sum of the gated MLPs that it chooses for each token, `kept` of `experts`.
+
+    kind, normalize, scale, floor, groups, keep: how it chooses, as docs/format.md has them of Route
+    select: whether numbers are added for the choice alone
+    shared: intermediate size of an MLP that all tokens go to, 0: none; `shared_gate`: times a sigmoid
+    clamp: alpha and limit of ClampedGate, in the place of `act`
+    """
+
+    act: str
+    experts: int
+    kept: int
+    intermediate_size: int
+    kind: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    floor: float = 0.0
+    groups: int = 1
+    keep: int = 1
+    select: bool = False
+    router_bias: bool = False
+    bias: bool = False  # of the experts
+    shared: int = 0
+    shared_gate: bool = False
+    clamp: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ShortConv:
     """b, c, u of one product: c · conv(b · u), a causal convolution of `taps`, and a product out of that."""
 
@@ -124,7 +152,7 @@ class Beside:
 
 
 Mixer = Attention | ShortConv | DeltaNet | Mamba2
-Body = Mixer | Beside | Gated | Plain  # each has its builder in blocks/decoder.py
+Body = Mixer | Beside | Gated | Plain | Experts  # each has its builder in blocks/decoder.py
 
 
 @dataclass(frozen=True, slots=True)

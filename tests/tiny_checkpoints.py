@@ -179,6 +179,44 @@ def exaone(c: Mapping[str, Any]) -> Shapes:
     return shapes | norms(c, "transformer", "ln_f") | {"lm_head.weight": table}
 
 
+def experts(
+    c: Mapping[str, Any], at: str, count: int, wide: int, names: str = "gate_proj up_proj down_proj"
+) -> Shapes:
+    """Each stored by itself."""
+    gate, up, down = names.split()
+    shapes: Shapes = {}
+    for e in range(count):
+        for name in (gate, up):
+            shapes |= linear(f"{at}.{e}.{name}", wide, c["hidden_size"])
+        shapes |= linear(f"{at}.{e}.{down}", c["hidden_size"], wide)
+    return shapes
+
+
+def qwen_moe(c: Mapping[str, Any]) -> Shapes:
+    """Qwen2's, Qwen3's and OLMoE's experts."""
+    kind, hidden = c["model_type"], c["hidden_size"]
+    size = c.get("head_dim") or hidden // c["num_attention_heads"]
+    wide = c.get("moe_intermediate_size", c["intermediate_size"])
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkv" if kind == "qwen2_moe" else "")
+        for part, heads in (("q", c["num_attention_heads"]), ("k", c["num_key_value_heads"])):
+            if kind != "qwen2_moe":
+                normed = size if kind == "qwen3_moe" else heads * size
+                shapes |= {f"{at}.self_attn.{part}_norm.weight": (normed,)}
+        if int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
+            shapes |= gated(c, f"{at}.mlp")
+        else:
+            shapes |= linear(f"{at}.mlp.gate", c["num_experts"], hidden)
+            shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+            if shared := c.get("shared_expert_intermediate_size"):
+                shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
+                shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, hidden)
+        return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
 def sandwiched(c: Mapping[str, Any]) -> Shapes:
     """Norms before, after or around the branches, and of heads, as each model type has them."""
     kind, hidden = c["model_type"], c["hidden_size"]
@@ -432,6 +470,82 @@ def qwen3_5(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
+def mixtral(c: Mapping[str, Any]) -> Shapes:
+    def layer(at: str) -> Shapes:
+        sparse, count = f"{at}.block_sparse_moe", c["num_local_experts"]
+        return {
+            **attention(c, f"{at}.self_attn"),
+            **linear(f"{sparse}.gate", count, c["hidden_size"]),
+            **experts(c, f"{sparse}.experts", count, c["intermediate_size"], "w1 w3 w2"),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def granitemoe(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, count = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
+
+    def layer(at: str) -> Shapes:
+        sparse = f"{at}.block_sparse_moe"
+        return {
+            **attention(c, f"{at}.self_attn"),
+            f"{sparse}.router.layer.weight": (count, hidden),
+            f"{sparse}.input_linear.weight": (count, 2 * wide, hidden),
+            f"{sparse}.output_linear.weight": (count, hidden, wide),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def lfm2_moe(c: Mapping[str, Any]) -> Shapes:
+    hidden, size = c["hidden_size"], c["hidden_size"] // c["num_attention_heads"]
+
+    def layer(at: str) -> Shapes:
+        number, mlp = int(at.rpartition(".")[2]), f"{at}.feed_forward"
+        shapes = norms(c, at, "operator_norm", "ffn_norm")
+        if c["layer_types"][number] == "conv":
+            shapes |= linear(f"{at}.conv.in_proj", 3 * hidden, hidden)
+            shapes |= {f"{at}.conv.conv.weight": (hidden, 1, 3)} | linear(
+                f"{at}.conv.out_proj", hidden, hidden
+            )
+        else:
+            shapes |= attention(c, f"{at}.self_attn", names="q_proj k_proj v_proj out_proj")
+            shapes |= {f"{at}.self_attn.{part}_layernorm.weight": (size,) for part in "qk"}
+        if number < c["num_dense_layers"]:
+            wide = c["intermediate_size"]
+            shapes |= linear(f"{mlp}.w1", wide, hidden) | linear(f"{mlp}.w3", wide, hidden)
+            return shapes | linear(f"{mlp}.w2", hidden, wide)
+        shapes |= linear(f"{mlp}.gate", c["num_experts"], hidden)
+        if c.get("use_expert_bias", True):
+            shapes |= {f"{mlp}.expert_bias": (c["num_experts"],)}
+        return shapes | experts(c, f"{mlp}.experts", c["num_experts"], c["moe_intermediate_size"], "w1 w3 w2")
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm", "model.embedding_norm"): shape for name, shape in shapes.items()}
+
+
+def ernie4_5_moe(c: Mapping[str, Any]) -> Shapes:
+    count, wide = c["moe_num_experts"], c["moe_intermediate_size"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn") | norms(c, at, "input_layernorm", "post_attention_layernorm")
+        if int(at.rpartition(".")[2]) < c["moe_layer_start_index"]:
+            return shapes | gated(c, f"{at}.mlp")
+        shapes |= linear(f"{at}.mlp.gate", count, c["hidden_size"])
+        shapes |= {f"{at}.mlp.moe_statics.e_score_correction_bias": (1, count)}
+        if shared := c["moe_num_shared_experts"]:
+            shapes |= gated({**c, "intermediate_size": wide * shared}, f"{at}.mlp.shared_experts")
+        return shapes | experts(c, f"{at}.mlp.experts", count, wide)
+
+    return whole(c, layer)
+
+
+QWEN_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+}
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "logits_scaling": 4.0,
@@ -496,6 +610,30 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "seed_oss": {"head_dim": 12},
     "smollm3": {"num_hidden_layers": 4},
     "ministral3": {"head_dim": 8},
+    "qwen2_moe": {**QWEN_MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 28},
+    "qwen3_moe": {**QWEN_MOE, "head_dim": 14},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "granitemoe": {**MULTIPLIERS, "num_local_experts": 6, "num_experts_per_tok": 3},
+    "lfm2_moe": {
+        **QWEN_MOE,
+        "num_hidden_layers": 4,
+        "num_dense_layers": 1,
+        "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "conv_L_cache": 3,
+        "routed_scaling_factor": 1.5,
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 20,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
+    },
     "gemma": {"head_dim": 12, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "gemma2": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
     "gemma3_text": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
@@ -568,6 +706,7 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "bloom": by_head,
     "cohere2": centered,
     "ernie4_5": llama,
+    "ernie4_5_moe": ernie4_5_moe,
     "exaone": exaone,
     "exaone4": sandwiched,
     "gemma": sandwiched,
@@ -579,25 +718,31 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "falcon_h1": falcon_h1,
     "granite": llama,
     "granite_swa": granite_swa,
+    "granitemoe": granitemoe,
     "granitemoehybrid": granitemoehybrid,
     "helium": llama,
     "hunyuan_v1_dense": hunyuan,
     "internlm3": llama,
+    "lfm2_moe": lfm2_moe,
     "lfm2": lfm2,
     "llama": llama,
     "minicpm": llama,
     "ministral": llama,
     "ministral3": llama,
     "mistral": llama,
+    "mixtral": mixtral,
     "nanochat": plain,
     "nemotron": centered,
     "olmo2": sandwiched,
     "olmo3": sandwiched,
     "opt": opt,
     "phi": phi,
+    "olmoe": qwen_moe,
     "phi3": phi3,
     "qwen2": llama,
+    "qwen2_moe": qwen_moe,
     "qwen3": llama,
+    "qwen3_moe": qwen_moe,
     "qwen3_5_text": qwen3_5,
     "seed_oss": llama,
     "smollm3": llama,
