@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
-from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
+from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, page, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
 from flatlm.runtime.server.shop import Call, Shop
@@ -64,7 +64,7 @@ ENDPOINTS = (
     Endpoint("GET", "/metrics", llamacpp.metrics, "Prometheus' counters"),
     Endpoint("GET", "/health", llamacpp.health, "whether the model is loaded"),
     Endpoint("GET", "/v1/health", llamacpp.health, "whether the model is loaded"),
-    Endpoint("GET", "/", ollama.running, "Ollama: that it is there"),
+    Endpoint("GET", "/", page.index, "the chat page; to programs, that Ollama's API is there"),
     Endpoint("GET", "/api/version", ollama.version, "Ollama: the version of its API"),
     Endpoint("GET", "/api/tags", ollama.tags, "Ollama: the models"),
     Endpoint("GET", "/api/ps", ollama.ps, "Ollama: the models that are loaded"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion, Prompt
@@ -233,11 +233,6 @@ def _full(host: Host) -> str:
 
 async def version(call: Call) -> Response:
     return reply({"version": VERSION})
-
-
-async def running(call: Call) -> Response:
-    """What Ollama says at / to who only wants to know whether it is there."""
-    return PlainTextResponse("Ollama is running")
 
 
 async def tags(call: Call) -> Response:
