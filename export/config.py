@@ -22,11 +22,14 @@ _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 def settings_of(config: Settings, architecture: Architecture) -> Settings:
     """What config.json says to the architecture: absent keys have its defaults."""
-    return dataclasses.replace(config, values={**architecture.defaults, **config.values})
+    values = architecture.as_new({**architecture.defaults, **config.values})
+    return dataclasses.replace(config, values=values)
 
 
-def read_config(source: Source, config: Settings, architecture: Architecture) -> DecoderConfig:
-    """Of `settings_of` a decoder's config.json.
+def read_config(
+    source: Source, config: Settings, architecture: Architecture, context: int | None = None
+) -> DecoderConfig:
+    """Of `settings_of` a decoder's config.json, for texts of at most `context` tokens.
 
     Raises UnsupportedError with every feature flatlm lacks, SourceError for impossible values.
     """
@@ -42,7 +45,8 @@ def read_config(source: Source, config: Settings, architecture: Architecture) ->
             f"{source.name}: config.json has {heads} attention heads, {kv_heads} key/value heads of size "
             f"{head_size}; the second must divide the first and the size be even, at most {_LARGEST_HEAD}"
         )
-    context = config.need(key("max_position_embeddings"), int, **_SIZE)
+    longest = config.need(key("max_position_embeddings"), int, **_SIZE)
+    context = min(context or longest, longest)
     return DecoderConfig(
         architecture=config.need("model_type", str),
         vocab_size=config.need(key("vocab_size"), int, **_SIZE),
@@ -56,7 +60,7 @@ def read_config(source: Source, config: Settings, architecture: Architecture) ->
         act=architecture.acts[config.get(key("hidden_act"), str, "silu")],
         epsilon=config.get(key("rms_norm_eps"), float, 1e-6, above=0, high=1),
         tied=_tied(source, config, architecture),
-        rotaries=_rotaries(config, architecture, head_size),
+        rotaries=_rotaries(config, architecture, head_size, context),
     )
 
 
@@ -89,13 +93,15 @@ def unsupported_features(config: Settings, architecture: Architecture) -> list[s
     return found + refused(config.values, obeyed | {*architecture.keys.values()})
 
 
-def _rotaries(config: Settings, architecture: Architecture, head_size: int) -> dict[str, Rotary]:
+def _rotaries(
+    config: Settings, architecture: Architecture, head_size: int, context: int
+) -> dict[str, Rotary]:
     """By type of layer where config.json has them so, under "" otherwise."""
     whole = rope.parameters(config)
     kinds = rope.by_layer_type(whole) if architecture.rope_by_layer_type else {}
     return {
         kind: dataclasses.replace(
-            rope.rotary(one, head_size),
+            rope.rotary(one, head_size, context),
             name=f"rotary.{kind}" if kind else "rotary",
             interleaved=architecture.interleaved,
         )
@@ -118,7 +124,7 @@ def _window(config: Settings) -> int:
 def _tied(source: Source, config: Settings, architecture: Architecture) -> bool:
     """Whether the head is the embedding: the config says so, and no other head is stored."""
     names = architecture.names
-    head, embedding = (f"{names.of(place).hf}.weight" for place in (HEAD, "embedding"))
+    head, embedding = (f"{names.stored(place)}.weight" for place in (HEAD, "embedding"))
     stored = head in source.names()
     if not config.get("tie_word_embeddings", bool, not stored):
         return False

@@ -15,6 +15,7 @@ from flatlm.runtime.format.functions import LINEAR, TOKEN_LINEAR
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 from . import ops
+from .ops.embedding import scale_of
 from .ops.function import Operation
 from .passes.flatten import FlatProduct, Flattening
 from .passes.grid import PLANE, Grid, grid, planes
@@ -101,7 +102,8 @@ def emit_embedding(node: Node, integers: np.ndarray, grid: Grid, graph: Graph) -
     """Appends the FlatEmbedding that `node` becomes, with its constants, and returns it."""
     (ids, weight), matrix = node.inputs, PackedMatrix(integers, grid.bits)
     graph.constants[weight] = matrix.tensor()
-    constants = {f"{node.name}.scale": Tensor.of(grid.steps.astype(np.float32))} | matrix.excess(node.name)
+    scale = grid.steps.astype(np.float32) * scale_of(node)
+    constants = {f"{node.name}.scale": Tensor.of(scale)} | matrix.excess(node.name)
     graph.constants.update(constants)
     made = Node("FlatEmbedding", (ids, weight, *constants), node.outputs, matrix.attributes, node.name)
     graph.nodes.append(made)

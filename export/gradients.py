@@ -44,6 +44,7 @@ def backward(graph: Graph, nodes: Sequence[Node], env: Env, gradients: Gradients
         back = ops.of(node.op).backward
         if back is None:  # of token ids and positions
             continue
-        found = back(graph, node, env, *(gradients[name] for name in node.outputs))
+        # a state leaves the graph unread: it has no gradient
+        found = back(graph, node, env, *(gradients[name] for name in node.outputs if name in gradients))
         for name, gradient in zip(node.inputs, found, strict=False):
             gradients[name] = gradients[name] + gradient if name in gradients else gradient

@@ -18,6 +18,7 @@ from .constants import load, shape_of
 from .decisions import Decisions, Matrix, transform
 from .gradients import Gradients, backward
 from .journal import Journal
+from .ops.embedding import scale_of
 from .ops.function import Env
 from .passes.bits import Variant, point_of, within_bytes, within_kl
 from .sensitivity import Moved
@@ -88,7 +89,7 @@ class _Block:
 
     def embedding(self, node: Node, head: Node) -> None:
         """A tied table is read twice: its rows also start the model."""
-        y, decided = self.gradients[node.outputs[0]], self.decided
+        y, decided = self.gradients[node.outputs[0]] * scale_of(node), self.decided
         table, ids = self.local.array(node.inputs[1]), self.env[node.inputs[0]]
         squares = sensitivity.of_embedding(table, ids, y, sensitivity.ways(decided.recipe))
         variants = [

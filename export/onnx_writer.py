@@ -139,7 +139,7 @@ def _value_infos(graph: Graph, shapes: dict[str, list[int]]) -> dict[str, onnx.V
     }
     for cache in caches_of(graph):
         for name, length in ((cache.past, "past"), (cache.present, "past + T")):
-            shape: list[str | int | None] = ["B", cache.heads, length, cache.columns]
+            shape: list[str | int] = ["B", *(length if size is None else size for size in cache.shape)]
             infos[name] = helper.make_tensor_value_info(name, _DTYPES[cache.dtype], shape)
     head = graph.head
     vocabulary = int(head.attrs["rows"]) if "rows" in head.attrs else shapes[head.inputs[1]][0]

@@ -2,6 +2,7 @@
 
 A head of d elements is rotated in halves: element i with element i + d/2, by position × frequency[i]. What
 does not turn has frequency 0, so a part of a head, or all of it, may stand still without a node of its own.
+How frequencies are stretched to longer contexts is in rope_scalings.py.
 
 Configs of transformers 4 have rope_theta and rope_scaling, those of 5 rope_parameters, for each type of layer
 its own where they differ.
@@ -10,24 +11,18 @@ its own where they differ.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from flatlm.export.rope_scalings import SCALINGS, Scaled
 from flatlm.runtime.settings import Settings
 
-TYPES = ("default", "llama3", "frequency_factors")
-_SLOWEST = 1e-6  # and 1e6: rope factors beyond are no model's, and no float32 overflows within
-_LONGEST = 1 << 28  # tokens
-_OUTER_KEYS = (
-    "rope_theta",
-    "partial_rotary_factor",
-    "original_max_position_embeddings",
-    "max_position_embeddings",
-)
+TYPES = (*SCALINGS, "proportional")
+_ALIASES = {"su": "longrope"}  # Phi-3's name of it, before it was published
+_OUTER_KEYS = ("rope_theta", "partial_rotary_factor", "max_position_embeddings")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +34,7 @@ class Rotary:
     factor: what cosines and sines are multiplied by; it is folded into weights
     interleaved: on disk, elements 2i and 2i + 1 are a pair, not i and i + turning/2
     name: of the node that makes the table; one for each frequency
+    note: what people should know of it
     """
 
     frequency: np.ndarray
@@ -46,6 +42,7 @@ class Rotary:
     factor: float = 1.0
     interleaved: bool = False
     name: str = "rotary"
+    note: str = ""
 
     def order(self) -> np.ndarray:
         """Where each element of a head, as the graph has it, lies on disk: int64 [d]."""
@@ -59,47 +56,26 @@ class Rotary:
         return np.where(self.order() < self.turning, self.factor, 1).astype(np.float32)
 
 
-def still(head_size: int) -> Rotary:
-    """Of layers without positions."""
-    return Rotary(np.zeros(head_size // 2, np.float32), head_size, name="rotary.still")
+def still(rotary: Rotary) -> Rotary:
+    """Of layers without positions in a model whose others turn so: rows lie as they do on disk."""
+    size = 2 * len(rotary.frequency)
+    return Rotary(np.zeros(size // 2, np.float32), size, name="rotary.still")
 
 
-def rotary(rope: Settings, head_size: int) -> Rotary:
-    """Of `parameters`, for heads of `head_size`."""
+def rotary(rope: Settings, head_size: int, context: int) -> Rotary:
+    """Of `parameters`, for heads of `head_size` and texts of at most `context` tokens."""
     theta = rope.need("rope_theta", float, low=1, high=1e30)
     share = rope.get("partial_rotary_factor", float, 1.0, above=0, high=1)
-    turning = 2 * (int(head_size * share) // 2)
-    frequency = theta ** -(np.arange(0, turning, 2, dtype=np.float64) / turning)
-    kind = rope_type(rope)
-    if kind == "frequency_factors":
-        factors = rope.each("factors", float, low=_SLOWEST, high=1 / _SLOWEST)
-        if len(factors) != len(frequency):
-            raise rope.wrong("factors", f"{len(frequency)} numbers, one for two elements of a head")
-        frequency = frequency / np.asarray(factors, np.float64)
-    elif kind == "llama3":
-        frequency = _llama3(frequency, rope)
+    turning, kind = 2 * (int(head_size * share) // 2), rope_type(rope)
+    if kind == "proportional":  # as if all turned, but only the fast ones do
+        frequency = theta ** -(np.arange(0, turning, 2, dtype=np.float64) / head_size)
+        scaled, turning = Scaled(frequency / rope.get("factor", float, 1.0, above=0)), head_size
+    else:
+        frequency = theta ** -(np.arange(0, turning, 2, dtype=np.float64) / turning)
+        scaled = SCALINGS[kind](frequency, rope, context)
     whole = np.zeros(head_size // 2, np.float32)
-    whole[: len(frequency)] = frequency
-    return Rotary(whole, turning)
-
-
-def _llama3(frequency: np.ndarray, rope: Settings) -> np.ndarray:
-    """Llama 3.1: by the turns a wave makes in the original context, fewer than low_freq_factor are slowed by
-    `factor`, more than high_freq_factor are kept, the ones between go over linearly."""
-    original = _original(rope)
-    low = rope.need("low_freq_factor", float, low=0, high=1 / _SLOWEST)
-    high = rope.need("high_freq_factor", float, above=low, high=1 / _SLOWEST)
-    factor = rope.need("factor", float, low=_SLOWEST, high=1 / _SLOWEST)
-    turns = original * frequency / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0, 1)
-    return frequency * (keep + (1 - keep) / factor)
-
-
-def _original(rope: Settings) -> int:
-    """Tokens of the context that the model was first trained on."""
-    longest = rope.get("max_position_embeddings", int, low=1, high=_LONGEST)
-    original = rope.get("original_max_position_embeddings", int, longest, low=1, high=_LONGEST)
-    return original or rope.need("original_max_position_embeddings", int)
+    whole[: len(frequency)] = scaled.frequency
+    return Rotary(whole, turning, scaled.factor, note=scaled.note)
 
 
 def parameters(config: Settings) -> Settings:
@@ -114,6 +90,8 @@ def parameters(config: Settings) -> Settings:
         given = dataclasses.replace(config, values={})
     outer = {key: config[key] for key in _OUTER_KEYS if key in config}
     values = {"rope_theta": 10000.0, **_present(outer), **_present(given.values)}
+    if original := config.values.get("original_max_position_embeddings"):
+        values["original_max_position_embeddings"] = original  # Phi-3 has it outside, where it counts more
     return dataclasses.replace(given, values=values)
 
 
@@ -129,9 +107,13 @@ def by_layer_type(whole: Settings) -> dict[str, Settings]:
 
 
 def rope_type(rope: Settings) -> str:
-    """`linear` with a factor of one is the default."""
+    """The type by its present name; `linear` with a factor of one is the default."""
     kind = rope.get("rope_type", str) or rope.get("type", str) or "default"
-    return "default" if kind == "linear" and rope.get("factor", float) == 1 else kind
+    if kind == "linear" and rope.get("factor", float) == 1:
+        return "default"
+    if kind == "yarn" and "short_factor" in rope:  # an early Phi-3
+        return "longrope"
+    return _ALIASES.get(kind, kind)
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,9 +72,11 @@ class Weight:
         """Elementwise, both of one shape."""
         return self._made(self.shape, lambda w: w + other.load())
 
-    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> Weight:
-        """Each element by itself: −e^A of recurrences."""
-        return self._made(self.shape, lambda w: function(w).astype(np.float32))
+    def mapped(
+        self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None
+    ) -> Weight:
+        """What a function makes of it: −e^A of recurrences. `shape`: the result's, where it is another."""
+        return self._made(shape or self.shape, lambda w: np.ascontiguousarray(function(w), np.float32))
 
     def require(self, shape: tuple[int, ...]) -> Weight:
         """Itself; SourceError unless its shape is the one that config.json implies."""
@@ -95,6 +97,11 @@ class Weight:
 def zeros(n: int) -> Weight:
     """A bias of zeros, where one of several linears has none."""
     return Weight((n,), lambda: np.zeros(n, np.float32), "zeros")
+
+
+def ones(n: int) -> Weight:
+    """Of a norm that has no weight."""
+    return Weight((n,), lambda: np.ones(n, np.float32), "ones")
 
 
 def stack(weights: Sequence[Weight]) -> Weight:

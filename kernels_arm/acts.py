@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import inlined, kernel
-from .ops import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU
+from .ops import GELU, GELU_TANH, RELU, RELU2, SIGMOID, SILU, XIELU
 from .reference import (
     EXP_HIGH,
     EXP_LOW,
@@ -17,8 +17,10 @@ from .reference import (
     LN2_HIGH,
     LN2_LOW,
     LOG2E,
+    XIELU_NEAR,
 )
 from .simd import (
+    get_f32,
     greater,
     load_floats,
     power_of_two,
@@ -31,6 +33,7 @@ from .simd import (
 )
 
 ONE, ZERO, MINUS_HALF = np.float32(1), np.float32(0), np.float32(-0.5)
+LEAST = np.float32(1e-45)  # above 0
 
 
 @inlined
@@ -94,6 +97,17 @@ def sigmoid16(x):
     return one / (one + exp16(splat_float(ZERO) - x))
 
 
+@inlined
+def xielu16(x, floats):
+    """floats: address of float32 [positive, negative, linear]."""
+    zero, one = splat_float(ZERO), splat_float(ONE)
+    part = x * splat_float(get_f32(floats + 8))
+    above = (x * splat_float(get_f32(floats))) * x + part
+    grown = exp16(smaller(x, splat_float(XIELU_NEAR))) - one
+    below = (grown - x) * splat_float(get_f32(floats + 4)) + part
+    return zero_below(above, x, splat_float(LEAST)) + zero_below(below, zero - x, zero)
+
+
 def _loops(act16):
     """Of a row, columns first … last: the activation, and the activation times another row."""
 
@@ -118,9 +132,15 @@ _act_relu2, _gate_relu2 = _loops(relu2_16)
 _act_sigmoid, _gate_sigmoid = _loops(sigmoid16)
 
 
+@inlined
+def _act_xielu(x, first, last, y, floats):
+    for at in range(4 * first, 4 * last, 64):
+        store_floats(y + at, xielu16(load_floats(x + at), floats))
+
+
 @kernel
-def act_row(act, x, first, last, y):
-    """y = act(x), columns first … last; `act` is a code of ops.py.
+def act_row(act, x, first, last, y, floats):
+    """y = act(x), columns first … last; `act` is a code of ops.py, `floats` the address of its numbers.
 
     Lanes beyond the end of a row hold anything finite.
     """
@@ -136,6 +156,8 @@ def act_row(act, x, first, last, y):
         _act_relu2(x, first, last, y)
     elif act == SIGMOID:
         _act_sigmoid(x, first, last, y)
+    elif act == XIELU:
+        _act_xielu(x, first, last, y, floats)
 
 
 @kernel

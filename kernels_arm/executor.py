@@ -13,15 +13,22 @@ from __future__ import annotations
 from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
+from .conv import conv_items, run_conv
+from .gating import run_grouped_norm, run_multiply_rows
 from .jit import inlined, kernel
+from .linear_attention import linear_attention_items, run_linear_attention, run_settle
 from .ops import (
     ACT_ROWS,
     ADD_ROWS,
     ATTEND,
     ATTEND8,
+    CONV,
     EMBED,
     GATE_ROWS,
+    GROUPED_NORM,
     HEAD_NORM,
+    LINEAR_ATTENTION,
+    MULTIPLY_ROWS,
     NORM_ROWS,
     P_LAST,
     PRODUCT,
@@ -31,6 +38,7 @@ from .ops import (
     RECORD,
     ROTATE,
     ROTATE8,
+    SETTLE,
     SOFT_CAP,
     STEP_LOGITS,
     STEP_TOKENS,
@@ -93,6 +101,12 @@ def op_items(op, step):
         return attend8_items(op, step)
     if code == QUANTIZE:
         return quantize_items(op_tokens(op, step))
+    if code == CONV:
+        return conv_items(op)
+    if code == LINEAR_ATTENTION:
+        return linear_attention_items(op)
+    if code == SETTLE:
+        return 1
     if code == SOFT_CAP:
         return get_i64(step + 8 * STEP_LOGITS)
     return get_i64(step + 8 * STEP_TOKENS)
@@ -147,6 +161,16 @@ def run_chunk(op, step, first, last, scratch):
         run_soft_cap(op, first, last)
     elif code == EMBED:
         run_embed(op, step, first, last)
+    elif code == CONV:
+        run_conv(op, step, first, last, scratch)
+    elif code == LINEAR_ATTENTION:
+        run_linear_attention(op, step, first, last, scratch)
+    elif code == MULTIPLY_ROWS:
+        run_multiply_rows(op, first, last)
+    elif code == GROUPED_NORM:
+        run_grouped_norm(op, first, last)
+    elif code == SETTLE:
+        run_settle(op, step)
 
 
 @kernel

@@ -15,10 +15,12 @@ RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
 HEAD_NORM, ACT_ROWS, TURN, SOFT_CAP = range(11, 15)
+CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS, GROUPED_NORM = range(40, 45)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
-    HEAD_NORM: "norm", ACT_ROWS: "act", TURN: "rotate", SOFT_CAP: "softcap",
+    HEAD_NORM: "norm", ACT_ROWS: "act", TURN: "rotate", SOFT_CAP: "softcap", CONV: "conv",
+    LINEAR_ATTENTION: "linear attention", SETTLE: "settle", MULTIPLY_ROWS: "multiply", GROUPED_NORM: "norm",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
@@ -27,21 +29,24 @@ EMBED_STARTS, EMBED_COLUMNS, EMBED_EXCESS = range(7, 10)  # starts = 0: no exces
 EMBED_POSITIONS = 10  # not 0: a row for each token's position, not for its id
 
 # activations, by the `act` of Gated, Activation and OutputGate
-SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID = range(6)
+SILU, GELU_TANH, GELU, RELU, RELU2, SIGMOID, XIELU = range(7)
 ACTS = {
     "silu": SILU, "gelu_tanh": GELU_TANH, "gelu": GELU, "relu": RELU, "relu2": RELU2, "sigmoid": SIGMOID
 }  # fmt: skip
+PLAIN_ACTS = {**ACTS, "xielu": XIELU}  # of Activation, which may have numbers of its own
+ACT_NUMBERS = {"xielu": ("positive", "negative", "linear")}
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
-# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns]; Q_GROUPS: int32 [extras], the 4-column groups
-# that have a high digit; Q_WIDE: int32 [2, wides], the flattened channels, and the place of each among the
-# digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras rounded up to 64], the digits of a few
-# tokens row by row for sparse excess, or 0; Q_LAST: only the rows wanted as logits; Q_SHARES: float32
-# [padded], levels / limit, where each token has a step of its own, or 0; Q_STEPS: float32 [tokens], these
-# steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens [tokens, SUM_SLICES]
+# Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns, numbers of the activation …]
+# Q_GROUPS: int32 [extras], 4-column groups that have a high digit; Q_WIDE: int32 [2, wides], the flattened
+# channels, and the place of each among the digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras
+# rounded up to 64], the digits of a few tokens row by row for sparse excess, or 0; Q_LAST: only the rows
+# wanted as logits; Q_SHARES: float32 [padded], levels / limit, where each token has a step of its own, or 0;
+# Q_STEPS: float32 [tokens], these steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens
+# [tokens, SUM_SLICES]
 
 # packed digits · packed weights → float32 rows
 P_BITS, P_X, P_SUMS, P_PADDED, P_WEIGHTS, P_PANELS, P_SCALE, P_BIAS, P_OUT, P_STRIDE, P_ADD = range(1, 12)
@@ -81,7 +86,27 @@ ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS, ROWS_CENTERED, ROWS_WEIGHT_
 # head's weight to the next one's; norms with CENTERED are of x − its mean
 # SOFT_CAP: IN in place, of the rows wanted as logits; ROWS_FLOATS: as A_CAP
 # GATE_ROWS: HEADS columns of IN, each for COLUMNS / HEADS of OTHER; 0: as many as OTHER has
-# ROWS_FLOATS: float32 [epsilon, columns]; ROWS_WEIGHT: float32 [columns padded to 16]
+# ROWS_FLOATS: float32 [epsilon, columns], of ACT_ROWS the activation's numbers; ROWS_WEIGHT: float32 [columns
+# padded to 16]
+
+# MULTIPLY_ROWS: IN times OTHER. GROUPED_NORM: each of HEADS groups of COLUMNS in IN becomes its norm, with
+# its part of WEIGHT
+
+# depthwise causal convolution over a state of rows (conv.py): weight float32 [taps, columns padded to 16]
+C_IN, C_IN_STRIDE, C_OUT, C_OUT_STRIDE, C_COLUMNS, C_TAPS, C_WEIGHT, C_BIAS, C_SILU, C_ROWS, C_ZEROS = range(
+    1, 12
+)
+
+# attention through a matrix for each head (linear_attention.py), whose state is that of the last steps' floor
+L_Q, L_Q_STRIDE, L_K, L_K_STRIDE, L_V, L_V_STRIDE, L_DT, L_DT_STRIDE, L_BETA, L_BETA_STRIDE = range(1, 11)
+L_OUT, L_OUT_STRIDE, L_HEADS, L_KEY_HEADS, L_KEY_SIZE, L_VALUE_SIZE, L_FLOATS, L_STATE = range(11, 19)
+L_KEYS, L_UPDATES, L_FLOORS = range(19, 22)
+# L_BETA: 0 without the delta rule; L_FLOATS: float32 [bias [h], decay [h], skip [h], least step]
+
+# the end of a step of such states: their floors rise
+S_FLOORS = 1
+# L_FLOORS, S_FLOORS: int64 [slots, 2], by slot: positions that are summed up in the states, and which half of
+# L_KEYS holds the keys of those after them
 
 # how sparse excess is gathered (excess.py): addresses and counts
 J_DELTA, J_VALUE, J_ENTRIES, J_COLUMNS, J_PANELS, J_HIGH, J_STARTS, J_BASES, J_LOOKUPS, J_SCRATCH = range(10)
@@ -110,6 +135,8 @@ _SPARSE_TOKENS = {"avx512vnni": 64, "avx2": 16}  # other tiers: 8
 MOST_SPARSE = max(_SPARSE_TOKENS.values())
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
+KEPT = 32  # positions that states which sum up can be cut back by: 4 spans, more than drafts are long
+VALUE_BLOCK = 32  # columns of a matrix state that are a work item: with 128 rows 16 KiB, half of a small L1
 FEW_TOKENS = SPAN  # of a step of one span, blocks of the context are shared out among threads; else spans
 
 
@@ -145,3 +172,10 @@ def attention8_scratch(size: int, context: int) -> int:
     width, blocks = (size + 15) // 16 * 16, context // KV_BLOCK
     parts = 4 * ATTEND_ROWS * (width + 16) * blocks
     return (16 + 64) * width + 16 * KV_BLOCK + 2 * 16 * KV_BLOCK + parts + 256
+
+
+def linear_attention_scratch(size: int) -> int:
+    """Bytes a thread needs for linear attention with keys of `size`: a block of the matrix, two keys, a
+    query, an update, the sums, 16 lanes."""
+    padded = (size + 15) // 16 * 16
+    return 4 * padded * (VALUE_BLOCK + 3) + 8 * VALUE_BLOCK + 64 * 4

@@ -249,7 +249,7 @@ def prepare_row(op, x, token, first, last, scratch):
         gate_row(get_i64(op + 8 * Q_ACT), x, up, first, last, scratch)
         x = scratch
     elif kind == ACTED:
-        act_row(get_i64(op + 8 * Q_ACT), x, first, last, scratch)
+        act_row(get_i64(op + 8 * Q_ACT), x, first, last, scratch, get_i64(op + 8 * Q_FLOATS) + 12)
         x = scratch
     inverse = get_f32(get_i64(op + 8 * Q_FLOATS))
     if shares:

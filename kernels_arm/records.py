@@ -107,6 +107,7 @@ class Rows:
     epsilon: float = 0.0  # of a norm
     weight: np.ndarray | None = None  # float32 [k], of a norm
     act: int = ops.SILU  # the activation
+    numbers: tuple[float, ...] = ()  # of the activation
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def quantize_record(
     """QUANTIZE. by_row: a product with sparse excess follows; last: only the rows whose logits are wanted."""
     by_token, k = integers.inverse_scale is None, len(integers.limit)
     factor = np.float32(integers.levels if by_token else integers.inverse_scale)
-    floats = np.array([factor, rows.epsilon, k], np.float32)
+    floats = np.array([factor, rows.epsilon, k, *rows.numbers], np.float32)
     shares = np.float32(integers.levels) / np.asarray(integers.limit, np.float32)
     weight = 0 if rows.weight is None else held(keep, rows.weight, np.float32, integers.columns)
     keep.append(rows.source)

@@ -12,6 +12,7 @@ Legend: m tokens, n outputs, k inputs, h heads, g key/value heads, d head size, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -323,6 +324,23 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 ACTS = {
     "silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2, "sigmoid": sigmoid
 }  # fmt: skip
+
+
+XIELU_NEAR = np.float32(-1e-6)
+
+
+def xielu(x: np.ndarray, positive: float, negative: float, linear: float) -> np.ndarray:
+    """positive · x² + linear · x above 0, negative · (e^min(x, −10⁻⁶) − 1 − x) + linear · x below
+    (Huang and Schlag, arXiv 2411.13010).
+    """
+    part, one = x * np.float32(linear), np.float32(1)
+    with np.errstate(over="ignore"):
+        above = (x * np.float32(positive)) * x + part
+    below = ((exp(np.minimum(x, XIELU_NEAR)) - one) - x) * np.float32(negative) + part
+    return np.where(x > 0, above, below)
+
+
+PLAIN_ACTS: Mapping[str, Callable[..., np.ndarray]] = {**ACTS, "xielu": xielu}
 
 
 def gated(gate_up: np.ndarray, act: str) -> np.ndarray:

@@ -106,7 +106,7 @@ def run_act_rows(op, first, last):
     end = last_lanes(columns)
     for token in range(first, last):
         y = output_row(op, token)
-        act_row(act, input_row(op, token), 0, columns, y)
+        act_row(act, input_row(op, token), 0, columns, y, get_i64(op + 8 * ROWS_FLOATS))
         store_lanes(y, end, columns, load_floats(y + 4 * end))
 
 

@@ -10,7 +10,7 @@ what does (rotation, attention) goes through this table, which the runtime write
 from __future__ import annotations
 
 from .jit import inlined
-from .ops import SPAN_BYTES, SPAN_PAST, SPAN_ROW, SPAN_ROWS, SPAN_SLOT, STEP_TABLE
+from .ops import SPAN_BYTES, SPAN_PAST, SPAN_ROW, SPAN_ROWS, SPAN_SLOT, STEP_SPANS, STEP_TABLE
 from .simd import get_i64
 
 
@@ -50,3 +50,19 @@ def row_count(span):
 def past_of(span):
     """What is added to a row's number to have its position."""
     return get_i64(span + 8 * SPAN_PAST) - first_row(span)
+
+
+@inlined
+def sequence_end(step, number):
+    """The number of the first span after `number` that is of another sequence."""
+    slot, end, count = slot_of(span_of(step, number)), number + 1, get_i64(step + 8 * STEP_SPANS)
+    while end < count and slot_of(span_of(step, end)) == slot:
+        end += 1
+    return end
+
+
+@inlined
+def rows_until(step, number, end):
+    """Rows of spans `number` … `end` of one sequence."""
+    last = span_of(step, end - 1)
+    return first_row(last) + row_count(last) - first_row(span_of(step, number))

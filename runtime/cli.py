@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from flatlm import __version__
 from flatlm.runtime.commands import streams
+from flatlm.runtime.commands.habits import translated
 from flatlm.runtime.errors import BackendError, FlatlmError, ResourceError, UsageError, first_line, full_disk
 from flatlm.runtime.options import did_you_mean
 
@@ -90,10 +91,14 @@ class Parser(argparse.ArgumentParser):
             return "--"
         return super()._get_values(action, arg_strings)
 
+    def _flags(self) -> dict[str, bool]:
+        """The flags there are, and whether each is followed by a value."""
+        return {name: one.nargs is None for name, one in self._option_string_actions.items()}
+
     def _joined(self, words: Sequence[str]) -> list[str]:
         """`-p -1+2` as `-p=-1+2`: argparse would take the second word for a flag by its look."""
         joined: list[str] = []
-        waiting = iter(words)
+        waiting = iter(list(translated(words, self._flags(), _say)))
         for word in waiting:
             if word == "--":
                 return [*joined, word, *waiting]
@@ -182,18 +187,25 @@ def _while_importing(error: BaseException | None) -> bool:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if argv[0:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else UsageError.exit_code
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "-V", "version"):
         print(f"flatlm {__version__}")
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}")
+        known = ("--version", "--help") if verb.startswith("-") else VERBS
+        raise UsageError(f"unknown verb {verb!r}{did_you_mean(verb, known)}")
     parser = parser_of(verb)
     args, unknown = parser.parse_known_args(argv[1:])
     if unknown:
+        if verb in ("generate", "chat") and not unknown[0].startswith("-"):
+            raise UsageError(
+                f"unknown argument {unknown[0]!r}: a prompt is given as -p TEXT, or to `flatlm run`"
+            )
         close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f" (see `flatlm {verb} --help`)"
         raise UsageError(f"unknown argument {unknown[0]!r}{hint}")
@@ -221,6 +233,10 @@ def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb.ljust(width)}  {summary}" for verb, (_, summary, _) in VERBS.items())
     return f"usage: flatlm VERB …\n\n{verbs}\n\n`flatlm VERB --help` shows a verb's options."
+
+
+def _say(text: str) -> None:
+    print(streams.printable(text), file=sys.stderr)
 
 
 def _complain(message: str, status: int) -> int:

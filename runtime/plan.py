@@ -13,6 +13,7 @@ A value of the graph becomes a buffer; fuse.py says which nodes become records t
     Gated → FlatLinear (down) → Add                    QUANTIZE(gated)  PRODUCT(add)
     Activation → FlatLinear (down) → Add               QUANTIZE(acted)  PRODUCT(add)
     Norm, Gated, Activation, OutputGate, Add elsewhere  NORM_ROWS, GATE_ROWS, ACT_ROWS, GATE_ROWS, ADD_ROWS
+    CausalConv, LinearAttention                        CONV, LINEAR_ATTENTION, and SETTLE at the end
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from flatlm.runtime.format.widths import values_of
 from flatlm.runtime.fuse import fuse
 from flatlm.runtime.lowering import Lowering
 from flatlm.runtime.states import State
+from flatlm.runtime.states.floors import Floors
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Plan:
     logits: np.ndarray  # float32 [logit rows, vocab padded to 16]
     scratch: int  # bytes per thread
     states: list[State]
+    floors: Floors  # of those that sum up their past
     keep: list[np.ndarray]
 
 
@@ -66,7 +69,8 @@ def lower(
     """
     values = values_of(graph) if values is None else values
     described = ops.states_of(graph, values)
-    states = {name: state.allocate(context, slots) for name, state in described.items()}
+    floors = Floors(slots)
+    states = {name: state.allocate(context, slots, floors) for name, state in described.items()}
     products = {
         node.name: ops.PRODUCTS[node.op].integers(graph, node) for node in graph.nodes if ops.is_product(node)
     }
@@ -78,6 +82,9 @@ def lower(
         for name in group.inputs:
             if last_uses[name] == i:
                 lowering.release(name)
+    if any(hasattr(state, "floors") for state in states.values()):
+        row = records.record(machine.SETTLE, S_FLOORS=floors.array.ctypes.data)
+        lowering.add(graph.head, row)
     ids, rows, spans = (np.zeros(shape, np.int64) for shape in (batch, logit_rows, (batch, 4)))
     words = np.zeros(machine.STEP_WORDS, np.int64)
     words[machine.STEP_IDS], words[machine.STEP_TABLE] = ids.ctypes.data, spans.ctypes.data
@@ -85,5 +92,5 @@ def lower(
     table, logits = records.table_of(lowering.records), lowering.array(graph.nodes[-1].outputs[0])
     return Plan(
         table, lowering.names, words, ids, spans, rows, logits, lowering.scratch, list(states.values()),
-        lowering.keep,
+        floors, lowering.keep,
     )  # fmt: skip

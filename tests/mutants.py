@@ -25,7 +25,7 @@ MODELS = [
     ("int8", "token", "softcap", "slopes", "sinks", "window"),
     ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
     ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
-    ("float32", "static", "qk_norm", "all", "norm_last"),
+    ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
 ]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 

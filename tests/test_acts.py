@@ -190,3 +190,43 @@ def test_slopes_are_those_of_finite_differences(op, columns, act):
         step = size * rng.standard_normal(env[name].shape)
         found = moved(function, graph, node, env, name, step, towards)
         assert np.vdot(gradient, step) == pytest.approx(found, rel=1e-2 if act == "gelu" else 1e-4)
+
+
+NUMBERS = {"positive": 0.7, "negative": 1.4, "linear": 0.5}
+
+
+def test_xielu_is_its_formula_and_the_backends_agree():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from tests.test_functions import call
+
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0, 1e-30, -1e-30, -5e-7]]).astype(np.float32)[None, None]
+    wide = x.astype(np.float64)
+    exact = np.where(wide > 0, 0.7 * wide**2, 1.4 * (np.expm1(np.minimum(wide, -1e-6)) - wide)) + 0.5 * wide
+    found = reference.xielu(x, *NUMBERS.values())
+    np.testing.assert_allclose(found, exact, rtol=2e-6, atol=5e-7)
+    (y,) = call("Activation", {"x": x}, act="xielu", **NUMBERS)
+    assert same_bits(y, found)
+    function, node = of("Activation"), Node("Activation", ("x",), ("y",), {"act": "xielu", **NUMBERS}, "n")
+    (found,) = function.operation(Graph([node]), node)(wide)
+    np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-12)
+    step = 1e-6
+    moved = [function.operation(Graph([node]), node)(wide + sign * step)[0] for sign in (1, -1)]
+    (slope,) = function.backward(Graph([node]), node, {"x": wide}, np.ones((1, *x.shape)))
+    away = np.abs(wide) > 1e-5  # from the kink
+    found = (moved[0] - moved[1]) / (2 * step)
+    np.testing.assert_allclose(slope[0][away], found[away], rtol=1e-4, atol=1e-6)
+
+
+def test_the_kernel_of_xielu_gives_the_references_bits():
+    keep, columns = list[np.ndarray](), 70
+    rows, out = zeros(keep, (5, 96)), zeros(keep, (5, 96))
+    rows[:, :columns] = x = np.clip(gates(5, columns)[:, :columns], -1e18, 1e18)
+    numbers = np.array([*NUMBERS.values()], np.float32)
+    one = record(
+        ops.ACT_ROWS, ROWS_IN=rows.ctypes.data, ROWS_IN_STRIDE=rows.strides[0], ROWS_OUT=out.ctypes.data,
+        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_ACT=ops.XIELU,
+        ROWS_FLOATS=numbers.ctypes.data,
+    )  # fmt: skip
+    run([one], [(0, 5, 0)], 64, 2)
+    assert same_bits(out[:, :columns], reference.xielu(x, *NUMBERS.values()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flatlm.export import execute
+from flatlm.export import archs, execute
 from flatlm.export.architecture import Architecture
 from flatlm.export.archs import architectures, build_graph
 from flatlm.export.blocks.builder import Builder
@@ -207,15 +208,15 @@ def test_lazy_constants_keep_what_a_pass_assigns_and_share_the_rest():
 
 def test_frequency_factors_divide_the_frequencies():
     rope = {"rope_theta": 100.0, "rope_type": "frequency_factors", "factors": [1.0, 4.0]}
-    turned = rotary(Settings(rope, "rope", SourceError), 4)
+    turned = rotary(Settings(rope, "rope", SourceError), 4, 128)
     assert turned.frequency.tolist() == pytest.approx([1.0, 0.025])
 
 
 UNSUPPORTED = {
     "architecture 'lama4' is not supported; of the": {"model_type": "lama4"},
     "the nearest by name is 'llama'": {"model_type": "lama4"},
-    "rope_scaling type 'yarn'": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-    "rope_scaling type 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    "rope_scaling type 'xpos'": {"rope_scaling": {"type": "xpos", "factor": 4.0}},
+    "rope_scaling type 'axial'": {"rope_parameters": {"rope_type": "axial", "factor": 2.0}},
     "hidden_act 'gelu' (flatlm has silu, swish, gelu_pytorch_tanh in": {"hidden_act": "gelu"},
     "hidden_act 'gelu_pytorch_tanh' (flatlm has silu, swish in": {
         "model_type": "qwen2",
@@ -245,9 +246,13 @@ UNSUPPORTED = {
     "rope parameters of their own for full_attention": {
         "rope_parameters": {"full_attention": {"rope_type": "default"}}
     },
-    "'yarn' (flatlm has": {
+    "'xpos' (flatlm has default, linear, dynamic, llama3, yarn, longrope": {
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+        "rope_scaling": {"rope_type": "xpos", "factor": 4.0},
+    },
+    "has no rope_scaling.factor, expected a number": {"rope_scaling": {"type": "linear"}},
+    "rope_scaling.short_factor = [1.0], expected 10 numbers": {
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0]}
     },
     "config.json has rms_norm_eps = nan, expected a number above 0": {"rms_norm_eps": float("nan")},
     "config.json has rms_norm_eps = 0, expected a number above 0": {"rms_norm_eps": 0},
@@ -348,4 +353,5 @@ def test_unused_sliding_window_is_no_obstacle(tmp_path):
 
 
 def test_architectures_are_the_files_of_the_folder():
-    assert architectures() == ["llama", "mistral", "qwen2", "qwen3"]
+    files = {path.stem for path in Path(archs.__file__).parent.glob("[a-z]*.py")}
+    assert architectures() == sorted(files) and {"llama", "mistral", "qwen2", "qwen3"} <= files

@@ -11,7 +11,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from flatlm.export import exporter
-from flatlm.export.archs import architectures
 from flatlm.export.recipe import RECIPES
 from flatlm.export.sources import open_source
 from flatlm.runtime.backends import open_backend
@@ -57,7 +56,3 @@ def computed(backend, ids: np.ndarray, cut: list[int]) -> np.ndarray:
     logits = np.concatenate([backend.forward(part, len(part)) for part in parts])
     backend.close()
     return logits
-
-
-def test_every_architecture_is_here():
-    assert {shape.get("architecture", "llama") for shape in SHAPES.values()} == set(architectures())

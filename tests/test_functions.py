@@ -18,10 +18,11 @@ from flatlm.export.onnx_writer import write_onnx  # noqa: E402
 from flatlm.kernels_arm import layout, reference  # noqa: E402
 from flatlm.runtime.backends.numpy import NumpyBackend  # noqa: E402
 from flatlm.runtime.backends.ort import OrtBackend  # noqa: E402
-from flatlm.runtime.format.functions import LINEARS, TOKEN_LINEAR  # noqa: E402
+from flatlm.runtime.format.functions import LINEARS, STANDARD, TOKEN_LINEAR  # noqa: E402
 from flatlm.runtime.format.graph import Node, Tensor  # noqa: E402
 from flatlm.runtime.format.onnx_reader import read_onnx  # noqa: E402
 from flatlm.runtime.ops import OPS, signature  # noqa: E402
+from tests.recurrent_graphs import MIXERS, recurrent_graph  # noqa: E402
 from tests.test_passes import float_graph  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
 
@@ -270,7 +271,8 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         *quantized_graph(0, kv, "token", "plain", "head_gate", "logit_cap").nodes,
     ]
     nodes += float_graph().nodes
-    for node in (node for node in nodes if node.op != "Add"):
+    nodes += [node for mixer in MIXERS for node in recurrent_graph(mixer).nodes]
+    for node in (node for node in nodes if node.op not in STANDARD):
         called, body = signature(node), ops.of(node.op).body(node)
         made = function(node.op, body)
         extra = ["signed"] if node.op in LINEARS else []
@@ -296,7 +298,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
         ("int8", "token", "softcap", "slopes", "sinks", "window"),
         ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
         ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
-        ("float32", "static", "qk_norm", "all", "norm_last"),
+        ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
     ],
     ids="-".join,
 )

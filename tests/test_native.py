@@ -35,7 +35,7 @@ MODELS = [  # cache, activations, options
     ("int8", "token", "softcap", "slopes", "sinks", "window"),
     ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
     ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
-    ("float32", "static", "qk_norm", "all", "norm_last"),
+    ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
 ]
 
 

@@ -11,8 +11,9 @@ from flatlm.runtime import ops
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.format.widths import values_of
-from flatlm.runtime.memory import cache_bytes
+from flatlm.runtime.memory import cache_bytes, sequence_text
 from flatlm.runtime.states import cut_back
+from tests.recurrent_graphs import MIXERS, recurrent_graph
 from tests.tiny_graphs import CONTEXT, LAYERS, VOCABULARY, quantized_graph
 
 
@@ -52,6 +53,26 @@ def test_every_layer_has_a_state_that_says_its_bytes_beforehand(kv):
         held = sum(array.nbytes for array in vars(state).values() if isinstance(array, np.ndarray))
         assert held == 3 * one.bytes(CONTEXT)
     assert cache_bytes(graph, CONTEXT) == sum(one.bytes(CONTEXT) for one in described.values())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_states_that_do_not_grow_say_their_bytes_beforehand(mixer):
+    graph = recurrent_graph(mixer)
+    described = ops.states_of(graph, values_of(graph))
+    first = [f"layers.0.{mixer}.conv", *([f"layers.0.{mixer}.attend"] if mixer != "conv" else [])]
+    assert list(described) == [*first, "layers.1.attention.append"]
+    for name in first:
+        one = described[name]
+        held = [
+            array.nbytes for array in vars(one.allocate(CONTEXT, 3)).values() if isinstance(array, np.ndarray)
+        ]
+        assert sum(held) == 3 * one.bytes(CONTEXT) == 3 * one.bytes(1 << 20)
+    assert cache_bytes(graph, CONTEXT) == sum(one.bytes(CONTEXT) for one in described.values())
+
+
+def test_the_memory_of_a_sequence_is_told_in_words():
+    assert sequence_text(quantized_graph()) == "0.3 KB for each token"
+    assert sequence_text(recurrent_graph("delta")) == "0.1 MB and 0.2 KB for each token"
 
 
 @pytest.fixture(params=["float32", "int8"])

@@ -94,4 +94,6 @@ def test_pairs_on_disk_are_the_pairs_of_rotate():
     assert Rotary(frequency, turning=4).order().tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     assert Rotary(frequency, 4, interleaved=True).order().tolist() == [0, 2, 4, 5, 1, 3, 6, 7]
     assert Rotary(frequency, 4, factor=2.0).factors().tolist() == [2, 2, 1, 1, 2, 2, 1, 1]
-    assert not still(8).frequency.any() and still(8).order().tolist() == list(range(8))
+    resting = still(Rotary(frequency, 4, factor=2.0, interleaved=True))
+    assert resting.order().tolist() == list(range(8)) and resting.factor == 1
+    assert not resting.frequency.any()

@@ -11,7 +11,7 @@ VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
 OF_ATTENTION = {"qk_norm", "own", "all", "norm_last", "no_rotation", "window", "softcap", "sinks", "slopes"}
 OPTIONS = {"norms", "centered", "plain", "output_gate", "head_gate", "positions", "logit_cap"}
-OPTIONS |= {*ops.ACTS, *OF_ATTENTION}
+OPTIONS |= {*ops.PLAIN_ACTS, *OF_ATTENTION}
 WINDOW = 5  # of the first layer
 
 
@@ -35,7 +35,7 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         positions   a row for each position is added to the embedding
     """
     assert {*options} <= OPTIONS
-    return _Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
+    return Maker(np.random.default_rng(seed), kv, activations == "token", {*options}).decoder()
 
 
 def matrix(rng: np.random.Generator, rows: int, columns: int, bits: int, excess: int = 0) -> np.ndarray:
@@ -63,7 +63,9 @@ def flattening(
     return {"limit": np.float32(pieces * levels)}
 
 
-class _Maker:
+class Maker:
+    """Makes such a graph."""
+
     def __init__(self, rng: np.random.Generator, kv: str, by_token: bool, options: set[str]) -> None:
         self.rng, self.kv, self.by_token, self.options, self.graph = rng, kv, by_token, options, Graph()
 
@@ -100,21 +102,25 @@ class _Maker:
         return graph
 
     def layer(self, i: int, x: str) -> str:
-        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
         bits = (4, 8)[i % 2]
-        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
-        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
-        self.attention(i, at, qkv)
-        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
-        x = self.node("Add", f"{at}.add", x, self.normed(out))
+        x = self.mixer(i, x, bits)
         at = f"layers.{i}.mlp"
         plain = "plain" in self.options
         made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
         gate_up = self.linear(f"{at}.gate_up", self.norm(f"{at}.norm", x), made, HIDDEN, bits, levels=7)
-        name = next((act for act in ops.ACTS if act in self.options), "silu")
-        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name), INTERMEDIATE)
+        name = next((act for act in ops.PLAIN_ACTS if act in self.options), "silu")
+        numbers = dict(zip(ops.ACT_NUMBERS.get(name, ()), (0.8, 1.3, 0.5), strict=False))
+        act = self.normed(self.node(op, f"{at}.act", gate_up, act=name, **numbers), INTERMEDIATE)
         down = self.linear(f"{at}.down", act, HIDDEN, INTERMEDIATE, 4)
         return self.node("Add", f"{at}.add", x, self.normed(down))
+
+    def mixer(self, i: int, x: str, bits: int) -> str:
+        at, width = f"layers.{i}.attention", HEADS * HEAD_SIZE
+        rows = (HEADS + 2 * KV_HEADS) * HEAD_SIZE
+        qkv = self.linear(f"{at}.qkv", self.norm(f"{at}.norm", x), rows, HIDDEN, bits)
+        self.attention(i, at, qkv)
+        out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
+        return self.node("Add", f"{at}.add", x, self.normed(out))
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""

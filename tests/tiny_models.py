@@ -61,7 +61,7 @@ def tiny_model(folder: Path, **shape: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", tiny_config(s))
     _write_weights(folder, tiny_weights(s), s)
-    _write_tokenizer(folder, s)
+    write_tokenizer(folder, s.vocab_size, s.context_length)
     return folder
 
 
@@ -166,19 +166,20 @@ def _write_weights(folder: Path, weights: dict[str, np.ndarray], s: TinyShape) -
     _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: Path, s: TinyShape) -> None:
+def write_tokenizer(folder: Path, vocab_size: int, context_length: int) -> None:
+    """tokenizer.json and the files beside it, of a few words and all bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if s.vocab_size < 256 + len(SPECIAL):
+    if vocab_size < 256 + len(SPECIAL):
         raise ValueError(
-            f"vocab_size {s.vocab_size} is below the {256 + len(SPECIAL)} of bytes and special tokens"
+            f"vocab_size {vocab_size} is below the {256 + len(SPECIAL)} of bytes and special tokens"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=s.vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -190,7 +191,7 @@ def _write_tokenizer(folder: Path, s: TinyShape) -> None:
     }
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": s.context_length,
+        "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "chat_template": TEMPLATE,
         **names,

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from flatlm.kernels_arm.ops import ACT_NUMBERS
 from flatlm.runtime.format.graph import Graph, Node
+from flatlm.runtime.ops.activation import numbers
 
-from .acts import act_of
+from .acts import ACTS, Act
 from .function import Channels, Env, Function, Operation
+from .xielu import xielu
+
+
+def act_of(node: Node) -> Act:
+    name = str(node.attrs["act"])
+    return ACTS[name] if name in ACTS else xielu(*numbers(node))
 
 
 def operation(graph: Graph, node: Node) -> Operation:
@@ -22,7 +30,7 @@ def backward(graph: Graph, node: Node, env: Env, y: np.ndarray) -> tuple[np.ndar
 
 
 def body(node: Node) -> str:
-    return f"""<act> (x) => (y) {{
+    return f"""<{", ".join(("act", *ACT_NUMBERS.get(str(node.attrs["act"]), ())))}> (x) => (y) {{
 {act_of(node).nodes("x", "y")}
 }}"""
 

@@ -56,6 +56,15 @@ KINDS = {
 }
 
 
+_SAMPLING: dict[str, tuple[str, type]] = {
+    "temperature": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "repetition_penalty": ("penalty_repeat", float),
+}
+
+
 def tokenizer_files(metadata: Settings, context: int) -> Files:
     """The text side of a model, as `Source.files`. `context` in tokens.
 
@@ -168,4 +177,12 @@ def _generation_config(metadata: Settings, count: int, added: list[dict[str, Any
         "bos_token_id": ids["bos"],
         "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
         "pad_token_id": ids["padding"],
+        **_sampling(metadata),
     }
+
+
+def _sampling(metadata: Settings) -> dict[str, Any]:
+    """What the file says of sampling, in transformers' words; newer converters write it."""
+    found = {name: metadata.get(f"general.sampling.{key}", kind) for name, (key, kind) in _SAMPLING.items()}
+    given: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
+    return {"do_sample": True, **given} if given else {}

@@ -52,7 +52,7 @@ class NativeBackend:
         require_memory(artifact.graph, self.context, slots, values)
         self.vocab = int(metadata["vocab_size"])
         self._head_rows = int(artifact.graph.head.attrs["rows"])  # fewer in a drafter's short head
-        self.slots, self.positions = slots, [0] * slots
+        self.slots, self._positions = slots, [0] * slots
         self.kernels = kernels
         batch = min(BATCH, self.context * slots)
         plan = lower(
@@ -64,6 +64,7 @@ class NativeBackend:
             slots=slots,
             values=values,
         )
+        self._floors = plan.floors
         runs = team.Team(kernels, plan.ops, plan.state, plan.scratch, threads or team.default_threads())
         self._parts: tuple[Plan, team.Team] | None = plan, runs  # None: closed
 
@@ -83,6 +84,11 @@ class NativeBackend:
     def position(self) -> int:
         return self.positions[0]
 
+    @property
+    def positions(self) -> list[int]:
+        """Where an interrupt came before a step was noted: as many as its states have summed up."""
+        return [max(held, self._floors.of(slot)) for slot, held in enumerate(self._positions)]
+
     def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
         return self.forward_many([Segment(0, ids, logits)])[0]
 
@@ -101,7 +107,7 @@ class NativeBackend:
 
     def _step(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         """One walk of the plan; logits [wanted, rows of the head] by segment."""
-        plan, row, wanted, places = self.plan, 0, 0, []
+        plan, positions, row, wanted, places = self.plan, self.positions, 0, 0, []
         for segment in segments:
             plan.ids[row : row + len(segment.ids)] = segment.ids
             row += len(segment.ids)
@@ -110,22 +116,24 @@ class NativeBackend:
             wanted += segment.logits
         plan.state[ops.STEP_TOKENS], plan.state[ops.STEP_LOGITS] = row, wanted
         plan.state[ops.STEP_SPANS] = ops.write_spans(
-            plan.spans, ((s.slot, len(s.ids), self.positions[s.slot]) for s in segments)
+            plan.spans, ((s.slot, len(s.ids), positions[s.slot]) for s in segments)
         )
         self.team.step()
         for segment in segments:
-            self.positions[segment.slot] += len(segment.ids)
+            self._positions[segment.slot] = positions[segment.slot] + len(segment.ids)
         return [plan.logits[place, : self._head_rows].copy() for place in places]
 
     def truncate(self, length: int, slot: int = 0) -> int:
         if length < self.positions[slot]:
-            self.positions[slot] = cut_back(self.plan.states, slot, length)
+            self._positions[slot] = cut_back(self.plan.states, slot, length)
         return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        for state in self.plan.states:
+        states = self.plan.states
+        for state in states:
             state.copy(source, target, length)
-        self.positions[target] = length
+        cut = length < self.positions[source]
+        self._positions[target] = cut_back(states, target, length) if cut else length
 
     def save(self, slot: int, length: int) -> list[np.ndarray]:
         """Copies of the states after the first `length` tokens of a sequence; none if they have no such."""
@@ -133,9 +141,15 @@ class NativeBackend:
 
     def load(self, slot: int, length: int, arrays: Sequence[np.ndarray]) -> None:
         """A sequence of `length` tokens becomes what was saved; ValueError where that is of another model."""
-        self.positions[slot] = 0
-        load(self.plan.states, slot, arrays)
-        self.positions[slot] = length
+        states = self.plan.states
+        self._positions[slot] = cut_back(states, slot, 0)
+        try:
+            load(states, slot, arrays)
+            self._floors.require(slot, length)
+        except ValueError:
+            cut_back(states, slot, 0)
+            raise
+        self._positions[slot] = length
 
     def close(self) -> None:
         if self._parts is not None:

@@ -11,12 +11,14 @@ from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
 from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.states.snapshots import Snapshots
 
 
 class NumpyBackend:
     """Runs the graph node by node, one sequence after another.
 
-    K/V are kept per sequence and layer as float32 or int8 [context, g, d].
+    K/V are kept per sequence and layer as float32 or int8 [context, g, d]. Other states are kept as the last
+    step found and as it left them, so a sequence that has such can be cut back to where that step began.
     """
 
     name = "numpy"
@@ -39,6 +41,7 @@ class NumpyBackend:
         self._operations = [ops.of(node).numpy(self.graph, node) for node in self.graph.nodes]
         self._inputs = [ops.computed(node) for node in self.graph.nodes]
         self._caches: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in range(slots)]
+        self._states = [Snapshots[np.ndarray]() for _ in range(slots)]
 
     @property
     def position(self) -> int:
@@ -60,6 +63,7 @@ class NumpyBackend:
             "position_ids": np.arange(past, past + len(ids)),
         }
         last = self.graph.head
+        self._states[slot].begin(past)
         for node, operation, inputs in zip(self.graph.nodes, self._operations, self._inputs, strict=True):
             given = [env.get(name) for name in inputs]  # None: a past, which `append` has
             if node is last:
@@ -69,13 +73,16 @@ class NumpyBackend:
         return env["logits"]
 
     def truncate(self, length: int, slot: int = 0) -> int:
-        self.positions[slot] = min(self.positions[slot], length)
+        if length < self.positions[slot]:
+            self.positions[slot] = self._states[slot].cut_back(length)
         return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
         held = still_open(self._caches)[source].items()
         self._caches[target] = {name: tuple(array.copy() for array in arrays) for name, arrays in held}
-        self.positions[target] = length
+        self._states[target] = self._states[source].copy()
+        cut = length < self.positions[source]
+        self.positions[target] = self._states[target].cut_back(length) if cut else length
 
     def close(self) -> None:
         self._caches.clear()
@@ -91,3 +98,11 @@ class NumpyBackend:
         for held, new in zip(cache[name], rows, strict=True):
             held[past:end] = new
         return tuple(held[:end] for held in cache[name])
+
+    def recall(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Of the node `name`, in the sequence that is computed."""
+        kept = self._states[self._slot].now.get(name)
+        return np.zeros(shape, np.float32) if kept is None else kept
+
+    def keep(self, name: str, state: np.ndarray) -> None:
+        self._states[self._slot].now[name] = state

@@ -2,7 +2,8 @@
 
 onnxruntime unpacks the weights when it loads (8 bits each, in its own memory), computes the logits of
 every position, and copies the K/V cache at every step. So this shows what the file means to any onnxruntime,
-and runs what the plan of `onnx_plan` refuses.
+and runs what the plan of `onnx_plan` refuses. A state that does not grow with the positions can only be cut
+back to where the last step began.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.artifact import MODEL, Artifact
 from flatlm.runtime.format.functions import SIGNED
 from flatlm.runtime.format.widths import caches_of
+from flatlm.runtime.states.snapshots import Snapshots
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
 
@@ -27,7 +29,7 @@ PART = "onnxruntime runs files, not the {} of one: take native or numpy"
 
 class OrtBackend:
     """One sequence after another. K/V are kept as OrtValues on the device, [1, g, position, d] per sequence,
-    layer and kind, and their scales.
+    layer and kind, and their scales; other states as the graph gives them.
     """
 
     name = "ort-file"
@@ -52,9 +54,11 @@ class OrtBackend:
         self._device = device
         self._session: Any = self._opened(str(artifact.path / MODEL), threads)  # None: closed
         caches = caches_of(graph)
-        self._empty = {c.past: np.zeros((1, c.heads, 0, c.columns), c.dtype) for c in caches}
-        self._presents = [c.present for c in caches]
+        self._empty = {c.past: np.zeros((1, *(size or 0 for size in c.shape)), c.dtype) for c in caches}
+        self._growing = {c.past for c in caches if c.grows}
+        self._presents = {c.past: c.present for c in caches}
         self._caches: list[dict[str, Any]] = [self._first_of({}, 0) for _ in range(slots)]
+        self._states = [Snapshots[Any]() for _ in range(slots)]
 
     def _opened(self, model: str, threads: int | None) -> Any:
         options = sessions.session_options(self._ort, threads)
@@ -92,16 +96,21 @@ class OrtBackend:
         return self.positions[slot]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        self._caches[target] = self._first_of(still_open(self._caches)[source], length)
-        self.positions[target] = length
+        caches, states = still_open(self._caches)[source], self._states[source].copy()
+        kept = states.cut_back(length) if length < self.positions[source] else length
+        self._caches[target], self._states[target] = self._first_of(caches, kept), states
+        self.positions[target] = kept
 
     def _first_of(self, cache: dict[str, Any], length: int) -> dict[str, Any]:
-        """A cache of the first `length` positions of another."""
+        """A cache of the first `length` positions of another: what grows with them."""
         found = {}
-        for name, empty in self._empty.items():
-            kept = np.ascontiguousarray(cache[name].numpy()[:, :, :length] if length else empty)
-            found[name] = self._ort.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
+        for name in self._growing:
+            kept = np.ascontiguousarray(cache[name].numpy()[:, :, :length] if length else self._empty[name])
+            found[name] = self._value(kept)
         return found
+
+    def _value(self, array: np.ndarray) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
     def close(self) -> None:
         self._caches.clear()
@@ -113,14 +122,19 @@ class OrtBackend:
         binding = still_open(self._session).io_binding()
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("position_ids", np.arange(past, past + ids.size)[None])
-        for name, value in self._caches[slot].items():
-            binding.bind_ortvalue_input(name, value)
+        states = self._states[slot]
+        states.begin(past)
+        held = {**self._caches[slot], **states.now}
+        for name, empty in self._empty.items():
+            binding.bind_ortvalue_input(name, held[name] if name in held else self._value(empty))
         binding.bind_output("logits", "cpu")
-        for name in self._presents:
+        for name in self._presents.values():
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         logits, *presents = binding.get_outputs()
-        self._caches[slot] = dict(zip(self._empty, presents, strict=True))
+        made = dict(zip(self._presents, presents, strict=True))
+        self._caches[slot] = {name: value for name, value in made.items() if name in self._growing}
+        states.now = {name: value for name, value in made.items() if name not in self._growing}
         self.positions[slot] += ids.size
         rows: np.ndarray = logits.numpy()[0]
         return rows

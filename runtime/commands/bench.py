@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from flatlm.runtime.commands.common import add_model, model_path, say
+from flatlm.runtime.commands.common import add_model, model_path, say, warn_of_threads
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
     BackendOptions,
@@ -59,7 +59,13 @@ class BenchOptions:
     steady: float = option(
         0.0, "--steady", low=0.0, high=86400.0, metavar="S", help="write for S seconds: first 10 s, last 10 s"
     )
-    output: str = option("md", "-o", "--output", choices=("md", "json", "csv"), help="form of the result")
+    output: str = option(
+        "md",
+        "-o",
+        "--output",
+        choices=("md", "json", "jsonl", "csv", "sql"),
+        help="form of the result; all but md have llama-bench's fields",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,11 +93,12 @@ def run(args: argparse.Namespace) -> int:
     from flatlm.runtime.backends.opening import open_chosen
     from flatlm.runtime.drafting.spec import open_beside
     from flatlm.runtime.format.artifact import open_artifact
-    from flatlm.runtime.measuring.bench import table
+    from flatlm.runtime.measuring.forms import table
 
     chosen, options = from_args(args, BenchOptions), from_args(args, BackendOptions)
     options = replace(options, batch=max(chosen.together, default=1))
     draft = from_args(args, DraftOptions).draft
+    warn_of_threads(options)
     artifact = open_artifact(model_path(args))
     with closing(open_chosen(artifact, options)) as backend:
         bench = Bench(artifact, backend, chosen, getattr(backend, "threads", options.threads))
@@ -116,7 +123,7 @@ class Bench:
 
         self.report = Report()
         self._artifact, self._backend, self._chosen = artifact, backend, chosen
-        self._threads = threads
+        self._threads, self._began = threads, time.gmtime()
         self._placed: list[tuple[list[Limits], Result, int]] = []  # with the tokens of a step of each
 
     def _tests(self) -> list[tuple[str, int, int]]:
@@ -129,13 +136,16 @@ class Bench:
         ]
 
     def _add(self, test: str, rates: list[float]) -> Result:
+        from flatlm.runtime.measuring import thermal
         from flatlm.runtime.measuring.bench import Result
 
         manifest = self._artifact.manifest
         size = sum(entry.size for name, entry in manifest.files.items() if name.startswith("model.onnx"))
         name = self._backend.name
         row = (manifest.name, size, manifest.parameters, name, self._threads, test, tuple(rates))
-        self.report.results.append(result := Result(*row))
+        began = time.strftime("%Y-%m-%dT%H:%M:%SZ", self._began)
+        place = (str(self._artifact.path), began, thermal.processor())
+        self.report.results.append(result := Result(*row, *place))
         return result
 
     def speed(self) -> None:

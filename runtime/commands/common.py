@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,18 @@ def open_llm(args: argparse.Namespace, batch: int = 1) -> LLM:
     """The model of `args`, with its BackendOptions and DraftOptions, for `batch` sequences at once."""
     from flatlm.runtime.llm import LLM
 
-    path = model_path(args)
-    llm = LLM(path, from_args(args, BackendOptions), from_args(args, DraftOptions), batch=batch)
+    path, chosen = model_path(args), from_args(args, BackendOptions)
+    warn_of_threads(chosen)
+    llm = LLM(path, chosen, from_args(args, DraftOptions), batch=batch)
     models.note_use(path)
     return llm
+
+
+def warn_of_threads(options: BackendOptions) -> None:
+    """Said where more threads are asked for than may run at once: each step then waits for the last."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if options.threads is not None and options.threads > cores:
+        say(f"flatlm: {options.threads} threads on {cores} cores wait for one another: -t {cores} is faster")
 
 
 def sampling_of(args: argparse.Namespace, path: Path, talk: bool) -> SamplingOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from flatlm.runtime.format.artifact import Artifact
@@ -23,8 +24,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def describe(artifact: Artifact) -> str:
-    """Header, files, and the table per layer; keys that flatlm does not know are shown as they are."""
+def describe(artifact: Artifact, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Header with `more` facts, files, and the table per layer; unknown keys are shown as they are."""
     manifest = artifact.manifest
     facts = {
         "model": manifest.name,
@@ -37,6 +38,7 @@ def describe(artifact: Artifact) -> str:
         "context": f"{manifest.context_length:,} tokens",
         "size": size_text(sum(entry.size for entry in manifest.files.values())),
         "written by": f"flatlm {manifest.flatlm}, format {manifest.format}",
+        **more,
         **{key.replace("_", " "): _plain(value) for key, value in manifest.totals.items()},
         **{f"calibration {key.replace('_', ' ')}": _plain(v) for key, v in manifest.calibration.items()},
     }

@@ -12,10 +12,10 @@ from flatlm.runtime import ops
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.signature import PACKED, Constant, Signature, misfit
-from flatlm.runtime.ops import add, flat_linear, flat_linear_token, originals
+from flatlm.runtime.ops import add, flat_linear, flat_linear_token, mul, originals
 
 DOMAIN, VERSION = "flatlm", 3
-STANDARD = (add.NAME,)  # operators of the standard domain that a graph may call
+STANDARD = (add.NAME, mul.NAME)  # operators of the standard domain that a graph may call
 
 # By the activations' step: one for the tensor, one for each token
 LINEAR, TOKEN_LINEAR = flat_linear.NAME, flat_linear_token.NAME

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Value:
     """`size`: columns of a stream or a table; number and columns of heads and of a cache, whose kind says its
-    type.
+    type; the shape of a state.
     """
 
     kind: str
@@ -23,6 +23,7 @@ Values = tuple[Value, ...]
 IDS, POSITIONS = Value("token ids"), Value("positions")
 UNKNOWN_CACHE = Value("a cache that no node has")  # an input of the graph, until a node takes it
 CACHE, NEW_CACHE = "a cache in ", "a new cache in "  # and the type
+STATE, NEW_STATE = "a state in ", "a new state in "  # the same of a size that does not grow
 
 
 def streams(*columns: int) -> Values:
@@ -50,3 +51,18 @@ def heads_of(value: Value) -> tuple[int, int]:
         return 1, 2
     number, size = value.size
     return number, size
+
+
+def state(prefix: str, *shape: int) -> Value:
+    """A float32 state, before or after the step."""
+    return Value(f"{prefix}float32", shape)
+
+
+def is_past(value: Value) -> bool:
+    """What an earlier step left: an input of the graph."""
+    return value.kind.startswith((CACHE, STATE))
+
+
+def is_present(value: Value) -> bool:
+    """What a step leaves to the next: an output of the graph."""
+    return value.kind.startswith((NEW_CACHE, NEW_STATE))

@@ -20,12 +20,14 @@ from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 from flatlm.runtime.format.signature import ADVICE, disagreement
 from flatlm.runtime.format.values import (
-    CACHE,
     IDS,
     NEW_CACHE,
+    NEW_STATE,
     POSITIONS,
     UNKNOWN_CACHE,
     Value,
+    is_past,
+    is_present,
 )
 from flatlm.runtime.ops.packed import sizes
 
@@ -42,13 +44,20 @@ MOST_SCALE = 1e4  # of attention: 1 / sqrt(head_size) is below one
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """One of the parts of a K/V cache outside the graph: `dtype` [B, heads, positions, columns]."""
+    """A part of what a sequence leaves to its next step, outside the graph: `dtype` [B, *shape].
+
+    Of a K/V cache that is [B, heads, positions, columns], where None stands for the positions.
+    """
 
     past: str  # the graph's input
     present: str  # its output, with the new positions
     dtype: str
-    heads: int
-    columns: int
+    shape: tuple[int | None, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has an axis of positions."""
+        return None in self.shape
 
 
 def check_values(graph: Graph) -> None:
@@ -61,7 +70,6 @@ def check_values(graph: Graph) -> None:
     if not any(ops.has_state(node) for node in graph.nodes):
         raise FormatError(f"the graph has no attention; {ADVICE}")
     values = values_of(graph)
-    _check_states(graph, values)
     _check_readers(graph, values)
     _check_vocabulary(graph, numbers["vocab_size"], numbers["context_length"])
     checked: set[str] = set()
@@ -108,7 +116,7 @@ def values_of(graph: Graph) -> dict[str, Value]:
         given = tuple(values.get(name, UNKNOWN_CACHE) for name in names)
         taken, made = ops.of(node).values(graph, node, given)
         for role, name, found, wanted in zip(roles, names, given, taken, strict=True):
-            if name in caches and wanted.kind.startswith(CACHE):
+            if name in caches and is_past(wanted):
                 caches.remove(name)
                 values[name] = Value("the cache of another node")
             elif found != wanted:
@@ -126,10 +134,19 @@ def caches_of(graph: Graph) -> list[Cache]:
     caches = []
     for node in filter(ops.has_state, graph.nodes):
         pasts = [name for role, name in ops.named(node).items() if role.startswith("past_")]
-        for past, present, made in zip(pasts, node.outputs, _made(graph, makers, node), strict=True):
-            heads, columns = made.size
-            caches.append(Cache(past, present, made.kind.removeprefix(NEW_CACHE), heads, columns))
+        made = zip(node.outputs, _made(graph, makers, node), strict=True)
+        presents = [(name, value) for name, value in made if is_present(value)]
+        for past, (present, value) in zip(pasts, presents, strict=True):
+            caches.append(Cache(past, present, *_stored(value)))
     return caches
+
+
+def _stored(value: Value) -> tuple[str, tuple[int | None, ...]]:
+    """Type and shape of a new state or cache."""
+    if value.kind.startswith(NEW_STATE):
+        return value.kind.removeprefix(NEW_STATE), value.size
+    heads, columns = value.size
+    return value.kind.removeprefix(NEW_CACHE), (heads, None, columns)
 
 
 def _made(graph: Graph, makers: Mapping[str, Node], node: Node) -> tuple[Value, ...]:
@@ -149,7 +166,7 @@ def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
         raise disagreement(last, what)
     for node in graph.nodes:
         for name in node.outputs:
-            leaves = name == LOGITS or values[name].kind.startswith(NEW_CACHE)
+            leaves = name == LOGITS or is_present(values[name])
             if leaves != (name in graph.outputs):
                 what = "" if leaves else " not"
                 raise disagreement(node, f"{name!r} must{what} be an output of the graph")
@@ -159,16 +176,6 @@ def _check_readers(graph: Graph, values: Mapping[str, Value]) -> None:
         for role in ops.signature(node).overwritten:
             if len(users[inputs[role]]) > 1:
                 raise disagreement(node, f"{role} {inputs[role]!r} has another reader")
-
-
-def _check_states(graph: Graph, values: Mapping[str, Value]) -> None:
-    """All layers have K/V of one type and shape."""
-    nodes = {node.name: node for node in graph.nodes}
-    states = ops.states_of(graph, values)
-    first, wanted = next(iter(states.items()))
-    for name, state in states.items():
-        if state != wanted:
-            raise disagreement(nodes[name], f"its cache is not that of {first!r}: {wanted}, not {state}")
 
 
 def _check_vocabulary(graph: Graph, vocabulary: int, context: int) -> None:
@@ -196,7 +203,9 @@ def _check_floats(graph: Graph, node: Node, checked: set[str]) -> None:
     if not 0 < float(scale) <= MOST_SCALE:
         raise disagreement(node, f"scale is {scale}, not a number above 0 and up to {MOST_SCALE:g}")
     for (role, expected), name in zip(ops.signature(node).inputs.items(), node.inputs, strict=True):
-        if expected is None or expected.dtype != "float32" or len(expected.shape) > 1:
+        if expected is None or expected.dtype != "float32":
+            continue
+        if ops.of(node).TRAITS.original and len(expected.shape) > 1:
             continue
         if name not in checked:
             checked.add(name)

@@ -6,13 +6,10 @@ warms up; then `repetitions` runs, mean and standard deviation of tokens per sec
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +34,9 @@ class Result:
     threads: int | None
     test: str  # pp512, tg128
     rates: tuple[float, ...]
+    path: str = ""  # the model's folder
+    began: str = ""  # when, in UTC: 2026-12-01T12:00:00Z
+    machine: str = ""  # the processor's name
 
     @property
     def mean(self) -> float:
@@ -107,32 +107,6 @@ def _run(backend: Backend, ids: np.ndarray, step: int, depth: int) -> float:
     return time.perf_counter() - started
 
 
-def table(report: Report, form: str) -> str:
-    """The results as text: md (llama-bench's table, further ones below), json (a list) or csv.
-
-    JSON's list has an object for each test; what is none follows as {"test": name, "found": …}.
-    """
-    results = report.results
-    if form == "json":
-        tests = [
-            {**asdict(r), "avg_ts": r.mean, "stddev_ts": r.deviation, **report.more.get(r.test, {})}
-            for r in results
-        ]
-        named = {r.test for r in results}
-        others = [{"test": name, **found} for name, found in report.more.items() if name not in named]
-        return json.dumps([*tests, *others, *({"test": n, "found": f} for n, f in report.extra.items())])
-    if form == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["model", "size", "params", "backend", "threads", "test", "avg_ts", "stddev_ts"])
-        for r in results:
-            writer.writerow([r.model, r.size, r.params, r.backend, r.threads, r.test, r.mean, r.deviation])
-        return text.getvalue().rstrip("\n")
-    head = ["model", "size", "params", "backend", "threads", "test", "t/s"]
-    tables = [markdown(head, (_cells(result) for result in results), left=1)] if results else []
-    return "\n\n".join([*tables, *report.texts.values()])
-
-
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """A table with aligned columns: the first `left` to the left, the others to the right."""
     cells = [list(head), *map(list, rows)]
@@ -148,9 +122,3 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> s
         "| " + " | ".join("-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
     )
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def _cells(result: Result) -> list[str]:
-    size, params = f"{result.size / 2**20:.2f} MiB", f"{result.params / 1e6:.2f} M"
-    rate = f"{result.mean:.2f} ± {result.deviation:.2f}"
-    return [result.model, size, params, result.backend, str(result.threads or "auto"), result.test, rate]

@@ -1,7 +1,8 @@
-"""Clock and temperature, where Linux shows them under /sys."""
+"""Clock and temperature, where Linux shows them under /sys, and the processor's name."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 SYS = Path("/sys")
@@ -26,6 +27,17 @@ def temperatures(root: Path = SYS) -> dict[str, float]:
                 name = zone.name
             found[name] = value / 1000
     return found
+
+
+def processor(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The name a Linux kernel gives the processor, or a board; elsewhere what Python knows."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    names = (found.get(key, "") for key in ("model name", "Model", "Hardware"))
+    return next((name for name in names if name), platform.processor() or platform.machine())
 
 
 def facts() -> dict[str, str]:

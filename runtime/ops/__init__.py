@@ -16,16 +16,21 @@ from flatlm.runtime.ops import (
     add,
     append,
     attend,
+    causal_conv,
     embedding,
     flat_embedding,
     flat_linear,
     flat_linear_token,
     gated,
+    grouped_norm,
     head_norm,
     heads,
     linear,
+    linear_attention,
+    mul,
     norm,
     output_gate,
+    parts,
     rotary_table,
     rotate,
     soft_cap,
@@ -51,9 +56,14 @@ _MODULES: tuple[Function, ...] = (
     embedding,
     linear,
     add,
+    parts,
+    mul,
+    causal_conv,
+    linear_attention,
+    grouped_norm,
 )
 _PRODUCTS: tuple[Product, ...] = (flat_linear, flat_linear_token)
-_STATEFUL: tuple[Stateful, ...] = (append,)
+_STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from flatlm.kernels_arm import ops
-from flatlm.kernels_arm.records import record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
 from flatlm.runtime.format.signature import Signature, Traits, disagreement
-from flatlm.runtime.format.values import Values, columns_of, streams
+from flatlm.runtime.format.values import Values
 from flatlm.runtime.lowering import Group, Lowering
 from flatlm.runtime.ops.function import Operation, Step
+from flatlm.runtime.ops.pairs import lower_pair, pair_of_streams
 
 NAME, TRAITS = "Add", Traits()
 _SIGNATURE = Signature({"a": None, "b": None}, ("y",))
@@ -31,8 +31,7 @@ def check(graph: Graph, node: Node) -> None:
 
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
-    stream = streams(columns_of(given[0]))
-    return (*stream, *stream), stream
+    return pair_of_streams(given)
 
 
 def numpy(graph: Graph, node: Node) -> Operation:
@@ -44,12 +43,4 @@ def numpy(graph: Graph, node: Node) -> Operation:
 
 def lower(lowering: Lowering, group: Group) -> None:
     """ADD_ROWS."""
-    node = group.node
-    columns = columns_of(lowering.values[node.outputs[0]])
-    a, b = (lowering.array(name) for name in node.inputs)
-    out = lowering.rows(node.outputs[0], columns)
-    lowering.add(node, record(
-        ops.ADD_ROWS, ROWS_IN=a.ctypes.data, ROWS_IN_STRIDE=a.strides[0], ROWS_OUT=out.ctypes.data,
-        ROWS_OUT_STRIDE=out.strides[0], ROWS_COLUMNS=columns, ROWS_OTHER=b.ctypes.data,
-        ROWS_OTHER_STRIDE=b.strides[0],
-    ))  # fmt: skip
+    lower_pair(lowering, group.node, ops.ADD_ROWS)

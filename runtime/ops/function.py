@@ -22,6 +22,14 @@ class Step(Protocol):
         """The state of node `name` with these rows [m, …] at its end, all of its rows [t, …]."""
         ...
 
+    def recall(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The state of node `name` that was kept last, float32 of this shape; zeros at first."""
+        ...
+
+    def keep(self, name: str, state: np.ndarray) -> None:
+        """What `recall` gives in the next step."""
+        ...
+
 
 Operation = Callable[..., tuple[np.ndarray, ...]]  # (step, *computed inputs) → outputs, without a batch
 

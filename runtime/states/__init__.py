@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from flatlm.runtime.states.floors import Floors
+
 
 class State(Protocol):
     """Slots of one node, as its kernels read them."""
@@ -17,7 +19,7 @@ class State(Protocol):
     context: int  # positions of a slot, at least as many as were asked for
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Slot `target` becomes the first `length` positions of slot `source`."""
+        """Slot `target` becomes the first `length` positions of slot `source`, or more: it is cut then."""
         ...
 
     def cut_back(self, slot: int, length: int) -> int:
@@ -36,8 +38,10 @@ class State(Protocol):
 class Saved(Protocol):
     """A state that can be taken out of a slot and put back."""
 
+    parts: int  # arrays that it is saved as
+
     def save(self, slot: int, length: int) -> list[np.ndarray]:
-        """Copies of what the first `length` positions of a slot are."""
+        """Copies of what the first `length` positions of a slot are; none where that cannot be told apart."""
         ...
 
     def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
@@ -52,7 +56,9 @@ class Description(Protocol):
         """Of one slot."""
         ...
 
-    def allocate(self, context: int, slots: int) -> State: ...
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> State:
+        """`floors`: of the plan's states that sum up their past, where it has several."""
+        ...
 
 
 def cut_back(states: Iterable[State], slot: int, length: int) -> int:
@@ -67,21 +73,23 @@ def save(states: Iterable[State], slot: int, length: int) -> list[np.ndarray]:
     """Copies of the first `length` positions of a slot in all states; none where one of them has no such."""
     found = []
     for state in states:
-        if not isinstance(state, Saved):
+        parts = state.save(slot, length) if isinstance(state, Saved) else []
+        if not parts:
             return []
-        found += state.save(slot, length)
+        found += parts
     return found
 
 
 def load(states: Sequence[State], slot: int, arrays: Sequence[np.ndarray]) -> None:
     """What `save` gave is in the slot. ValueError where it is of other states."""
-    each, rest = divmod(len(arrays), len(states))
-    if rest:
-        raise ValueError(f"{len(arrays)} arrays are not of {len(states)} states")
-    for place, state in enumerate(states):
+    at = 0
+    for state in states:
         if not isinstance(state, Saved):
             raise ValueError("a state that cannot be put back")
-        state.load(slot, arrays[each * place : each * (place + 1)])
+        state.load(slot, arrays[at : at + state.parts])
+        at += state.parts
+    if at != len(arrays):
+        raise ValueError(f"{len(arrays)} arrays are not of {len(states)} states")
 
 
 def put_back(targets: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from flatlm.kernels_arm.layout import padded
 from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -24,12 +25,14 @@ class FloatKV:
     def bytes(self, context: int) -> int:
         return 4 * self.groups * padded(context, BLOCK) * (self.size + padded(self.size, BLOCK))
 
-    def allocate(self, context: int, slots: int) -> FloatCache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> FloatCache:
         return FloatCache(self.groups, self.size, context, slots)
 
 
 class FloatCache:
     """Keys float32 [slots, g, context/16, d, 16], values float32 [slots, g, context, d padded to 16]."""
+
+    parts = 2
 
     def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
         self.context = padded(context, BLOCK)

@@ -10,6 +10,7 @@ import numpy as np
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.ops import KV_BLOCK
 from flatlm.runtime.states import put_back
+from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
 BLOCK = 16
@@ -25,7 +26,7 @@ class Int8KV:
     def bytes(self, context: int) -> int:
         return 2 * self.groups * padded(context, KV_BLOCK) * (padded(self.size, BLOCK) + 4)
 
-    def allocate(self, context: int, slots: int) -> Int8Cache:
+    def allocate(self, context: int, slots: int, floors: Floors | None = None) -> Int8Cache:
         return Int8Cache(self.groups, self.size, context, slots)
 
 
@@ -33,6 +34,8 @@ class Int8Cache:
     """Keys int8 [slots, g, context/16, d/4, 16, 4], values int8 [slots, g, context/256, d/16, 64, 16, 4] (d
     padded to 16), and a float32 scale per token and head of each, [slots, g, context].
     """
+
+    parts = 4
 
     def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
         self.context, width = padded(context, KV_BLOCK), padded(size, BLOCK)

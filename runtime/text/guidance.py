@@ -51,7 +51,7 @@ class Guided:
         found = np.flatnonzero(np.unpackbits(bits, count=min(self._vocab, 8 * len(bits)), bitorder="little"))
         return found if len(found) else self._ends
 
-    def takes(self, history: Sequence[int], ids: Sequence[int]) -> int:
+    def takes(self, history: Sequence[int], ids: Sequence[int] | np.ndarray) -> int:
         """See Constraint."""
         if not self._follow(list(history[self._prompt :])):
             return 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.format.graph import Graph
+from tests.recurrent_graphs import MIXERS, recurrent_graph
 from tests.tiny_graphs import CONTEXT, VOCABULARY, quantized_graph
 
 MODELS = (
@@ -25,12 +26,14 @@ MODELS = (
     (9, "float32", "static", "gelu_tanh"),
     (10, "int8", "token", "gelu_tanh", "norms"),
     (8, "int8", "token", "window"),
+    *((13, "float32", "static", mixer) for mixer in MIXERS),
+    *((14, "int8", "token", mixer) for mixer in MIXERS),
     (11, "float32", "static", "plain", "gelu", "output_gate"),
     (12, "int8", "token", "relu2", "head_gate", "norms"),
     (13, "float32", "static", "softcap", "slopes", "sinks", "window", "logit_cap"),
     (14, "int8", "token", "softcap", "slopes", "sinks", "window", "no_rotation", "positions"),
     (15, "float32", "token", "qk_norm", "own", "centered", "no_rotation", "norms"),
-    (16, "int8", "static", "qk_norm", "all", "norm_last", "centered"),
+    (16, "int8", "static", "qk_norm", "all", "norm_last", "centered", "plain", "xielu"),
 )
 PROMPT = 8  # tokens before the greedy ones
 
@@ -42,7 +45,10 @@ def tokens(seed: int) -> np.ndarray:
 
 def graph_of(model: tuple) -> Graph:
     """Of a seed, a cache, activations and options."""
-    return quantized_graph(*model)
+    seed, kv, activations, *options = model
+    if options and options[0] in MIXERS:
+        return recurrent_graph(options[0], seed, kv, activations)
+    return quantized_graph(seed, kv, activations, *options)
 
 
 def native_logits(graph: Graph, ids: np.ndarray, cuts: tuple[int, ...], threads: int) -> np.ndarray:

@@ -126,7 +126,7 @@ def attention(
     qk=("q_norm", "k_norm"),
     shift=0.0,
     scale=None,
-    context=14,
+    context=None,
     fused=None,
     kv=True,
     **more,
@@ -156,7 +156,7 @@ def attention(
     scale = d**-0.5 if scale is None else scale
     freq = None
     if rope:
-        f, rot, m = inverse_frequency(rope_of(c, layer_type), d, c, context)
+        f, rot, m = inverse_frequency(rope_of(c, layer_type), d, c, context or c.get("context", 14))
         freq = np.zeros(d // 2)
         freq[: len(f)] = f
         order = pairs(d, rot, interleaved)

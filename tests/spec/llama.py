@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tests.spec.blocks import (
@@ -18,11 +20,12 @@ from tests.spec.checkpoint import (
     gated,
     head,
     rms,
+    scaled,
     window,
 )
 
 
-def llama(c, W, ctx=14, bodies=None, mlp=None, **kw):
+def llama(c, W, ctx=None, bodies=None, mlp=None, **kw):
     w = Ckpt(c, W)
     layers = []
     for i in range(c["num_hidden_layers"]):
@@ -48,7 +51,7 @@ def llama(c, W, ctx=14, bodies=None, mlp=None, **kw):
     return Decoder(w("embed_tokens.weight"), layers, rms(w, "norm", c), head(w, c)), w
 
 
-mistral = ministral = qwen2 = qwen3 = seed_oss = llama
+mistral = ministral = qwen2 = qwen3 = seed_oss = internlm3 = llama
 
 
 def ministral3(c, W):
@@ -80,7 +83,7 @@ def hunyuan_v1_dense(c, W):
     return llama(c, W, qk=("query_layernorm", "key_layernorm"), norm_last=True)
 
 
-def phi3(c, W, ctx=14):
+def phi3(c, W, ctx=None):
     w = Ckpt(c, W)
     layers = []
     h, g = c["num_attention_heads"], c["num_key_value_heads"]
@@ -230,3 +233,43 @@ def apertus(c, W):
             )
         )
     return Decoder(w("embed_tokens.weight"), layers, rms(w, "norm", c), head(w, c)), w
+
+
+def minicpm(c, W):
+    """As its authors' modelling file and llama.cpp have it; transformers has no class of it."""
+    decoder, w = llama(c, W)
+    depth = c["scale_depth"] / math.sqrt(c["num_hidden_layers"])
+    for layer in decoder.layers:
+        mixer, mlp = (branch.bodies[0] for branch in layer.branches)
+        mixer.o, mlp.down = scaled(mixer.o, depth), scaled(mlp.down, depth)
+    decoder.multiplier = c["scale_emb"]
+    decoder.head = scaled(decoder.head, c["dim_model_base"] / c["hidden_size"])
+    return decoder, w
+
+
+def exaone(c, W):
+    """EXAONE 3 and 3.5, as its authors' modelling file and llama.cpp have it."""
+    llama_names = {
+        "transformer.wte": "model.embed_tokens",
+        "transformer.ln_f": "model.norm",
+        "transformer.h": "model.layers",
+        "attn.attention.out_proj": "self_attn.o_proj",
+        "attn.attention": "self_attn",
+        "ln_1": "input_layernorm",
+        "ln_2": "post_attention_layernorm",
+        "mlp.c_fc_0": "mlp.gate_proj",
+        "mlp.c_fc_1": "mlp.up_proj",
+        "mlp.c_proj": "mlp.down_proj",
+    }
+
+    def renamed(name):
+        for theirs, ours in llama_names.items():
+            name = name.replace(theirs, ours)
+        return name
+
+    names = {renamed(name): name for name in W}
+    keys = {"num_hidden_layers": c["num_layers"], "hidden_act": c["activation_function"]}
+    keys["rms_norm_eps"] = c["layer_norm_epsilon"]
+    decoder, w = llama(c | keys, {ours: W[theirs] for ours, theirs in names.items()})
+    w.used = {names[name] for name in w.used}
+    return decoder, w

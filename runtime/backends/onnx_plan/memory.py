@@ -37,7 +37,8 @@ class SequenceCache:
         places, held = min(places, self._most), self.parts
         self.parts = []
         for number, cache in enumerate(self._caches):
-            array = np.zeros((1, cache.heads, places, cache.columns), cache.dtype)
+            shape = (1, *(places if size is None else size for size in cache.shape))
+            array = np.zeros(shape, cache.dtype)
             if held:
                 array[:, :, : self.places] = held[number].numpy()
             self.parts.append(self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))

@@ -24,7 +24,7 @@ from flatlm.runtime.format.widths import LOGITS, caches_of
 
 from .calls import Call, Rewrite
 from .exact import KEYS, QUERIES, REWRITES, WRITE, rewrite
-from .functions import MICROSOFT, OPSET, made
+from .functions import MICROSOFT, OPSET, Refused, made
 
 ROWS = "plan.rows"
 SMALL = 1 << 16  # bytes up to which a constant stands in the model's message
@@ -43,6 +43,8 @@ def plan_of(folder: Path, graph: Graph, product: str, table: Mapping[str, Rewrit
 
     product: the form of products, a key of products.PRODUCTS.
     """
+    if fixed := [cache.past for cache in caches_of(graph) if not cache.grows]:
+        raise Refused(f"its state {fixed[0]} is no cache with a place for each position")
     file = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     return _Maker(file, graph, product, table).plan()
 
@@ -122,7 +124,7 @@ class _Maker:
         outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [1, "R", vocabulary])]
         for cache in caches_of(self._graph):
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(cache.dtype))
-            shape: list[int | str | None] = [1, cache.heads, "S", cache.columns]
+            shape = [1, *("S" if size is None else size for size in cache.shape)]
             inputs.append(helper.make_tensor_value_info(cache.past, kind, shape))
             outputs.append(helper.make_tensor_value_info(cache.present, kind, shape))
         return inputs, outputs
