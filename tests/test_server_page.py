@@ -15,6 +15,10 @@ from flatlm.runtime.server.page import PAGE
 from tests.serving import serving, tiny_llm
 
 TEXT = PAGE.read_text(encoding="utf-8")
+WORDS = "plain |guess|ed **b|ol|d**\n- |ite|m\n\n¦ a ¦ |b| ¦\n¦---¦---¦\n¦ 1 ¦ |2| ¦\n\n```\nx = |1|\n```"
+DRAFTERS = ["", "maxgram", "", "model", "", "maxgram", "", "model", "", "maxgram", "", "model", ""]
+PIECES = list(zip(WORDS.replace("¦", "\0").split("|"), DRAFTERS, strict=True))
+PIECES = [(text.replace("\0", "|"), drafter) for text, drafter in PIECES]
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
@@ -76,7 +80,7 @@ def test_markdown_becomes_nodes(tmp_path):
     if node is None:
         pytest.skip("needs node")
     (script,) = re.findall(r"<script>(.*?)</script>", TEXT, re.DOTALL)
-    start, end = script.index("function inline"), script.index("function coloured")
+    start, end = script.index("let tags"), script.index("/* ---- the conversation on the page")
     given = (
         "# Head\n\nplain `a<b` **bold *x*** and [link](https://x.example) [bad](javascript:alert(1))\n"
         "- one\n- two\n\n1. first\n\n```py\nprint('<b>')\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> said\n"
@@ -102,10 +106,15 @@ def test_markdown_becomes_nodes(tmp_path):
     const root = new Node("root");
     markdown(root, {json.dumps(given)});
     console.log(root.show());
+    const settings = {{ colours: true }}, painted = new Node("root");
+    const known = sources({{ pieces: {json.dumps(PIECES)} }});
+    markdown(painted, {json.dumps("".join(text for text, _ in PIECES))});
+    console.log(painted.show(), known.join());
     """
     file = tmp_path / "page.js"
     file.write_text(program)
     out = subprocess.run([node, file], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    out, painted = out.rsplit("\n", 1)
     assert out.startswith("(root (h2 Head)(p plain (code a<b) ")
     assert "(a https://x.example link)" in out
     assert "[bad](javascript:alert(1))" in out
@@ -113,3 +122,8 @@ def test_markdown_becomes_nodes(tmp_path):
     assert "(code print('<b>'))" in out
     assert "(table (tr (th a)(th b))(tr (td 1)(td 2)))" in out
     assert out.endswith("(blockquote said))")
+    assert painted == (
+        "(root (p plain (span guess)ed (strong b(span ol)d))(ul (li (span ite)m))"
+        "(table (tr (th a)(th (span b)))(tr (td 1)(td (span 2))))(div (pre (code x = (span 1)))"
+        "(button Copy))) maxgram,model"
+    )
