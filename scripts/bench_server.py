@@ -2,7 +2,7 @@
 
     flatlm serve models/smol --port 8080 --parallel 4 -t 2 --draft auto &
     llama-server -m smollm2-Q4_0.gguf --port 8081 -np 4 -t 2 &
-    python scripts/bench_server.py flatlm=http://127.0.0.1:8080 llama.cpp=http://127.0.0.1:8081 --json out.json
+    python scripts/bench_server.py flatlm=http://127.0.0.1:8080 llama.cpp=http://127.0.0.1:8081 --json o.json
 
 For each number of clients and length of prompt the servers take turns, `--rounds` times. A client asks, reads
 the stream to its end and asks again, `--answers` times; no two prompts of a run begin alike. Reported are
@@ -159,8 +159,8 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
         freed[name] = await abandoned(url, args, chance)
         usual, longest = stalls[name]
         print(
-            f"\n{name}: usual gap {usual:.3f} s, longest {longest:.2f} s while a prompt of {args.long} tokens "
-            f"is read; first token {freed[name]:.2f} s after such prompts were given up"
+            f"\n{name}: usual gap {usual:.3f} s, longest {longest:.2f} s while a prompt of {args.long} "
+            f"tokens is read; first token {freed[name]:.2f} s after such prompts were given up"
         )
     return {
         "load_average": os.getloadavg(),

@@ -140,7 +140,7 @@ async def _lines(made: Reply, order: Order) -> AsyncIterator[bytes]:
             if news is None:
                 yield line(made.part(""))
                 continue
-            for delta, _ in news.deltas:
+            for delta in (said.delta for said in news.said):
                 if isinstance(delta, Content):
                     yield line(made.part(delta.text))
                 elif isinstance(delta, Reasoning):
