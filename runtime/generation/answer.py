@@ -93,6 +93,9 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where SamplingOptions ask for them
     reading: Reading | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        return self.content
+
     @functools.cached_property
     def message(self) -> Message:
         """The answer in its parts."""
