@@ -22,8 +22,6 @@ from flatlm.runtime.format.widths import caches_of
 from flatlm.runtime.states.snapshots import Snapshots
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
-
-
 PART = "onnxruntime runs files, not the {} of one: take native or numpy"
 
 

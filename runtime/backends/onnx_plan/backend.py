@@ -97,12 +97,11 @@ class PlanBackend:
         table = FAST if self.fast else REWRITES
         plan = plan_of(artifact.path, artifact.graph, self.form, table)
         options = sessions.session_options(self._ort, threads)
-        values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in plan.arrays.values()]
-        options.add_external_initializers(list(plan.arrays), values)
+        plan.hand_over(self._ort, options)
         settings = {"enable_cuda_graph": "1"} if self.captures else {}
         model = plan.model.SerializeToString()
         session = sessions.open_session(self._ort, model, options, self._device, settings)
-        del plan, values, options
+        del plan, options
         sessions.give_back()
         return session
 
