@@ -34,6 +34,7 @@ from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.measuring.parity import PROMPTS, write
 from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.text.tokenizer import load_tokenizer
+from scripts import bench_load
 from tests.plan_nodes import KERNELS, placed
 from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, quantized_graph
 
@@ -141,6 +142,13 @@ def test_a_real_models_logits_are_natives_after_all_prompts(real_model, form):
             backend.forward(part, len(part)) for part in np.split(ids[len(prompt) - 1 :], range(16, 128, 16))
         ]
         np.testing.assert_array_equal(bits(np.concatenate(found)), bits(expected))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("backend", ["ort", "ort-file"])
+def test_a_real_model_takes_at_most_eight_times_its_file_in_memory(real_model, backend):
+    size = sum(path.stat().st_size for path in real_model.glob("model.onnx*")) / 1e6
+    assert bench_load.child(real_model, backend)["resident"] < 8 * size
 
 
 # ---- what would run on CUDA
