@@ -52,11 +52,6 @@ def transposed(weight: Weight, c: DecoderConfig) -> Weight:
     return weight.transposed()
 
 
-def plus_one(weight: Weight, c: DecoderConfig) -> Weight:
-    """Norms that are stored as their distance from one."""
-    return weight.plus(1)
-
-
 def squeezed(weight: Weight, c: DecoderConfig) -> Weight:
     """Taps of a depthwise convolution: [c, 1, L] → [c, L]; a vector stays as it is."""
     return weight if len(weight.shape) < 3 else weight.reshaped(weight.shape[0], weight.shape[-1])

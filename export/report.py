@@ -49,6 +49,7 @@ class Report:
     bytes_body: int  # those of the layers between embedding and head
     frontier: tuple[Size, ...] = ()  # what could have been chosen, where there was a choice
     chosen: Size | None = None  # what was: predicted bytes and KL
+    notes: tuple[str, ...] = ()  # on how the source was read
 
     @property
     def body(self) -> list[LayerReport]:
@@ -102,6 +103,7 @@ class Report:
             "share_4bit_weights": self.share_low_weights,
             "share_4bit_work": self.share_low,
             "share_4bit_work_paper": PAPER_SHARE,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def rows(self) -> list[dict[str, Any]]:

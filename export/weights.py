@@ -99,6 +99,11 @@ def zeros(n: int) -> Weight:
     return Weight((n,), lambda: np.zeros(n, np.float32), "zeros")
 
 
+def ones(n: int) -> Weight:
+    """Of a norm that has no weight."""
+    return Weight((n,), lambda: np.ones(n, np.float32), "ones")
+
+
 def stack(weights: Sequence[Weight]) -> Weight:
     """One below the other."""
     if len(weights) == 1:

@@ -12,7 +12,8 @@ called from others. `astream` and `astream_chat` are for programs with an event 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,14 @@ from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion, Prompt
 from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.generation.stream import Check, Stream, answer_many, superseded
+from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.memory import give_back
 from flatlm.runtime.options import BackendOptions, DraftOptions, PromptOptions, SamplingOptions, of_call
 from flatlm.runtime.progress import Progress
 from flatlm.runtime.text import prompt, prompt_styles
 from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from flatlm.runtime.text.tools.put import reading_of, told
+from flatlm.runtime.text.tools.request import Tooling, readable, tooling_of
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +129,8 @@ class LLM:
     def chat(self, messages: Messages, *given: SamplingOptions | PromptOptions, **options: Any) -> Completion:
         """Answer `messages` ({"role", "content"} objects) through the model's chat template.
 
-        With `tools` where its template knows any; else options as of `generate`, and of PromptOptions.
+        Options as of `generate` and of PromptOptions, and `tools` as of `chat_prompt`: what is called is in
+        `tool_calls` of the Completion.
         """
         return self.stream_chat(messages, *given, **options).run()
 
@@ -171,22 +176,36 @@ class LLM:
         messages: Messages,
         *given: SamplingOptions | PromptOptions,
         tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         **options: Any,
     ) -> Prompt:
-        """`messages` to be answered. How the last one is put, PromptOptions say."""
-        sampling = of_call(SamplingOptions, given, options, PromptOptions)
-        put = prompt_styles.styled(messages, of_call(PromptOptions, given, options, SamplingOptions))
-        return Prompt(self.chat_ids(put, tools), sampling)
+        """`messages` to be answered. How the last one is put, PromptOptions say.
 
-    def chat_ids(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
-        """The prompt for `messages` as ids. Without a template: plain text, and a NoTemplateWarning."""
+        `tools` are OpenAI's, `tool_choice` is auto, none, required or the name of one. Where a call must be,
+        or may be and the model's way to write calls is known, its arguments are held to their schema.
+        """
+        sampling = of_call(SamplingOptions, given, options, PromptOptions)
+        prompting = of_call(PromptOptions, given, options, SamplingOptions)
+        put = prompt_styles.styled([readable(message) for message in messages], prompting)
+        tooling = tooling_of(tools, tool_choice, parallel_tool_calls)
+        text = self.chat_text(put, tooling)
+        free = grammar_of(sampling) is None
+        reading, grammar = reading_of(self.template, text, tooling, self.tokenizer, free)
+        if grammar is not None:
+            sampling = replace(sampling, grammar=grammar)
+        ids = self.tokenizer.encode(text, special=self.template is None, most=self.backend.context)
+        return Prompt(ids, sampling, reading=reading)
+
+    def chat_text(self, messages: Messages, tooling: Tooling | None = None) -> str:
+        """The prompt for `messages` as text. Without a template: plain text, and a NoTemplateWarning."""
+        put, tools = told(self.template, messages, tooling)
         if self.template is None:
             warnings.warn(
-                "the model has no chat template: it continues plain text", NoTemplateWarning, stacklevel=3
+                "the model has no chat template: it continues plain text", NoTemplateWarning, stacklevel=4
             )
-            return self.tokenizer.encode(prompt.without_template(messages), most=self.backend.context)
-        text = prompt.render(self.template, messages, special=self.tokenizer.special, tools=tools)
-        return self.tokenizer.encode(text, special=False, most=self.backend.context)
+            return prompt.without_template(put)
+        return prompt.render(self.template, put, special=self.tokenizer.special, tools=tools)
 
     def stream_prompt(self, wanted: Prompt, progress: Progress | None = None) -> Stream:
         """The answer to a prompt as an iterator over pieces of text.

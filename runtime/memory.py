@@ -70,6 +70,19 @@ def cache_bytes(graph: Graph, context: int, values: Mapping[str, Value] | None =
     return sum(state.bytes(context) for state in states.values())
 
 
+def sequence_text(graph: Graph) -> str:
+    """What a sequence takes, in words: states that are there from its first token on, caches that grow."""
+    if not graph.nodes:
+        return "nothing"
+    tokens = 1 << 12  # a multiple of every block
+    values = values_of(graph)
+    fixed = cache_bytes(graph, 0, values)
+    each = (cache_bytes(graph, tokens, values) - fixed) / tokens
+    parts = [f"{fixed / 1e6:,.1f} MB"] if fixed else []
+    parts += [f"{each / 1e3:,.1f} KB for each token"] if each else []
+    return " and ".join(parts)
+
+
 def give_back() -> None:
     """What the C library keeps of freed memory goes back to the system, in about 2 ms.
 

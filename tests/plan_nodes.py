@@ -1,7 +1,7 @@
 """What of a plan would run on CUDA: nodes with their element types, what stays on the host, what is copied.
 
-onnxruntime optimizes the plan on the CPU, at the level that all devices share. Then every value is the
-device's but sizes: what is made of Shape alone, int64, onnxruntime leaves on the host, where Reshape, Range and
+onnxruntime optimizes the plan on the CPU, at the level that all devices share. Every value is then the
+device's but sizes: what is made of Shape alone, int64, it leaves on the host, where Reshape, Range and
 others read it. A size that a node reads otherwise is a copy in every step (a Memcpy node): no graph can be
 captured.
 """

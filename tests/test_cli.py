@@ -18,6 +18,7 @@ from flatlm.kernels_arm.ops import NAMES
 from flatlm.runtime import cli
 from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.format.artifact import FileEntry, Manifest
+from flatlm.runtime.format.graph import Graph
 from tests.tiny_text import CHATML, FakeBackend, ScriptedBackend, byte_level, write_folder
 
 MANIFEST = Manifest(
@@ -39,7 +40,7 @@ class Machine:
         self.folder, self.backends, self.opened = folder, {}, []
         answer = [*byte_level().encode("Paris 🙂.").ids, 0]
         self.backends["native"] = lambda: ScriptedBackend(answer, context=128)
-        artifact = SimpleNamespace(path=folder, manifest=MANIFEST)
+        artifact = SimpleNamespace(path=folder, manifest=MANIFEST, graph=Graph())
         monkeypatch.setattr("flatlm.runtime.format.artifact.open_artifact", lambda path: artifact)
         monkeypatch.setattr("flatlm.runtime.backends.open_backend", self.open)
 

@@ -39,6 +39,11 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}, "rope_theta": None}
 
 
+TWO_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+}
+
 # One configuration a line: the model type, and what its config.json has beside the usual.
 CASES: list[Case] = [
     ("llama", rope(rope_type="linear", factor=2.0)),
@@ -71,6 +76,36 @@ CASES: list[Case] = [
     ("internlm3", rope(rope_type="dynamic", factor=6.0)),
     ("internlm3", {"bias": True, "qkv_bias": True}),
     ("exaone", {}),
+    ("gemma", {}),
+    ("gemma", {"hidden_act": "gelu", "tie_word_embeddings": False, "attention_bias": True}),
+    ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "num_hidden_layers": 3}),
+    ("gemma2", {"layer_types": SOME[::-1], "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma3_text", {"num_hidden_layers": 6, "rope_local_base_freq": 100.0, "rope_theta": 5e5}),
+    ("gemma3_text", {"layer_types": SOME, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ("gemma3_text", {"layer_types": SOME, "rope_parameters": TWO_ROPES, "final_logit_softcapping": 4.0}),
+    ("olmo2", {}),
+    ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    ("olmo3", {"num_hidden_layers": 4, "rope_scaling": YARN}),
+    ("olmo3", {"layer_types": SOME, "rope_parameters": TWO_ROPES}),
+    ("exaone4", {"tie_word_embeddings": True}),
+    ("exaone4", {"sliding_window": 5, "sliding_window_pattern": "LG"}),
+    ("glm4", {}),
+    ("glm4", {"attention_bias": False, "tie_word_embeddings": True}),
+    ("hunyuan_v1_dense", {}),
+    ("hunyuan_v1_dense", rope(rope_type="dynamic", alpha=50.0, factor=1.0)),
+    ("nanochat", {"final_logit_softcapping": 3.0}),
+    ("nanochat", {"tie_word_embeddings": True, "final_logit_softcapping": None}),
+    ("arcee", {}),
+    ("arcee", {"mlp_bias": True, "attention_bias": True, "hidden_act": "gelu"}),
+    ("granitemoehybrid", {"layer_types": ["mamba", "attention"], "position_embedding_type": "nope"}),
+    ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2, "mamba_proj_bias": True}),
+    ("lfm2", {}),
+    ("lfm2", {"conv_bias": True, "conv_L_cache": 5, "tie_word_embeddings": False}),
+    ("qwen3_5_text", {}),
+    ("qwen3_5_text", {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
+    ("falcon_h1", {}),
+    ("falcon_h1", {"mamba_rms_norm": False, "mamba_conv_bias": False}),
+    ("falcon_h1", {"mamba_norm_before_gate": True, "mamba_n_groups": 1}),
 ]
 IDS = [f"{kind}-{i}" for i, (kind, _) in enumerate(CASES)]
 ONCE = {kind: (kind, config) for kind, config in reversed(CASES)}.values()

@@ -321,3 +321,25 @@ def test_an_interrupt_before_a_step_is_noted_loses_no_bit(artifact, texts, expec
     assert backend.truncate(0) == 0
     assert same_bits(backend.forward(texts[0], LENGTH), expected[0])
     backend.close()
+
+
+@pytest.mark.parametrize("length", [60, 59, 45, 28])
+def test_a_saved_state_goes_on_in_another_backend(artifact, texts, expected, length):
+    one, two = NativeBackend(artifact, threads=1, slots=2), NativeBackend(artifact, threads=2, slots=3)
+    one.forward_many([Segment(1, texts[0][:60])])
+    saved = one.save(1, length)
+    assert one.save(1, 27) == []
+    two.forward_many([Segment(2, texts[1][:90])])
+    two.load(2, length, saved)
+    assert list(two.positions) == [0, 0, length]
+    (rows,) = two.forward_many([Segment(2, texts[0][length:], LENGTH)])
+    assert same_bits(rows, expected[0][length:])
+    for wrong in (length + 33, 5):  # what is not of that length, or longer than its updates
+        with pytest.raises(ValueError, match="do not fit states summed up to 28"):
+            two.load(2, wrong, saved)
+        assert two.positions[2] == 0
+    with pytest.raises(ValueError, match=r"are not of|does not fit"):
+        two.load(2, length, saved[:-1])
+    assert same_bits(two.forward_many([Segment(2, texts[2], LENGTH)])[0], expected[2])
+    one.close()
+    two.close()

@@ -11,7 +11,7 @@ from flatlm.runtime import ops
 from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.format.widths import values_of
-from flatlm.runtime.memory import cache_bytes
+from flatlm.runtime.memory import cache_bytes, sequence_text
 from flatlm.runtime.states import cut_back
 from tests.recurrent_graphs import MIXERS, recurrent_graph
 from tests.tiny_graphs import CONTEXT, LAYERS, VOCABULARY, quantized_graph
@@ -68,6 +68,11 @@ def test_states_that_do_not_grow_say_their_bytes_beforehand(mixer):
         ]
         assert sum(held) == 3 * one.bytes(CONTEXT) == 3 * one.bytes(1 << 20)
     assert cache_bytes(graph, CONTEXT) == sum(one.bytes(CONTEXT) for one in described.values())
+
+
+def test_the_memory_of_a_sequence_is_told_in_words():
+    assert sequence_text(quantized_graph()) == "0.3 KB for each token"
+    assert sequence_text(recurrent_graph("delta")) == "0.1 MB and 0.2 KB for each token"
 
 
 @pytest.fixture(params=["float32", "int8"])

@@ -152,8 +152,11 @@ def granitemoehybrid(c: Mapping[str, Any]) -> Shapes:
     hidden, wide = c["hidden_size"], c["shared_intermediate_size"]
 
     def layer(at: str) -> Shapes:
+        recurs = c["layer_types"][int(at.rpartition(".")[2])] in ("mamba", "linear_attention")
+        biased = "qkvo" * c.get("attention_bias", False)
+        mixer = mamba(c, f"{at}.mamba") if recurs else attention(c, f"{at}.self_attn", biased)
         return {
-            **attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False)),
+            **mixer,
             f"{at}.shared_mlp.input_linear.weight": (2 * wide, hidden),
             f"{at}.shared_mlp.output_linear.weight": (hidden, wide),
         } | norms(c, at, "input_layernorm", "post_attention_layernorm")
@@ -174,12 +177,140 @@ def exaone(c: Mapping[str, Any]) -> Shapes:
     return shapes | norms(c, "transformer", "ln_f") | {"lm_head.weight": table}
 
 
+def sandwiched(c: Mapping[str, Any]) -> Shapes:
+    """Norms before, after or around the branches, and of heads, as each model type has them."""
+    kind, hidden = c["model_type"], c["hidden_size"]
+    d = c.get("head_dim") or hidden // c["num_attention_heads"]
+    q, k = c["num_attention_heads"] * d, c["num_key_value_heads"] * d
+    bias = {"glm4": "qkv"}.get(kind, "qkvo") * c.get("attention_bias", kind == "glm4")
+    heads = {"olmo2": (q, k), "olmo3": (q, k), "exaone4": (d, d), "gemma3_text": (d, d)}.get(kind, ())
+    after = ("post_attention_layernorm", "post_feedforward_layernorm")
+    glm = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+    around = {"glm4": glm, "olmo2": after, "olmo3": after, "exaone4": after}
+    gemma = ("input_layernorm", "post_attention_layernorm")
+    if kind != "gemma":
+        gemma += ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", bias) | norms(c, at, *around.get(kind, gemma))
+        for part, width in zip("qk", heads, strict=False):
+            shapes |= {f"{at}.self_attn.{part}_norm.weight": (width,)}
+        if kind != "glm4":
+            return shapes | gated(c, f"{at}.mlp")
+        shapes |= linear(f"{at}.mlp.gate_up_proj", 2 * c["intermediate_size"], hidden)
+        return shapes | linear(f"{at}.mlp.down_proj", hidden, c["intermediate_size"])
+
+    return whole(c, layer)
+
+
+def hunyuan(c: Mapping[str, Any]) -> Shapes:
+    names = [f"{part}_layernorm.weight" for part in ("query", "key")]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False))
+        shapes |= {f"{at}.self_attn.{name}": (c["head_dim"],) for name in names}
+        return shapes | gated(c, f"{at}.mlp") | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def plain(c: Mapping[str, Any]) -> Shapes:
+    """MLPs without a gate."""
+    hidden, wide, kind = c["hidden_size"], c["intermediate_size"], c["model_type"]
+    up, down = ("fc1", "fc2") if kind == "nanochat" else ("up_proj", "down_proj")
+    bias = c.get("mlp_bias", False)
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo" * c.get("attention_bias", False))
+        shapes |= linear(f"{at}.mlp.{up}", wide, hidden, bias)
+        shapes |= linear(f"{at}.mlp.{down}", hidden, wide, bias)
+        if kind != "nanochat":
+            shapes |= norms(c, at, "input_layernorm", "post_attention_layernorm")
+        return shapes
+
+    shapes = whole(c, layer)
+    return {
+        name: shape for name, shape in shapes.items() if kind != "nanochat" or name != "model.norm.weight"
+    }
+
+
+def mamba(c: Mapping[str, Any], at: str) -> Shapes:
+    h, hidden, keys = c["mamba_n_heads"], c["hidden_size"], c["mamba_n_groups"] * c["mamba_d_state"]
+    inner = h * c["mamba_d_head"]
+    per_head = {f"{at}.{name}": (h,) for name in ("A_log", "dt_bias", "D")}
+    bias, channels = c.get("mamba_proj_bias", False), inner + 2 * keys
+    return {
+        **per_head,
+        **linear(f"{at}.in_proj", channels + inner + h, hidden, bias),
+        **linear(f"{at}.out_proj", hidden, inner, bias),
+        f"{at}.conv1d.weight": (channels, 1, c.get("mamba_d_conv", 4)),
+        **({f"{at}.conv1d.bias": (channels,)} if c.get("mamba_conv_bias", True) else {}),
+        **({f"{at}.norm.weight": (inner,)} if c.get("mamba_rms_norm", True) else {}),
+    }
+
+
+def falcon_h1(c: Mapping[str, Any]) -> Shapes:
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn") | mamba(c, f"{at}.mamba") | gated(c, f"{at}.feed_forward")
+        return shapes | norms(c, at, "input_layernorm", "pre_ff_layernorm")
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm.", "model.final_layernorm."): shape for name, shape in shapes.items()}
+
+
+def lfm2(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, d = c["hidden_size"], c["mlp_rows"], c["hidden_size"] // c["num_attention_heads"]
+    bias = c.get("conv_bias", False)
+
+    def layer(at: str) -> Shapes:
+        if c["layer_types"][int(at.rpartition(".")[2])] == "conv":
+            shapes = linear(f"{at}.conv.in_proj", 3 * hidden, hidden, bias)
+            shapes |= linear(f"{at}.conv.out_proj", hidden, hidden, bias)
+            shapes |= {f"{at}.conv.conv.weight": (hidden, 1, c.get("conv_L_cache", 3))}
+            shapes |= {f"{at}.conv.conv.bias": (hidden,)} if bias else {}
+        else:
+            shapes = attention(c, f"{at}.self_attn", names="q_proj k_proj v_proj out_proj")
+            shapes |= {f"{at}.self_attn.{part}_layernorm.weight": (d,) for part in "qk"}
+        for name, n, k in (("w1", wide, hidden), ("w3", wide, hidden), ("w2", hidden, wide)):
+            shapes |= linear(f"{at}.feed_forward.{name}", n, k)
+        return shapes | norms(c, at, "operator_norm", "ffn_norm")
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm.", "model.embedding_norm."): shape for name, shape in shapes.items()}
+
+
+def qwen3_5(c: Mapping[str, Any]) -> Shapes:
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    hk, hv, dk, dv = (
+        c[f"linear_{k}"] for k in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+    )
+
+    def layer(at: str) -> Shapes:
+        if c["layer_types"][int(at.rpartition(".")[2])] == "linear_attention":
+            here, channels = f"{at}.linear_attn", 2 * hk * dk + hv * dv
+            rows = {"in_proj_qkv": channels, "in_proj_z": hv * dv, "in_proj_b": hv, "in_proj_a": hv}
+            shapes: Shapes = {f"{here}.{name}.weight": (n, hidden) for name, n in rows.items()}
+            shapes |= {f"{here}.conv1d.weight": (channels, 1, 4), f"{here}.norm.weight": (dv,)}
+            shapes |= {f"{here}.A_log": (hv,), f"{here}.dt_bias": (hv,)}
+            shapes |= linear(f"{here}.out_proj", hidden, hv * dv)
+        else:
+            shapes = attention(c, f"{at}.self_attn")
+            shapes |= linear(f"{at}.self_attn.q_proj", 2 * heads * c["head_dim"], hidden)
+            shapes |= {f"{at}.self_attn.{part}_norm.weight": (c["head_dim"],) for part in "qk"}
+        shapes |= gated(c, f"{at}.mlp")
+        return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "logits_scaling": 4.0,
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.2,
 }
+GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
+FALCON_FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
 # What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "granite": MULTIPLIERS,
@@ -191,6 +322,41 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
         "position_embedding_type": "rope",
         "mamba_n_heads": 8,
         "mamba_d_head": 12,
+        "mamba_d_state": 20,
+        "mamba_n_groups": 2,
+    },
+    "falcon_h1": {
+        "head_dim": 12,
+        "mamba_d_ssm": 60,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 15,
+        "mamba_d_state": 20,
+        "mamba_n_groups": 2,
+        "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False,
+        **{f"{part}_multiplier": 0.5 + 0.1 * i for i, part in enumerate(FALCON_FACTORS)},
+        "ssm_multipliers": [0.3, 0.5, 0.7, 0.9, 1.1],
+        "mlp_multipliers": [0.8, 0.6],
+    },
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_hidden_layers": 3,
+        "norm_eps": 1e-5,
+        "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 14,
+        "mlp_rows": 56,  # of two thirds of 72, rounded up to 14
+        "tie_word_embeddings": True,
+    },
+    "qwen3_5_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "head_dim": 16,
+        "partial_rotary_factor": 0.25,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 20,
+        "linear_value_head_dim": 12,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
     },
     "minicpm": {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 20},
     "exaone": {"num_layers": 2, "activation_function": "silu", "layer_norm_epsilon": 1e-5},
@@ -200,22 +366,44 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "seed_oss": {"head_dim": 12},
     "smollm3": {"num_hidden_layers": 4},
     "ministral3": {"head_dim": 8},
+    "gemma": {"head_dim": 12, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+    "gemma2": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
+    "gemma3_text": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
+    "glm4": {"head_dim": 8, "partial_rotary_factor": 0.5},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "exaone4": {"sliding_window": None},
+    "olmo3": {"sliding_window": 5},
+    "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
+    "arcee": {"hidden_act": "relu2"},
 }
 SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+    "arcee": plain,
     "ernie4_5": llama,
     "exaone": exaone,
+    "exaone4": sandwiched,
+    "gemma": sandwiched,
+    "gemma2": sandwiched,
+    "gemma3_text": sandwiched,
+    "glm4": sandwiched,
+    "falcon_h1": falcon_h1,
     "granite": llama,
     "granitemoehybrid": granitemoehybrid,
     "helium": llama,
+    "hunyuan_v1_dense": hunyuan,
     "internlm3": llama,
+    "lfm2": lfm2,
     "llama": llama,
     "minicpm": llama,
     "ministral": llama,
     "ministral3": llama,
     "mistral": llama,
+    "nanochat": plain,
+    "olmo2": sandwiched,
+    "olmo3": sandwiched,
     "phi3": phi3,
     "qwen2": llama,
     "qwen3": llama,
+    "qwen3_5_text": qwen3_5,
     "seed_oss": llama,
     "smollm3": llama,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
+from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, Mixer
 from flatlm.runtime.settings import Settings
 
 
@@ -19,15 +21,16 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
         out_bias=bias,
         scale=settings.get("attention_multiplier", float, 1.0, above=0),
     )
-    return multiplied(c, settings, attention)
+    return multiplied(c, settings, [("attention", attention)] * c.layers)
 
 
-def multiplied(c: DecoderConfig, settings: Settings, attention: Attention) -> Decoder:
-    """A model of this attention with the multipliers of the stream, of branches and of logits."""
+def multiplied(c: DecoderConfig, settings: Settings, mixers: Sequence[tuple[str, Mixer]]) -> Decoder:
+    """A model whose layers mix so, by name, with the multipliers of the stream, of branches and of logits."""
     mlp = Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
-    layer = pre_norm(attention, mlp, scale=settings.get("residual_multiplier", float, 1.0, above=0))
+    scale = settings.get("residual_multiplier", float, 1.0, above=0)
+    last = Branch("mlp", mlp, scale=scale)
     return Decoder(
-        [layer] * c.layers,
+        [Layer((Branch(name, mixer, scale=scale), last)) for name, mixer in mixers],
         embedding_scale=settings.get("embedding_multiplier", float, 1.0, above=0),
         logits_scale=1 / settings.get("logits_scaling", float, 1.0, above=0),
     )

@@ -1,14 +1,14 @@
-"""Granite 4 without recurrences and experts: Granite's shape with a fused MLP, turning or not."""
+"""Granite 4 without experts: Granite's shape with a fused MLP, Mamba 2 in most layers, turning or not."""
 
 from __future__ import annotations
 
-from flatlm.export import names
+from flatlm.export import mamba, names
 from flatlm.export.architecture import Architecture
 from flatlm.export.archs.granite import MULTIPLIERS, multiplied
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import half
-from flatlm.export.layers import Attention, Decoder
+from flatlm.export.layers import Attention, Decoder, Mixer
 from flatlm.export.names import Name
 from flatlm.export.rope import still
 from flatlm.runtime.settings import Settings
@@ -26,11 +26,25 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
         rotary=c.rotary() if turns else still(c.rotary()),
         scale=settings.get("attention_multiplier", float, 1.0, above=0),
     )
-    return multiplied(c, settings, attention)
+    recurrence = mamba.mamba2(settings, c.hidden_size)
+    mixers: dict[str, Mixer] = {"mamba": recurrence, "attention": attention}
+    kinds = settings.each("layer_types", str) or settings.each("layers_block_type", str)
+    kinds = kinds or ["mamba"] * c.layers
+    if len(kinds) != c.layers:
+        raise settings.wrong("layer_types", f"{c.layers} of them, one for each layer")
+    return multiplied(c, settings, [(name, mixers[name]) for name in map(_KINDS.__getitem__, kinds)])
 
 
+_KINDS = {
+    "mamba": "mamba",
+    "linear_attention": "mamba",
+    "attention": "attention",
+    "full_attention": "attention",
+}
 NAMES = names.NAMES.but(
     layer={
+        **mamba.names("mamba"),
+        "mamba.norm": Name("input_layernorm", "attn_norm"),
         "mlp.gate": Name("shared_mlp.input_linear", "ffn_up", (half(0),)),
         "mlp.up": Name("shared_mlp.input_linear", "ffn_up", (half(1),)),
         "mlp.down": Name("shared_mlp.output_linear", "ffn_down"),
@@ -38,9 +52,9 @@ NAMES = names.NAMES.but(
 )
 ARCHITECTURE = Architecture(
     decoder,
-    obeyed=MULTIPLIERS | words("attention_bias position_embedding_type"),
+    obeyed=MULTIPLIERS | mamba.OBEYED | words("attention_bias position_embedding_type"),
     keys={"intermediate_size": "shared_intermediate_size"},
-    defaults={"layer_types": ["linear_attention"], "num_local_experts": 8},
+    defaults={"num_local_experts": 8},
     names=NAMES,
-    layer_types=frozenset({"attention", "full_attention"}),
+    layer_types=frozenset(_KINDS),
 )

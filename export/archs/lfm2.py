@@ -7,14 +7,14 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import squeezed
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, ShortConv
+from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, QkNorm, ShortConv
 from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
 
 def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     conv = ShortConv(settings.get("conv_L_cache", int, 3, low=2), settings.get("conv_bias", bool, False))
-    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qk_norm=True)
+    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qk_norm=QkNorm())
     mlp = Branch("mlp", Gated(c.act, _width(c, settings)))
     branches = {"conv": Branch("conv", conv), "full_attention": Branch("attention", attention)}
     return Decoder([Layer((branches[kind], mlp)) for kind in _kinds(c, settings)])

@@ -18,7 +18,7 @@ from flatlm.export.layers import Norm
 from flatlm.export.names import Names
 from flatlm.export.rope import Rotary
 from flatlm.export.sources.source import Source
-from flatlm.export.weights import Affine, Weight, beside
+from flatlm.export.weights import Affine, Weight, beside, ones
 from flatlm.runtime.format.graph import Attribute, Node, Tensor
 
 
@@ -72,13 +72,17 @@ class Builder:
 
     def weight(self, part: str, *shape: int, kind: str = ".weight") -> Weight:
         """A weight of the checkpoint, with what its name folds into it; `shape` as the config implies."""
-        name = self.names.of(f"{self.branch}{part}", self.layer)
-        stored, source = f"{name.hf}{kind}", self.source
+        return self.stored(part, kind).require(shape)
+
+    def stored(self, part: str, kind: str = ".weight") -> Weight:
+        """The same, of whatever shape."""
+        place, source = f"{self.branch}{part}", self.source
+        stored = f"{self.names.stored(place, self.layer, source.gguf)}{kind}"
         found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
-        for fold in name.folds:
+        for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)
         self.made.placed.add(stored)
-        return found.require(shape)
+        return found
 
     def affine(self, part: str, *shape: int, bias: bool = False) -> Affine:
         """A linear layer of the checkpoint, [n, k]."""
@@ -100,12 +104,20 @@ class Builder:
 
     def norm(self, part: str, x: str, norm: Norm) -> tuple[str, Weight | None]:
         """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
-        width, scale = self.config.hidden_size, self.scale
-        weight = self.weight(part, width)
-        weight = (weight.plus(1) if norm.plus_one else weight).scaled(scale)
-        shift = self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
+        weight, shift = self.norm_weights(part, norm)
         constant = self.constant(f"{self.name(part)}.weight", weight)
-        return self.emit(norm.op, part, (x, constant), epsilon=self.config.epsilon), shift
+        options: dict[str, Attribute] = {"centered": 1} if norm.centered else {}
+        options["epsilon"] = self.config.epsilon
+        return self.emit("Norm", part, (x, constant), (), **options), shift
+
+    def norm_weights(self, part: str, norm: Norm) -> tuple[Weight, Weight | None]:
+        """Weight and bias of a norm of the stream, times `scale`."""
+        width, scale = self.config.hidden_size, self.scale
+        weight = self.weight(part, width) if norm.weighted else ones(width)
+        if norm.plus_one and not self.source.gguf:  # whose converters have added it
+            weight = weight.plus(1)
+        weight = weight.scaled(scale)
+        return weight, self.weight(part, width, kind=".bias").scaled(scale) if norm.bias else None
 
     def rotary(self, rotary: Rotary) -> tuple[str, str]:
         """position_ids → cos, sin [B, T, d/2]; one node for each table, before all others."""

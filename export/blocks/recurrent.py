@@ -38,10 +38,10 @@ def short_conv(b: Builder, x: str, body: ShortConv) -> str:
 def delta_net(b: Builder, x: str, body: DeltaNet) -> str:
     """The normed stream → what linear attention by the gated delta rule adds to it.
 
-    x ─┬─ in ─ parts ─┬─ qkv ─ conv ─ convolved ─┬─ qk ─ qk_norm ─ normed ─ q, k ─┬─ attend ─ head_norm ─┬─ gated
-       │              │                          └─ v ────────────────────────────┤                      │   │
-       │              └─ z ───────────────────────────────────────────────────────┼──────────────────────┘  out
-       └─ gates ─ gate_parts ─ dt, beta ──────────────────────────────────────────┘
+    x ─┬─ in ─ parts ─┬─ qkv ─ conv ─ convolved ─┬─ qk ─ qk_norm ─ q, k ─┬─ attend ─ head_norm ─┬─ gated ─ out
+       │              │                          └─ v ───────────────────┤                      │
+       │              └─ z ──────────────────────────────────────────────┼──────────────────────┘
+       └─ gates ─ dt, beta ──────────────────────────────────────────────┘
     """
     keys, width = body.key_heads * body.key_size, body.heads * body.value_size
     rows = _fused(b, body) if body.fused else _apart(b, body)
@@ -107,7 +107,7 @@ def _apart(b: Builder, body: DeltaNet) -> tuple[list[Affine], list[Affine]]:
 
 
 def _fused(b: Builder, body: DeltaNet) -> tuple[list[Affine], list[Affine]]:
-    """The same where rows of each key head lie together: q, k, v and z in one matrix, beta and dt in another."""
+    """The same where rows of a key head lie together: q, k, v and z in a matrix, beta and dt in another."""
     shared, hidden = body.heads // body.key_heads, b.config.hidden_size
     sizes = [body.key_size, body.key_size, shared * body.value_size, shared * body.value_size]
     large = b.affine("qkvz", body.key_heads * sum(sizes), hidden)

@@ -40,6 +40,10 @@ class Source(Protocol):
         """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja if any."""
 
     @property
+    def gguf(self) -> bool:
+        """Whether weights lie as GGUF files store them, where that is otherwise (`names.Name.gguf_folds`)."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """What people should know of how it was read, a line each."""
 

@@ -141,9 +141,15 @@ class NativeBackend:
 
     def load(self, slot: int, length: int, arrays: Sequence[np.ndarray]) -> None:
         """A sequence of `length` tokens becomes what was saved; ValueError where that is of another model."""
-        self.positions[slot] = 0
-        load(self.plan.states, slot, arrays)
-        self.positions[slot] = length
+        states = self.plan.states
+        self._positions[slot] = cut_back(states, slot, 0)
+        try:
+            load(states, slot, arrays)
+            self._floors.require(slot, length)
+        except ValueError:
+            cut_back(states, slot, 0)
+            raise
+        self._positions[slot] = length
 
     def close(self) -> None:
         if self._parts is not None:

@@ -22,12 +22,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the artifact's description; with --json the manifest."""
     from flatlm.runtime.format.artifact import open_artifact
     from flatlm.runtime.format.describe import describe
+    from flatlm.runtime.memory import sequence_text
 
     artifact = open_artifact(model_path(args))
     if args.json:
         print_json(asdict(artifact.manifest))
     else:
-        print(describe(artifact, _sampling(Path(artifact.path))))
+        more = {"memory of a sequence": sequence_text(artifact.graph), **_sampling(Path(artifact.path))}
+        print(describe(artifact, more))
     return 0
 
 

@@ -25,6 +25,7 @@ from flatlm.runtime.server.warm import warm
 from flatlm.runtime.server.wire import GoneError
 
 Handler = Callable[[Call], Awaitable[Response]]
+QUIET = ("/health", "/v1/health", "/metrics")  # asked every few seconds by those who watch
 LOG = logging.getLogger("flatlm.server")
 
 
@@ -115,7 +116,8 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
         except Exception as error:  # noqa: BLE001  each becomes a body, and the unexpected a traceback in the log
             response = failure(error, request)
         seconds = time.monotonic() - started
-        LOG.info("%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
+        level = logging.DEBUG if request.url.path in QUIET else logging.INFO
+        LOG.log(level, "%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
         return response
 
     return handle
@@ -124,7 +126,7 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
 def failure(error: Exception, request: Request) -> Response:
     if not isinstance(error, FlatlmError):
         LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    elif not isinstance(error, HTTPError):
+    elif not (isinstance(error, HTTPError) or request.url.path in QUIET):
         LOG.info("%s %s refused: %s", request.method, request.url.path, error)
     body = body_of(error, request.url.path)
     return Response(body, status_of(error), headers_of(error), "application/json")

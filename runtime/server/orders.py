@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flatlm.runtime.generation.answer import Completion, Prompt, Timings
+from flatlm.runtime.generation.answer import Completion, Timings
 from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import Busy
 from flatlm.runtime.server.hosts import Host
-from flatlm.runtime.server.tickets import Bell, Order
+from flatlm.runtime.server.tickets import Asked, Bell, Order, Ticket
 from flatlm.runtime.server.wire import SILENCE
+from flatlm.runtime.text.tools.deltas import CallDelta, Content, Delta
+from flatlm.runtime.text.tools.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class News:
     """What is new of an answer. `read`: (held before, read so far, all) of its prompt while that is read."""
 
     index: int
-    pieces: Sequence[tuple[str, str]] = ()  # text, and the drafter whose token completed it
+    deltas: Sequence[tuple[Delta, str]] = ()  # and the drafter whose token completed each
     start: int = 0  # characters of the answer before them
-    logprobs: Sequence[TokenLogprob] = ()  # where they were asked for; not one for each piece
+    logprobs: Sequence[TokenLogprob] = ()  # where they were asked for; not one for each delta
     ended: bool = False
     read: tuple[int, int, int] | None = None
 
@@ -36,6 +38,7 @@ async def follow(order: Order) -> AsyncIterator[News | None]:
     """
     given, told, ended = [0] * len(order.tickets), [-1] * len(order.tickets), set[int]()
     rated, shown = [0] * len(order.tickets), [0] * len(order.tickets)
+    readers = [reader_of(ticket) for ticket in order.tickets]
     while len(ended) < len(order.tickets):
         if not await order.bell.heard(SILENCE):
             yield None
@@ -56,11 +59,35 @@ async def follow(order: Order) -> AsyncIterator[News | None]:
             if over:
                 ended.add(index)
             if pieces or over:
+                reader = readers[index]
+                deltas = [(delta, source) for text, source in pieces for delta in reader.push(text)]
+                deltas += [(delta, "") for delta in reader.finish()] if over else []
                 certain = len(answer.text.tokens) if answer.text is not None else 0
-                logprobs = answer.logprobs[rated[index] : certain]
+                logprobs = [] if ticket.silent else answer.logprobs[rated[index] : certain]
                 rated[index] += len(logprobs)
-                yield News(index, pieces, shown[index], logprobs, over)
+                yield News(index, [] if ticket.silent else deltas, shown[index], logprobs, over)
                 shown[index] += sum(len(text) for text, _ in pieces)
+
+
+class Plain:
+    """Reads an answer that is text and nothing else."""
+
+    def push(self, text: str) -> list[Delta]:
+        return [Content(text)]
+
+    def finish(self) -> list[Delta]:
+        return []
+
+
+def part_of(delta: Delta) -> object:
+    """What it is a piece of: the text, the thoughts, or a call."""
+    return delta.index if isinstance(delta, CallDelta) else type(delta)
+
+
+def reader_of(ticket: Ticket) -> Reader | Plain:
+    """What tells the parts of its answer apart as they come."""
+    reading = ticket.prompt.reading
+    return Plain() if reading is None else reading.reader()
 
 
 async def completed(order: Order) -> list[Completion]:
@@ -77,13 +104,13 @@ class Desk:
         self.engine, self.most_waiting = engine, most_waiting
         self.refused = 0
 
-    def order(self, host: Host, prompts: Sequence[Prompt]) -> Order:
+    def order(self, host: Host, asks: Sequence[Asked]) -> Order:
         """Begin answers. Busy where too many wait already."""
         waiting = sum(len(order.tickets) for order in host.orders) - host.slots
-        if host.orders and waiting + len(prompts) > self.most_waiting:
+        if host.orders and waiting + len(asks) > self.most_waiting:
             self.refused += 1
             raise Busy(f"{waiting} answers wait for {host.slots} slots already: try again later")
-        order = Order(prompts, Bell(asyncio.get_running_loop()))
+        order = Order(asks, Bell(asyncio.get_running_loop()))
         self.engine.submit(host, order)
         return order
 

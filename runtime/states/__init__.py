@@ -38,8 +38,10 @@ class State(Protocol):
 class Saved(Protocol):
     """A state that can be taken out of a slot and put back."""
 
+    parts: int  # arrays that it is saved as
+
     def save(self, slot: int, length: int) -> list[np.ndarray]:
-        """Copies of what the first `length` positions of a slot are."""
+        """Copies of what the first `length` positions of a slot are; none where that cannot be told apart."""
         ...
 
     def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
@@ -71,21 +73,23 @@ def save(states: Iterable[State], slot: int, length: int) -> list[np.ndarray]:
     """Copies of the first `length` positions of a slot in all states; none where one of them has no such."""
     found = []
     for state in states:
-        if not isinstance(state, Saved):
+        parts = state.save(slot, length) if isinstance(state, Saved) else []
+        if not parts:
             return []
-        found += state.save(slot, length)
+        found += parts
     return found
 
 
 def load(states: Sequence[State], slot: int, arrays: Sequence[np.ndarray]) -> None:
     """What `save` gave is in the slot. ValueError where it is of other states."""
-    each, rest = divmod(len(arrays), len(states))
-    if rest:
-        raise ValueError(f"{len(arrays)} arrays are not of {len(states)} states")
-    for place, state in enumerate(states):
+    at = 0
+    for state in states:
         if not isinstance(state, Saved):
             raise ValueError("a state that cannot be put back")
-        state.load(slot, arrays[each * place : each * (place + 1)])
+        state.load(slot, arrays[at : at + state.parts])
+        at += state.parts
+    if at != len(arrays):
+        raise ValueError(f"{len(arrays)} arrays are not of {len(states)} states")
 
 
 def put_back(targets: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> None:

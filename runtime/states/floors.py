@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from flatlm.kernels_arm.ops import KEPT
+
 
 class Floors:
     """Of `slots` sequences: int64 [slots, 2], the floor, and which half of the kept keys is in use.
@@ -24,6 +26,16 @@ class Floors:
 
     def copy(self, source: int, target: int) -> None:
         self.array[target] = self.array[source]
+
+    def save(self, slot: int, length: int) -> np.ndarray | None:
+        """Copied, where a sequence of `length` positions can be gone on with."""
+        return self.array[slot].copy() if length >= self.of(slot) else None
+
+    def require(self, slot: int, length: int) -> None:
+        """ValueError unless a sequence of `length` positions may stand on this floor: kernels trust it."""
+        floor, half = self.array[slot].tolist()
+        if not 0 <= length - floor <= KEPT or floor < 0 or half not in (0, 1):
+            raise ValueError(f"{length} positions do not fit states summed up to {floor}")
 
     def cut_back(self, slot: int, length: int) -> int:
         """`length`, or 0 where that is below the floor: then all must be read again."""

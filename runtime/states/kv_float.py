@@ -32,6 +32,8 @@ class FloatKV:
 class FloatCache:
     """Keys float32 [slots, g, context/16, d, 16], values float32 [slots, g, context, d padded to 16]."""
 
+    parts = 2
+
     def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
         self.context = padded(context, BLOCK)
         self.keys = zeroed((slots, groups, self.context // BLOCK, size, BLOCK), np.float32)

@@ -35,6 +35,8 @@ class Int8Cache:
     padded to 16), and a float32 scale per token and head of each, [slots, g, context].
     """
 
+    parts = 4
+
     def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
         self.context, width = padded(context, KV_BLOCK), padded(size, BLOCK)
         panels, steps, blocks = width // BLOCK, KV_BLOCK // 4, self.context // KV_BLOCK

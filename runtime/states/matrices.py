@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.ops import KEPT, VALUE_BLOCK
+from flatlm.runtime.states import put_back
 from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
 
@@ -42,6 +44,8 @@ class Matrices:
 class MatrixState:
     """What kernels_arm/linear_attention.py has for each slot, all float32."""
 
+    parts = 4
+
     def __init__(self, of: Matrices, context: int, slots: int, floors: Floors) -> None:
         self.context, self.floors = context, floors
         shapes = of.shapes(slots)
@@ -52,6 +56,15 @@ class MatrixState:
         for array in (self.sums, self.keys, self.updates):
             array[target] = array[source]
         self.floors.copy(source, target)
+
+    def save(self, slot: int, length: int) -> list[np.ndarray]:
+        floor = self.floors.save(slot, length)
+        held = (self.sums, self.keys, self.updates)
+        return [] if floor is None else [*(array[slot].copy() for array in held), floor]
+
+    def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
+        held = (self.sums, self.keys, self.updates, self.floors.array)
+        put_back([array[slot] for array in held], arrays)
 
     def cut_back(self, slot: int, length: int) -> int:
         """Updates beyond `length` are not added; from a floor beyond it there is no way back but to zeros."""
