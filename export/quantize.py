@@ -86,8 +86,7 @@ def quantize(
     done, blocks). `journal`: goes on from what is there, and writes down each block.
     """
     journal = journal or Journal()
-    length = min(calibrate.WINDOW, int(graph.metadata["context_length"]))
-    windows = calibrate.windows(tokens, recipe.windows, length)
+    windows = calibrate.windows(tokens, recipe.windows, calibrate.longest(graph))
     decided = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
         decided = measure(graph, decided, tell("weighing what each layer may lose"), journal)
