@@ -44,12 +44,15 @@ def tiny(folder: Path, model_type: str, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_safetensors(folder / "model.safetensors", tiny_weights(config))
-    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    write_tokenizer(folder, config["vocab_size"], BASE["max_position_embeddings"])
     return folder
 
 
 def tiny_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, **BASE, **USUAL.get(model_type, {}), **changes}
+    own = USUAL.get(model_type, {})
+    others = OTHER_NAMES.get(model_type, {})
+    base = {others.get(key, key): value for key, value in BASE.items() if others.get(key, key)}
+    return {"model_type": model_type, **base, **own, **changes}
 
 
 def tiny_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -555,6 +558,21 @@ MULTIPLIERS = {
 LAYER_NORM = {"layer_norm_eps": 1e-5}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
 FALCON_FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
+# Keys of BASE by what a model type calls them; "": it has none.
+_GPT = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "num_key_value_heads": "",
+    "intermediate_size": "",
+    "rope_theta": "",
+}
+OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {**_GPT, "hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
+    "bloom": {**_GPT, "max_position_embeddings": "seq_length"},
+    "opt": {"num_key_value_heads": "", "intermediate_size": "ffn_dim", "rms_norm_eps": "", "rope_theta": ""},
+    "gpt_neox": {"num_key_value_heads": "", "rms_norm_eps": "layer_norm_eps"},
+}
 # What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "granite": MULTIPLIERS,
@@ -640,41 +658,23 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "glm4": {"head_dim": 8, "partial_rotary_factor": 0.5},
     "hunyuan_v1_dense": {"head_dim": 8},
     "exaone4": {"sliding_window": None},
-    "olmo3": {"sliding_window": 5},
+    "olmo3": {"sliding_window": 5, "rope_theta": 5e5},
     "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
     "arcee": {"hidden_act": "relu2"},
     "phi": {**LAYER_NORM, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5, "num_key_value_heads": 4},
-    "gpt2": {
-        "num_key_value_heads": None,
-        "n_embd": 48,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 128,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "gpt2": {"activation_function": "gelu_new", "tie_word_embeddings": True},
     "opt": {
-        "num_key_value_heads": None,
-        "ffn_dim": 72,
         "activation_function": "relu",
         "tie_word_embeddings": True,
     },
     "gpt_neox": {
         "hidden_size": 64,
-        "num_key_value_heads": None,
         **LAYER_NORM,
         "hidden_act": "gelu",
         "partial_rotary_factor": 0.25,
         "use_parallel_residual": True,
     },
-    "bloom": {
-        "num_key_value_heads": None,
-        "n_layer": 2,
-        "n_head": 4,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "bloom": {"tie_word_embeddings": True},
     "stablelm": {
         "hidden_size": 64,
         **LAYER_NORM,
