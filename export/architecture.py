@@ -15,6 +15,16 @@ from flatlm.export.names import NAMES, Names
 from flatlm.runtime.settings import Settings
 
 SILU = {"silu": "silu", "swish": "silu"}  # hidden_act → the act of `Gated`
+ACTS = {  # the same of models that do not keep to one
+    **SILU,
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "relu_squared": "relu2",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class Architecture:
     layer_types: what may stand in layer_types
     rope_by_layer_type: whether types of layers may have rope parameters of their own
     interleaved: whether the pairs that turn lie side by side in the checkpoint
+    only: keys of config.json with the one value that flatlm has
+    as_new: keys and values of config.json, defaults included → as transformers 5 writes them
     """
 
     decoder: Callable[[DecoderConfig, Settings], Decoder]
@@ -41,6 +53,8 @@ class Architecture:
     layer_types: frozenset[str] = frozenset({"full_attention", "sliding_attention"})
     rope_by_layer_type: bool = False
     interleaved: bool = False
+    only: Mapping[str, Any] = field(default_factory=dict)
+    as_new: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def key(self, name: str) -> str:
         """What this model type calls a key of all decoders."""

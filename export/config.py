@@ -22,7 +22,8 @@ _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 def settings_of(config: Settings, architecture: Architecture) -> Settings:
     """What config.json says to the architecture: absent keys have its defaults."""
-    return dataclasses.replace(config, values={**architecture.defaults, **config.values})
+    values = architecture.as_new({**architecture.defaults, **config.values})
+    return dataclasses.replace(config, values=values)
 
 
 def read_config(
@@ -89,7 +90,12 @@ def unsupported_features(config: Settings, architecture: Architecture) -> list[s
         for name in _EXPERT_KEYS
         if config.values.get(name) and name not in obeyed
     ]
-    return found + refused(config.values, obeyed | {*architecture.keys.values()})
+    found += [
+        f"{key} {config[key]!r:.60} (flatlm has {value!r})"
+        for key, value in architecture.only.items()
+        if config.values.get(key, value) not in (value, None)
+    ]
+    return found + refused(config.values, obeyed | {*architecture.keys.values(), *architecture.only})
 
 
 def _rotaries(
@@ -123,7 +129,7 @@ def _window(config: Settings) -> int:
 def _tied(source: Source, config: Settings, architecture: Architecture) -> bool:
     """Whether the head is the embedding: the config says so, and no other head is stored."""
     names = architecture.names
-    head, embedding = (f"{names.of(place).hf}.weight" for place in (HEAD, "embedding"))
+    head, embedding = (f"{names.stored(place)}.weight" for place in (HEAD, "embedding"))
     stored = head in source.names()
     if not config.get("tie_word_embeddings", bool, not stored):
         return False

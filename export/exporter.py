@@ -8,6 +8,7 @@ have made.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -69,7 +70,7 @@ def export(
     out = target.check(out, force, source.path)
     words = calibrate.text(text)
     notes = list(source.notes)
-    float_graph = build_graph(source, notes)
+    float_graph = build_graph(source, notes, recipe.context)
     for note in notes:
         say(note)
     with workplace(out, say) as place:
@@ -85,6 +86,7 @@ def export(
             graph, report = quantize(float_graph, recipe, tokens, tell, journal)
         else:
             graph, report = quick(float_graph, recipe, tell("rounding"))
+        report = dataclasses.replace(report, notes=tuple(notes))
         from flatlm.export.onnx_writer import write_onnx
 
         written = write_onnx(graph, folder, tell("writing"))
@@ -116,7 +118,8 @@ def _compare(
 ) -> dict[str, Any]:
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
-    window = tokens[-calibrate.WINDOW :][None, :CHECK_TOKENS]
+    length = min(CHECK_TOKENS, int(written.metadata["context_length"]))
+    window = tokens[-calibrate.WINDOW :][None, :length]
     scores = execute.evaluate(written, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):

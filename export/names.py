@@ -16,16 +16,22 @@ from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.weights import Weight
 
 HEAD = "head"
+EXPERT = "{expert}"  # in the name of what each expert has: its number
 Fold = Callable[[Weight, DecoderConfig], Weight]  # what is stored → what the place wants
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Of a place, without .weight or .bias and, in a layer, without the layer."""
+    """Of a place, without .weight or .bias and, in a layer, without the layer.
+
+    folds: from what Hugging Face's checkpoints store to what the place wants, in their order
+    gguf_folds: the same for GGUF files where they store it otherwise; None: as Hugging Face
+    """
 
     hf: str
     gguf: str
-    folds: tuple[Fold, ...] = ()  # applied in their order
+    folds: tuple[Fold, ...] = ()
+    gguf_folds: tuple[Fold, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +48,31 @@ class Names:
     layers: str = "layers"
     ignored: tuple[str, ...] = ()
 
-    def of(self, place: str, layer: int | None = None) -> Name:
-        """A place's name with all that stands before it."""
-        if layer is None:
-            name = self.outer[place]
-            return name if place == HEAD else dataclasses.replace(name, hf=f"{self.root}{name.hf}")
-        name = self.layer[place]
-        return dataclasses.replace(name, hf=f"{self.root}{self.layers}.{layer}.{name.hf}")
+    def stored(self, place: str, layer: int | None = None, gguf: bool = False) -> str:
+        """What a source calls a place: Hugging Face's name, with all that stands before it.
+
+        In a GGUF file that stores the place otherwise (`gguf_folds`) it is called by the place itself.
+        """
+        name = (self.outer if layer is None else self.layer)[place]
+        ours = place if gguf and name.gguf_folds is not None else name.hf
+        if layer is not None:
+            return f"{self.root}{self.layers}.{layer}.{ours}"
+        return ours if place == HEAD else f"{self.root}{ours}"
+
+    def folds(self, place: str, layer: int | None, gguf: bool) -> tuple[Fold, ...]:
+        """From what a source stores to what the place wants."""
+        name = (self.outer if layer is None else self.layer)[place]
+        return name.gguf_folds if gguf and name.gguf_folds is not None else name.folds
 
     def of_gguf(self, name: str) -> str | None:
         """blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight; None for what has no place."""
         stem, _, kind = name.rpartition(".")
         block, _, rest = stem.partition(".")
-        if block != "blk":
-            place = next((place for place, name in self.outer.items() if name.gguf == stem), None)
-            return place and f"{self.of(place).hf}.{kind}"
         index, _, part = rest.partition(".")
-        found = next((name.hf for name in self.layer.values() if name.gguf == part), None)
-        return found and f"{self.root}{self.layers}.{index}.{found}.{kind}"
+        layer = int(index) if block == "blk" and index.isdecimal() else None
+        table, part = (self.outer, stem) if layer is None else (self.layer, part)
+        place = next((place for place, name in table.items() if name.gguf == part), None)
+        return place and f"{self.stored(place, layer, gguf=True)}.{kind}"
 
     def but(
         self,

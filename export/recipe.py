@@ -146,6 +146,15 @@ class Recipe:
         metavar="INGREDIENT",
         help="leave out one of " + ", ".join(INGREDIENTS),
     )
+    context: int | None = option(
+        None,
+        "--context",
+        low=1,
+        high=1 << 28,
+        metavar="TOKENS",
+        help="longest text the model is exported for, where its rotation depends on it (LongRoPE); default: "
+        "as long as config.json allows",
+    )
     windows: int = option(
         32,
         "--calibration-windows",

@@ -27,12 +27,12 @@ def text_config(config: Settings) -> Settings:
 
 def text_half(source: Source, names: Names) -> Source:
     """The checkpoint with the weights of its text half called as `names` has them, the others as they are."""
-    held, embedding = list(source.names()), names.of("embedding").hf.removeprefix(names.root)
+    held, embedding = list(source.names()), names.stored("embedding").removeprefix(names.root)
     roots = (names.root, *_ROOTS)
     root = next((root for root in roots if f"{root}{embedding}.weight" in held), names.root)
     if root == names.root:
         return source
-    head = f"{names.of(HEAD).hf}.weight"
+    head = f"{names.stored(HEAD)}.weight"
     ours = {}
     for name in held:
         if name.endswith(head) and name.removesuffix(head) in roots:

@@ -99,6 +99,11 @@ def zeros(n: int) -> Weight:
     return Weight((n,), lambda: np.zeros(n, np.float32), "zeros")
 
 
+def ones(n: int) -> Weight:
+    """Of a norm that has no weight."""
+    return Weight((n,), lambda: np.ones(n, np.float32), "ones")
+
+
 def stack(weights: Sequence[Weight]) -> Weight:
     """One below the other."""
     if len(weights) == 1:
@@ -113,6 +118,28 @@ def stack(weights: Sequence[Weight]) -> Weight:
         return out
 
     return Weight(shape, load, weights[0].where)
+
+
+def together(weights: Sequence[Weight]) -> Weight:
+    """Of one shape, as one with an axis more: the experts of a layer."""
+    shape = (len(weights), *weights[0].shape)
+
+    def load() -> np.ndarray:
+        out = np.empty(shape, np.float32)
+        for at, weight in enumerate(weights):
+            out[at] = weight.load()
+        return out
+
+    return Weight(shape, load, weights[0].where)
+
+
+def alternate(weights: Sequence[Weight]) -> Weight:
+    """Of each expert, outputs of one below those of another: [E, n, …] → [E, Σ n, …]."""
+    first = weights[0].shape
+    shape = (first[0], sum(weight.shape[1] for weight in weights), *first[2:])
+    return Weight(
+        shape, lambda: np.concatenate([weight.load() for weight in weights], axis=1), weights[0].where
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from flatlm.kernels_arm import library
 from flatlm.kernels_arm.cpu import choose
 from flatlm.kernels_arm.probes import Probe
 from flatlm.runtime.backends import open_backend
+from flatlm.runtime.backends.ort_session import import_onnxruntime
 from flatlm.runtime.evaluation.perplexity import perplexity
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.measuring.bench import markdown
@@ -216,9 +217,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         facts["llama_cpp_python"] = llama_cpp.__version__
         facts["llama_cpp"] = llama_cpp.llama_print_system_info().decode().strip(" |")
     if args.onnx:
-        import onnxruntime
-
-        facts["onnxruntime"] = onnxruntime.__version__
+        facts["onnxruntime"] = import_onnxruntime().__version__
     return facts
 
 

@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
+from flatlm.runtime.backends.ort_session import import_onnxruntime
 from flatlm.runtime.text.tokenizer import load_tokenizer
+
+onnxruntime = import_onnxruntime()
 
 
 class OnnxPeer:

@@ -1,7 +1,7 @@
 """What of a plan would run on CUDA: nodes with their element types, what stays on the host, what is copied.
 
-onnxruntime optimizes the plan on the CPU, at the level that all devices share. Then every value is the
-device's but sizes: what is made of Shape alone, int64, onnxruntime leaves on the host, where Reshape, Range and
+onnxruntime optimizes the plan on the CPU, at the level that all devices share. Every value is then the
+device's but sizes: what is made of Shape alone, int64, it leaves on the host, where Reshape, Range and
 others read it. A size that a node reads otherwise is a copy in every step (a Memcpy node): no graph can be
 captured.
 """
@@ -59,8 +59,7 @@ def placed(plan: Plan, folder: Path) -> Placed:
     options = session_options(onnxruntime, 1)
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in plan.arrays.values()]
-    options.add_external_initializers(list(plan.arrays), values)
+    plan.hand_over(onnxruntime, options)
     onnxruntime.InferenceSession(plan.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return _placed(onnx.load(str(folder / "optimized.onnx"), load_external_data=False))
 

@@ -57,11 +57,13 @@ class SlowBackend(FakeBackend):
         return row
 
 
-def tiny_llm(folder: Path, slots: int = 2, seconds: float = 0.0, context: int = CONTEXT) -> LLM:
+def tiny_llm(
+    folder: Path, slots: int = 2, seconds: float = 0.0, context: int = CONTEXT, template: str = CHATML
+) -> LLM:
     """Random but reproducible answers of bytes, through a real tokenizer and template."""
     write_folder(folder, byte_level())
     backend = SlowBackend(seconds, vocab=VOCABULARY, context=context, slots=slots)
-    return LLM.of(backend, load_tokenizer(folder), CHATML)
+    return LLM.of(backend, load_tokenizer(folder), template)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def serving(*makers: Callable[[], LLM], access: Access | None = None, **given: A
     opening = Opening(
         BackendOptions(batch=options.parallel),
         keep_seconds=options.sleep_idle_seconds,
-        cache_bytes=options.cache_ram << 20,
+        cache_bytes=(options.cache_ram or 0) << 20,
         cache_folder=folder,
     )
     about = Manifest("made up", "llama", "edge", VOCABULARY, CONTEXT, 1000, 4.5, {})

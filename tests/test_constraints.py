@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -20,7 +21,8 @@ from flatlm.runtime.drafting.spec import DraftSpec, assemble
 from flatlm.runtime.drafting.verify import rule_of
 from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.generation.answer import Answer, Prompt
-from flatlm.runtime.generation.constraint import permitted
+from flatlm.runtime.generation.constraint import held_law, permitted
+from flatlm.runtime.generation.sampler import next_law
 from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.grammars import Grammar
 from flatlm.runtime.llm import LLM
@@ -377,3 +379,41 @@ def test_a_grammar_that_is_neither_text_nor_file_is_an_error(machine, tmp_path, 
     (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"')
     assert cli.main(["generate", "m", "-p", "x", "--grammar", str(tmp_path / "g.gbnf")]) == 0
     assert capsys.readouterr().out.strip() in ("yes", "no")
+
+
+class Some:
+    """A constraint of any ids."""
+
+    failed = ""
+
+    def __init__(self, ids):
+        self.ids = np.array(sorted(ids))
+
+    def allowed(self, history):
+        return self.ids
+
+    def takes(self, history, ids):
+        return len(list(itertools.takewhile(lambda number: number in self.ids, ids)))
+
+    def forced(self, history):
+        return []
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sets(st.integers(0, 39), min_size=1),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 0.4, 1.0, 3.0]),
+    st.sampled_from([0, 1, 2, 5]),
+    st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.2, 1.0]),
+    st.booleans(),
+)
+def test_the_law_is_that_of_the_logits_that_may_follow(ids, seed, temp, top_k, top_p, min_p, penalized):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(40) * rng.uniform(0.5, 9)).astype(np.float32)
+    options = SamplingOptions(temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, presence_penalty=penalized)
+    constraint = Some(ids)
+    found = held_law(constraint, logits, [3, 4, 5], options)
+    expected = next_law(logits[constraint.ids], [3, 4, 5], options, constraint.ids)
+    assert found[0].tolist() == expected[0].tolist() and found[1].tolist() == expected[1].tolist()

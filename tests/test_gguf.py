@@ -204,7 +204,7 @@ def test_begin_token_is_added_where_the_gguf_asks_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "phi3"}, "architecture 'phi3' is not supported; flatlm reads llama, qwen2"),
+        ({"architecture": "qwen9"}, "architecture 'qwen9' is not supported; .* nearest by name is 'qwen"),
         ({"pre": "tekken"}, "tokenizer 'gpt2' with pre-tokenizer 'tekken' cannot be rebuilt"),
     ],
 )
@@ -236,9 +236,9 @@ def opened(tmp_path, **changes):
     ("key", "value", "kind"),
     [
         ("attention.causal", False, "BOOL"),
-        ("rope.scale_linear", 4.0, "FLOAT32"),
-        ("rope.scaling.factor", 4.0, "FLOAT32"),
-        ("rope.scaling.type", "yarn", "STRING"),
+        ("rope.scaling.type", "xpos", "STRING"),
+        ("rope.scaling.yarn_ext_factor", 0.5, "FLOAT32"),
+        ("rope.dimension_count", 10, "UINT32"),
         ("attention.clamp_kqv", 8.0, "FLOAT32"),
         ("logit_scale", 0.5, "FLOAT32"),
         ("embedding_scale", 12.0, "FLOAT32"),
@@ -254,8 +254,12 @@ def opened(tmp_path, **changes):
 def test_gguf_key_that_changes_the_mathematics_is_refused_by_name(tmp_path, key, value, kind):
     with pytest.raises(UnsupportedError) as error:
         opened(tmp_path, metadata={f"llama.{key}": (value, kind)})
-    if not key.startswith("rope.sc"):
-        assert key in str(error.value) or "values of another size (40)" in str(error.value)
+    others = {"attention.value_length": "values of another size (40)"}
+    others |= {
+        "rope.scaling.type": "rope scaling 'xpos'",
+        "rope.dimension_count": "partial_rotary_factor 0.5",
+    }
+    assert others.get(key, key) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +279,33 @@ def test_gguf_keys_that_change_nothing_are_no_obstacle(tmp_path, metadata):
     expected = build_graph(open_source(str(tmp_path / "hf")))
     graph = build_graph(source)
     assert graph.metadata == expected.metadata and graph.nodes == expected.nodes
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"scale_linear": (4.0, "FLOAT32")}, {"rope_type": "linear", "factor": 4.0}),
+        ({"scaling.factor": (4.0, "FLOAT32")}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {
+                "scaling.type": ("yarn", "STRING"),
+                "scaling.factor": (4.0, "FLOAT32"),
+                "scaling.original_context_length": (32, "UINT32"),
+                "scaling.yarn_beta_fast": (16.0, "FLOAT32"),
+            },
+            {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 16.0,
+            },
+        ),
+    ],
+)
+def test_ropes_of_a_gguf_are_those_of_a_config(tmp_path, metadata, expected):
+    source = opened(tmp_path, metadata={f"llama.rope.{key}": value for key, value in metadata.items()})
+    found = {key: value for key, value in source.config["rope_parameters"].items() if value is not None}
+    assert found == {"rope_theta": 10000.0, "partial_rotary_factor": 1.0, **expected}
 
 
 @pytest.mark.parametrize("number", [301, 999, 4294967295])

@@ -74,9 +74,11 @@ def test_what_would_change_the_answer_is_an_error(word):
         taken(word, "x")
 
 
-def test_no_flag_of_ours_is_a_habit_of_the_verb_that_has_it():
-    own = parser_of("generate")._option_string_actions
-    assert "-t" in own and not {name for habit in HABITS for name in habit.names} & set(own)
+@pytest.mark.parametrize("verb", ["generate", "bench"])
+def test_a_flag_that_the_verb_has_is_never_taken_for_a_habit(verb):
+    own = dict.fromkeys(parser_of(verb)._option_string_actions, False)
+    assert {name for habit in HABITS for name in habit.names} & {"-r", "-b", *own}
+    assert list(translated(list(own), own, lambda text: None)) == list(own)
 
 
 @pytest.mark.parametrize(

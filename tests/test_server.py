@@ -131,7 +131,7 @@ def test_a_warm_prompt_is_held_and_kept_on_disk_over_a_start(tmp_path):
     body = {"messages": [system, {"role": "user", "content": "lights on"}], "max_tokens": 3}
     held, texts, read = [], [], []
     for _ in range(2):
-        options = {"cache_dir": str(tmp_path / "kept"), "warm": (str(file),)}
+        options = {"cache_dir": str(tmp_path / "kept"), "cache_ram": 64, "warm": (str(file),)}
         with serving(lambda: tiny_llm(tmp_path / "model"), **options) as one:
             while not (one.host.counts["answers"] and one.host.idle):
                 time.sleep(0.01)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from flatlm.runtime.server.guard import Access
-from tests.serving import CONTEXT, NAME, serving, tiny_llm
+from tests.serving import NAME, serving, tiny_llm
 
+CONTEXT = 1500
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    with serving(lambda: tiny_llm(folder), access=Access(("secret",))) as found:
+    with serving(lambda: tiny_llm(folder, context=CONTEXT), access=Access(("secret",))) as found:
         yield found
 
 
@@ -103,7 +104,7 @@ def test_anthropic_is_told_the_stop_text(anthropic, expected):
     assert (found.stop_reason, found.stop_sequence) == ("stop_sequence", mark)
 
 
-def test_anthropics_blocks_are_read(anthropic):
+def test_anthropics_blocks_are_read(anthropic, served):
     blocks = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {
@@ -116,14 +117,19 @@ def test_anthropics_blocks_are_read(anthropic):
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "ok"}]},
     ]
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
-    found = anthropic.messages.create(
-        model=NAME, max_tokens=3, messages=blocks, tools=tools, system=[{"type": "text", "text": "be"}]
-    )
-    text = "<|start|>system\nbe<|end|>\n<|start|>user\na\nb<|end|>\n<|start|>assistant\nc<|end|>\n"
-    text += "<|start|>tool\nok<|end|>\n<|start|>assistant\n"
-    specials = text.count("<|start|>") * len("<|start|>") + text.count("<|end|>") * len("<|end|>")
-    length = len(text) - specials + text.count("<|start|>") + text.count("<|end|>")
-    assert found.usage.input_tokens + found.usage.cache_read_input_tokens == length
+    system = [{"type": "text", "text": "be"}]
+    found = anthropic.messages.create(model=NAME, max_tokens=3, messages=blocks, tools=tools, system=system)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    same = [
+        {"role": "system", "content": "be"},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "c", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "ok"},
+    ]
+    function = {"name": "f", "description": "", "parameters": {"type": "object"}}
+    body = {"messages": same, "tools": [{"type": "function", "function": function}]}
+    counted = served.post("/v1/chat/completions/input_tokens", body, headers={"X-Api-Key": "secret"})
+    assert found.usage.input_tokens + found.usage.cache_read_input_tokens == counted.json()["input_tokens"]
 
 
 def test_anthropic_raises_its_own_errors(anthropic):

@@ -47,7 +47,7 @@ def test_a_chat_may_come_whole(served, llm):
     assert found["done"] is True
 
 
-def test_home_assistants_request_is_answered(served):
+def test_home_assistants_request_is_answered(tmp_path):
     body = {
         "model": FULL,
         "messages": [
@@ -68,7 +68,8 @@ def test_home_assistants_request_is_answered(served):
         "think": False,
         "format": None,
     }
-    assert served.lines("/api/chat", body)[-1]["eval_count"] == 5
+    with serving(lambda: tiny_llm(tmp_path, context=1500)) as one:
+        assert one.lines("/api/chat", body)[-1]["eval_count"] == 5
 
 
 def test_a_text_is_answered_through_the_template_and_raw_as_it_is(served, llm):

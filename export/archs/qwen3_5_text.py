@@ -6,8 +6,8 @@ from flatlm.export import names
 from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.folds import of_gated_heads, plus_one, squeezed
-from flatlm.export.layers import Attention, Branch, Decoder, DeltaNet, Gated, Layer, Norm
+from flatlm.export.folds import of_gated_heads, squeezed
+from flatlm.export.layers import Attention, Branch, Decoder, DeltaNet, Gated, Layer, Norm, QkNorm
 from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
@@ -20,9 +20,8 @@ def decoder(c: DecoderConfig, settings: Settings, fused: bool = False) -> Decode
     bias, gate = settings.get("attention_bias", bool, False), settings.get("attn_output_gate", bool, True)
     if not gate:
         raise settings.wrong("attn_output_gate", "true: attention without its gate is not known here")
-    body = Attention(
-        c.num_heads, c.kv_num_heads, c.head_size, qkv_bias=bias, out_bias=bias, qk_norm=True, gate=True
-    )
+    sizes, norm = (c.num_heads, c.kv_num_heads, c.head_size), QkNorm(plus_one=True)
+    body = Attention(*sizes, qkv_bias=bias, out_bias=bias, qk_norm=norm, gate=True)
     branches = {"linear_attention": delta, "full_attention": Branch("attention", body, _PLUS_ONE)}
     mlp = Branch("mlp", Gated(c.act, c.intermediate_size), _PLUS_ONE)
     return Decoder([Layer((branches[kind], mlp)) for kind in _kinds(c, settings)], _PLUS_ONE)
@@ -52,8 +51,6 @@ NAMES = names.NAMES.but(
     layer={
         "attention.q": Name("self_attn.q_proj", "attn_q", (of_gated_heads(0),)),
         "attention.gate": Name("self_attn.q_proj", "attn_q", (of_gated_heads(1),)),
-        "attention.q_norm": Name("self_attn.q_norm", "attn_q_norm", (plus_one,)),
-        "attention.k_norm": Name("self_attn.k_norm", "attn_k_norm", (plus_one,)),
         "delta.norm": Name("input_layernorm", "attn_norm"),
         "delta.qkv": Name("linear_attn.in_proj_qkv", "attn_qkv"),
         "delta.z": Name("linear_attn.in_proj_z", "attn_gate"),

@@ -6,6 +6,7 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
+from flatlm.export.names import NAMES, Name
 from flatlm.runtime.settings import Settings
 
 
@@ -22,5 +23,8 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
 
 
 ARCHITECTURE = Architecture(
-    decoder, obeyed=words("attention_bias attention_out_bias mlp_bias"), defaults={"head_dim": 128}
+    decoder,
+    obeyed=words("attention_bias attention_out_bias mlp_bias"),
+    defaults={"head_dim": 128},
+    names=NAMES.but(layer={"mlp.norm": Name("post_attention_layernorm", "post_attention_norm")}),
 )

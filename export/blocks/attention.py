@@ -9,10 +9,10 @@ import functools
 
 import numpy as np
 
-from flatlm.export.layers import Attention
+from flatlm.export.layers import Attention, QkNorm
 from flatlm.export.rope import Rotary
-from flatlm.export.weights import Affine, Weight
-from flatlm.runtime.format.graph import Attribute
+from flatlm.export.weights import Affine, Weight, ones, stack
+from flatlm.runtime.format.graph import Attribute, Tensor
 
 from .builder import Builder
 
@@ -24,25 +24,45 @@ def attention(b: Builder, x: str, body: Attention) -> str:
                                         ├─ k ─ rotate_k ─ append ─┘
                                         └─ v ────────────────┘
 
-    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k; with `gate`, its columns are of the
-    product, too, and parted from it before `heads`.
+    With `qk_norm`, q_norm and k_norm stand before rotate_q and rotate_k, or after them; with `gate`, its
+    columns are of the product, too, and parted from it before `heads`.
     """
     rotary = body.rotary or b.config.rotary()
     q, k, v = _heads(b, x, body, rotary)
-    if body.qk_norm:
-        q, k = (_head_norm(b, f"{part}_norm", x, body, rotary) for part, x in (("q", q), ("k", k)))
-    tables = b.rotary(rotary)
-    q, k = (b.emit("Rotate", f"rotate_{part}", (x, *tables)) for part, x in (("q", q), ("k", k)))
+    norm = body.qk_norm
+    if norm and not norm.last:
+        q, k = (_head_norm(b, part, x, body, norm, rotary) for part, x in (("q", q), ("k", k)))
+    if body.turned:
+        tables = b.rotary(rotary)
+        q, k = (b.emit("Rotate", f"rotate_{part}", (x, *tables)) for part, x in (("q", q), ("k", k)))
+    if norm and norm.last:
+        q, k = (_head_norm(b, part, x, body, norm, rotary) for part, x in (("q", q), ("k", k)))
     past, present = b.state("key", "value")
     b.emit("Append", "append", (k, v, *past), present, state="float32")
-    options: dict[str, Attribute] = {"scale": _scale(body, rotary), "state": "float32"}
-    if body.window:
-        options["window"] = body.window
-    y = b.emit("Attend", "attend", (q, *present), (), **options)
+    options, by_head = _options(b, body, rotary)
+    y = b.emit("Attend", "attend", (q, *present, *by_head), (), **options)
     if body.gate:
         y = b.emit("OutputGate", "gated", (y, b.name("apart.gate")), act="sigmoid")
     out = b.affine("out", b.config.hidden_size, body.num_heads * body.head_size, bias=body.out_bias)
     return b.linear("out", y, out.each(lambda w: w.scaled(b.scale)))
+
+
+def _options(b: Builder, body: Attention, rotary: Rotary) -> tuple[dict[str, Attribute], list[str]]:
+    """Attributes of Attend, and constants of a number for each head."""
+    options: dict[str, Attribute] = {"scale": _scale(body, rotary), "state": "float32"}
+    by_head = []
+    if body.window:
+        options["window"] = body.window
+    if body.softcap:
+        options["softcap"] = body.softcap
+    if body.sinks:
+        options["sinks"] = 1
+        by_head.append(b.constant(b.name("sinks"), b.weight("sinks", body.num_heads, kind="")))
+    if body.slopes:
+        options["slopes"] = 1
+        by_head.append(b.name("slopes"))
+        b.made.constants[by_head[-1]] = Tensor.of(np.array(body.slopes, np.float32))
+    return options, by_head
 
 
 def _heads(b: Builder, x: str, body: Attention, rotary: Rotary) -> tuple[str, str, str]:
@@ -72,11 +92,25 @@ def _product(b: Builder, x: str, body: Attention, parts: list[Affine]) -> str:
     return b.parts("apart", b.linear("qkv", x, *parts, gate), sizes)[0]
 
 
-def _head_norm(b: Builder, part: str, x: str, body: Attention, rotary: Rotary) -> str:
-    """A norm of each head."""
-    weight = _paired(b.weight(part, body.head_size), rotary, _factors(rotary))
-    constant = b.constant(f"{b.name(part)}.weight", weight)
-    return b.emit("HeadNorm", part, (x, constant), epsilon=b.config.epsilon)
+def _head_norm(b: Builder, part: str, x: str, body: Attention, norm: QkNorm, rotary: Rotary) -> str:
+    """A norm of the heads of queries or keys."""
+    heads = {"q": body.num_heads, "k": body.kv_num_heads}[part] if norm.scope != "head" else 1
+    name = f"{part}_norm"
+    if norm.apart:
+        kinds = [f".norms.{head}.weight" for head in range(heads)]
+        weight = stack([b.weight(name, body.head_size, kind=kind) for kind in kinds])
+    else:
+        weight = b.weight(name, heads * body.head_size) if norm.weighted else ones(body.head_size)
+    if norm.plus_one and not b.source.gguf:  # whose converters have added it
+        weight = weight.plus(1)
+    factors = np.ones(body.head_size) if norm.last else _factors(rotary)  # the norm takes any factor away
+    constant = b.constant(f"{b.name(name)}.weight", _paired(weight, rotary, factors))
+    options: dict[str, Attribute] = {"epsilon": b.config.epsilon}
+    if norm.centered:
+        options["centered"] = 1
+    if norm.scope != "head":
+        options["scope"] = norm.scope
+    return b.emit("HeadNorm", name, (x, constant), (), **options)
 
 
 def _paired(weight: Weight, rotary: Rotary, factors: np.ndarray) -> Weight:
@@ -96,4 +130,6 @@ def _factors(rotary: Rotary) -> np.ndarray:
 def _scale(body: Attention, rotary: Rotary) -> float:
     """Of the scores. A factor of cosines and sines is in them twice, where all of a head turns."""
     scale = body.head_size**-0.5 if body.scale is None else body.scale
+    if body.qk_norm and body.qk_norm.last:
+        return scale
     return scale * rotary.factor**2 if rotary.turning == body.head_size else scale

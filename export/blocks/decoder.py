@@ -9,26 +9,33 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from flatlm.export.layers import (
     Attention,
     Beside,
     Branch,
     Decoder,
     DeltaNet,
+    Experts,
     Gated,
     Layer,
     Mamba2,
+    Norm,
+    Plain,
     ShortConv,
 )
 from flatlm.export.names import HEAD
+from flatlm.export.ops.norm import normed
 from flatlm.export.sources.source import is_ignored
-from flatlm.export.weights import Affine
+from flatlm.export.weights import Affine, Weight
 from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.format.graph import Graph
 
 from .attention import attention
 from .builder import Builder
-from .mlp import gated
+from .experts import experts
+from .mlp import gated, plain
 from .recurrent import delta_net, mamba2, short_conv
 
 
@@ -48,10 +55,12 @@ def beside(b: Builder, x: str, body: Beside) -> str:
 BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
     Attention: attention,
     Gated: gated,
+    Experts: experts,
     ShortConv: short_conv,
     DeltaNet: delta_net,
     Mamba2: mamba2,
     Beside: beside,
+    Plain: plain,
 }
 
 
@@ -81,9 +90,32 @@ def build(b: Builder, decoder: Decoder) -> Graph:
 def _embedding(b: Builder, decoder: Decoder) -> str:
     """input_ids → [B, T, hidden]."""
     weight = b.weight("embedding", b.config.vocab_size, b.config.hidden_size)
+    if decoder.embedding_norm:
+        weight = _normed(b, weight, decoder.embedding_norm)
     options = {"scale": decoder.embedding_scale} if decoder.embedding_scale != 1 else {}
     inputs = ("input_ids", b.constant("embedding.weight", weight))
-    return b.emit("Embedding", "embedding", inputs, (), **options)
+    x = b.emit("Embedding", "embedding", inputs, (), **options)
+    if not decoder.positions:
+        return x
+    first, count = decoder.first_position, b.config.context_length
+    table = b.stored("positions")
+    if table.shape[0] < first + count or table.shape[1:] != (b.config.hidden_size,):
+        raise table.misshaped(f"[{first + count} or more, {b.config.hidden_size}]")
+    table = table.rows(slice(first, first + count))
+    row = b.emit("Embedding", "positions", ("position_ids", b.constant("positions.weight", table)))
+    return b.emit("Add", "positions.add", (x, row))
+
+
+def _normed(b: Builder, table: Weight, norm: Norm) -> Weight:
+    """Each row by its norm."""
+    weight, bias = b.norm_weights("embedding_norm", norm)
+    epsilon = b.config.epsilon
+
+    def fold(rows: np.ndarray) -> np.ndarray:
+        y: np.ndarray = normed(rows, np.float32(epsilon), norm.centered) * weight.load()
+        return y if bias is None else y + bias.load()
+
+    return table.mapped(fold)
 
 
 def _layer(b: Builder, i: int, x: str, layer: Layer) -> str:
@@ -115,11 +147,16 @@ def _branch(b: Builder, x: str, branch: Branch) -> str:
 def _head(b: Builder, x: str, decoder: Decoder) -> None:
     """[B, T, hidden] → logits [B, T, V]; tied models share the embedding's constant."""
     tied, shape = b.config.tied, (b.config.vocab_size, b.config.hidden_size)
+    shared = tied and decoder.embedding_norm is None
     x, shift = dataclasses.replace(b, scale=decoder.logits_scale).norm("norm", x, decoder.norm)
-    head = Affine(b.weight("embedding" if tied else HEAD, *shape)).reading(shift)
+    bias = b.weight(HEAD, shape[0], kind=".bias") if decoder.head_bias else None
+    head = Affine(b.weight("embedding" if tied else HEAD, *shape), bias).reading(shift)
     if tied:
-        b.made.placed.add(f"{b.names.of(HEAD).hf}.weight")  # where it is stored, it is the same matrix
-    b.linear("head", x, head, output="logits", shared="embedding.weight" if tied else "")
+        b.made.placed.add(f"{b.names.stored(HEAD)}.weight")  # where it is stored, it is the same matrix
+    output = "logits" if not decoder.softcap else "uncapped_logits"
+    b.linear("head", x, head, output=output, shared="embedding.weight" if shared else "")
+    if decoder.softcap:
+        b.emit("SoftCap", "softcap", (output,), ("logits",), softcap=decoder.softcap)
 
 
 def _require_places(b: Builder) -> None:

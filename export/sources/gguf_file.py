@@ -9,6 +9,7 @@ file holds it twice, the head's copy, which quantizers keep finer, stands for bo
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flatlm.export.names import HEAD, NAMES
-from flatlm.export.sources.gguf_config import config_of, token_id
+from flatlm.export.config import settings_of, unsupported_features
+from flatlm.export.names import HEAD, Names
+from flatlm.export.registry import architecture
+from flatlm.export.sources.gguf_archs import ARCHITECTURES
+from flatlm.export.sources.gguf_config import FREQUENCIES, Facts, token_id
 from flatlm.export.sources.gguf_reader import Opened, Stored, open_parts, stem
 from flatlm.export.sources.gguf_tensors import dequantize, release, require_byte_order, same_matrix, unpermute
 from flatlm.export.sources.gguf_tokenizer import tokenizer_files
@@ -26,10 +30,6 @@ from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.settings import Settings
 
 MAGIC = b"GGUF"
-ARCHITECTURES = ("llama", "qwen2")
-
-_EMBEDDING, _HEAD = (f"{NAMES.of(place).hf}.weight" for place in ("embedding", HEAD))
-_FACTORS = "rope_freqs.weight"  # [d/2]: the frequencies' divisors, llama3 scaling already worked out
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class GgufFile:
     tensors: Mapping[str, Stored] = field(repr=False)
     heads_of: Mapping[str, int] = field(repr=False)  # weights to un-permute → their number of heads
     notes: Sequence[str] = ()
+    gguf: bool = True
 
     def names(self) -> list[str]:
         return list(self.tensors)
@@ -73,62 +74,82 @@ class GgufFile:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Reads metadata and tokenizer (seconds for a large vocabulary); weights are mapped.
+    """Reads metadata and tokenizer (seconds for a large vocabulary); weights are mapped. What the header
+    refuses is refused before the tokenizer is read.
 
     Raises SourceError (damaged, a part or the gguf package is missing), UnsupportedError (architecture,
     tokenizer, keys that change what is computed).
     """
     opened = open_parts(path)
-    metadata = opened.metadata
-    architecture = metadata.need("general.architecture", str)
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(
-            f"{path.name}: architecture {architecture!r} is not supported; flatlm reads {known}"
-        )
-    if (kind := metadata.get("general.type", str, "model")) != "model":
-        raise UnsupportedError(f"{path.name} holds a GGUF {kind!r}, no model: give the model's file")
+    metadata, name = opened.metadata, _name(path, opened.metadata)
     for tensor in opened.tensors.values():
         require_byte_order(path.name, tensor)
-    tensors = {_hf_name(path, name): one for name, one in opened.tensors.items() if name != _FACTORS}
-    tied = _tie(path, tensors)
-    rows = tensors[_EMBEDDING].shape[0]
-    config = config_of(metadata, architecture, tensors, rows) | {"tie_word_embeddings": tied}
-    if _FACTORS in opened.tensors:
-        factors = dequantize(opened.tensors[_FACTORS]).tolist()
-        config["rope_scaling"] = {"rope_type": "frequency_factors", "factors": factors}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        config[f"{name}_token_id"] = token_id(metadata, key, rows)
+    read_as = ARCHITECTURES[name]
+    if read_as.windowed and f"{name}.attention.sliding_window" in metadata:
+        read_as = dataclasses.replace(read_as, model_type=read_as.windowed)
+    known = architecture(read_as.model_type)
+    tensors = _renamed(path, opened, known.names)
+    embedding = f"{known.names.stored('embedding', gguf=True)}.weight"
+    if embedding not in tensors or len(tensors[embedding].shape) != 2:
+        raise SourceError(f"{path.name} has no matrix token_embd.weight: it is damaged or no language model")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    turning = FREQUENCIES.keys() & opened.tensors.keys()
+    factors = {FREQUENCIES[one]: dequantize(opened.tensors[one]) for one in turning}
+    config = Facts(metadata, read_as, known, shapes, factors).config(name)
+    settings = settings_of(Settings(config, path.name, SourceError), known)
+    if features := unsupported_features(settings, known):
+        raise UnsupportedError(f"{path.name} cannot be exported: {'; '.join(features)}")
+    config["tie_word_embeddings"] = _tie(tensors, embedding, f"{known.names.stored(HEAD, gguf=True)}.weight")
+    for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        config[f"{token}_token_id"] = token_id(metadata, key, shapes[embedding][0])
     heads_of: dict[str, int] = {}
-    if architecture == "llama":
+    if read_as.permuted:
         for part, count in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
-            name = NAMES.layer[f"attention.{part}"].hf
-            heads_of |= {f".{name}.{kind}": config[count] for kind in ("weight", "bias")}
-    files = tokenizer_files(metadata, config["max_position_embeddings"])
+            ending = known.names.layer[f"attention.{part}"].hf
+            heads_of |= {f".{ending}.{kind}": config[known.key(count)] for kind in ("weight", "bias")}
+    files = tokenizer_files(metadata, config[known.key("max_position_embeddings")])
     named = metadata.each("tokenizer.chat_templates", str)
     notes = [] if "chat_template.jinja" in files or not named else [no_default(path.name, named)]
     settings = Settings(config, path.name, SourceError)
     return GgufFile(stem(path), path, _digest(opened), settings, files, tensors, heads_of, notes)
 
 
-def _tie(path: Path, tensors: dict[str, Stored]) -> bool:
+def _name(path: Path, metadata: Settings) -> str:
+    """The architecture; UnsupportedError for one that is not read, and for what is no model."""
+    name = metadata.need("general.architecture", str)
+    if name not in ARCHITECTURES:
+        (near,) = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0)
+        raise UnsupportedError(
+            f"{path.name}: architecture {name!r} is not supported; of the {len(ARCHITECTURES)} that flatlm "
+            f"reads in GGUF files the nearest by name is {near!r} (flatlm models lists them)"
+        )
+    if (kind := metadata.get("general.type", str, "model")) != "model":
+        raise UnsupportedError(f"{path.name} holds a GGUF {kind!r}, no model: give the model's file")
+    return name
+
+
+def _renamed(path: Path, opened: Opened, names: Names) -> dict[str, Stored]:
+    """The tensors by Hugging Face name; UnsupportedError for one that has no place."""
+    found = {}
+    for name, tensor in opened.tensors.items():
+        if name in FREQUENCIES:
+            continue
+        if (ours := names.of_gguf(name)) is None:
+            raise UnsupportedError(f"{path.name}: tensor {name} has no place in the architecture of the file")
+        found[ours] = tensor
+    return found
+
+
+def _tie(tensors: dict[str, Stored], embedding: str, head: str) -> bool:
     """Whether the model is tied; a second copy of its matrix then leaves `tensors`, the head's stays."""
-    if _EMBEDDING not in tensors or len(tensors[_EMBEDDING].shape) != 2:
-        raise SourceError(f"{path.name} has no matrix token_embd.weight: it is damaged or no language model")
-    if _HEAD not in tensors:
+    if head not in tensors:
         return True
-    tied = same_matrix(tensors[_EMBEDDING], tensors[_HEAD])
-    for name in (_EMBEDDING, _HEAD):
+    tied = same_matrix(tensors[embedding], tensors[head])
+    for name in (embedding, head):
         release(tensors[name].data)
     if tied:
-        tensors[_EMBEDDING] = tensors.pop(_HEAD)
+        tensors[embedding] = tensors.pop(head)
     return tied
-
-
-def _hf_name(path: Path, name: str) -> str:
-    if found := NAMES.of_gguf(name):
-        return found
-    raise UnsupportedError(f"{path.name}: tensor {name} has no place in the architectures flatlm knows")
 
 
 def _digest(opened: Opened) -> str:

@@ -7,17 +7,18 @@ model-00002-of-00003.gguf    tensors                   split.no 1, split.count 3
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from flatlm.export.sources.gguf_header import Damaged, Entry, Header
 from flatlm.runtime.errors import SourceError
 from flatlm.runtime.settings import Settings
 
+FLOATS = {"F32": "f4", "F16": "f2"}  # types that numpy has
 _MOST_PARTS = 99_999  # as many as the five digits of a part's name count
 
 
@@ -41,37 +42,12 @@ class Opened:
     tensors: Mapping[str, Stored]
 
 
-class Fields(Mapping[str, Any]):
-    """Metadata by key. Values are decoded when asked for and kept: there are lists of 150,000."""
-
-    def __init__(self, file: str, fields: Mapping[str, Any]) -> None:
-        self._file, self._fields = file, fields
-        self._decoded: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._decoded:
-            try:
-                self._decoded[key] = self._fields[key].contents()
-            except UnicodeDecodeError as error:
-                raise SourceError(f"{self._file}: {key} holds bytes that are no UTF-8 ({error})") from None
-        return self._decoded[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._fields
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-
 def open_parts(path: Path) -> Opened:
     """The model of which `path` is a part, or all.
 
     Raises SourceError where a file is damaged or a part is missing.
     """
-    first = _reader(path)
+    first = _header(path)
     facts = _metadata(path, first)
     count = facts.get("split.count", int, 1, low=0, high=_MOST_PARTS)  # 0: converters that know no parts
     if count <= 1:
@@ -79,11 +55,11 @@ def open_parts(path: Path) -> Opened:
     paths = _part_paths(path, facts.need("split.no", int, low=0, high=count - 1), count)
     tensors: dict[str, Stored] = {}
     for number, part in enumerate(paths):
-        reader = first if part == path else _reader(part)
-        told = _metadata(part, reader)
+        header = first if part == path else _header(part)
+        told = _metadata(part, header)
         if (told.get("split.no", int), told.get("split.count", int)) != (number, count):
             raise SourceError(f"{part} is not part {number + 1} of {count}, as its name says; fetch it again")
-        for name, tensor in _tensors(part, reader).items():
+        for name, tensor in _tensors(part, header).items():
             if tensors.setdefault(name, tensor) is not tensor:
                 raise SourceError(f"{part}: tensor {name} is in an earlier part too; fetch the parts again")
         facts = told if number == 0 else facts
@@ -114,86 +90,51 @@ def _part_paths(path: Path, number: int, count: int) -> tuple[Path, ...]:
     return paths
 
 
-def _reader(path: Path) -> Any:
+def _header(path: Path) -> Header:
     try:
-        from gguf import GGUFReader, GGUFValueType
+        return Header(path)
+    except (Damaged, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise SourceError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _metadata(path: Path, header: Header) -> Settings:
+    return Settings(header, path.name, SourceError)
+
+
+def _tensors(path: Path, header: Header) -> dict[str, Stored]:
+    """Raises SourceError where a tensor is there twice or reaches over the file's end."""
+    found: dict[str, Stored] = {}
+    for entry in header.tensors:
+        stored = _stored(path, header, entry)
+        if found.setdefault(entry.name, stored) is not stored:
+            raise SourceError(f"{path} is truncated or damaged (tensor {entry.name} is there twice)")
+    return found
+
+
+def _stored(path: Path, header: Header, entry: Entry) -> Stored:
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ImportError as error:
         raise SourceError(
             f"reading {path.name} needs the package gguf: pip install 'flatlm[export]'"
         ) from error
 
-    class Bounded(GGUFReader):
-        """Past the end of a file the library reads nothing, as often as a damaged length says: for ever.
-
-        And lists are read in one go: the library makes three arrays of every element, of 300,000 in Qwen's.
-        """
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
-            self._need(offset + int(count) * np.dtype(dtype).itemsize)
-            return super()._get(offset, dtype, count, override_order)
-
-        def _need(self, end: int) -> None:
-            if end > len(self.data):
-                raise ValueError(f"it ends at byte {len(self.data)}, within what its header says")
-
-        def _get_field_parts(
-            self, orig_offs: int, raw_type: int
-        ) -> tuple[int, list[Any], list[int], list[Any]]:
-            if raw_type != GGUFValueType.ARRAY:
-                return super()._get_field_parts(orig_offs, raw_type)
-            heading = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
-            kind, count = GGUFValueType(heading[0][0]), int(heading[1][0])
-            start = orig_offs + 12
-            if kind == GGUFValueType.STRING:
-                texts, size = self._texts(start, count)
-                places = list(range(2, 2 + count))
-                return 12 + size, [*heading, *texts], places, [GGUFValueType.ARRAY, kind]
-            if (dtype := self.gguf_scalar_to_np.get(kind)) is not None:
-                values = self._get(start, dtype, count)
-                return 12 + values.nbytes, [*heading, values], [2], [GGUFValueType.ARRAY, kind]
-            return super()._get_field_parts(orig_offs, raw_type)
-
-        def _texts(self, start: int, count: int) -> tuple[list[memoryview], int]:
-            """`count` texts, each after its length of 8 bytes, and how many bytes they take."""
-            data, texts, at = memoryview(self.data), list[memoryview](), start
-            little = (sys.byteorder == "little") == (self.byte_order == "I")
-            for _ in range(count):
-                self._need(at + 8)
-                end = at + 8 + int.from_bytes(data[at : at + 8], "little" if little else "big")
-                self._need(end)
-                texts.append(data[at + 8 : end])
-                at = end
-            return texts, at - start
-
-    try:
-        with np.errstate(all="ignore"):  # sizes of a damaged file overflow
-            return Bounded(str(path))
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        OSError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        # What the library raises on cut and damaged files.
-        raise SourceError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-
-
-def _metadata(path: Path, reader: Any) -> Settings:
-    return Settings(Fields(path.name, reader.fields), path.name, SourceError)
-
-
-def _tensors(path: Path, reader: Any) -> dict[str, Stored]:
-    big = reader.endianess.name == "BIG"
-    return {
-        tensor.name: Stored(
-            tensor.name,
-            tensor.tensor_type.name,
-            tuple(int(size) for size in reversed(tensor.shape)),
-            tensor.data,
-            big,
+    if entry.kind not in {kind.value for kind in GGMLQuantizationType}:
+        raise SourceError(
+            f"{path}: tensor {entry.name} is of type {entry.kind}, which the gguf package lacks"
         )
-        for tensor in reader.tensors
-    }
+    kind = GGMLQuantizationType(entry.kind)
+    weights, size = GGML_QUANT_SIZES[kind]
+    count, shape = math.prod(entry.shape), entry.shape
+    if entry.shape and entry.shape[-1] % weights:
+        raise SourceError(f"{path}: rows of {entry.name} are no multiple of the {weights} of {kind.name}")
+    end = entry.offset + count // weights * size
+    if end > len(header.data):
+        at = len(header.data)
+        raise SourceError(f"{path} is truncated or damaged (tensor {entry.name} ends at byte {end} of {at})")
+    data = header.data[entry.offset : end]
+    if kind.name in FLOATS:
+        data = data.view(f"{'>' if header.big_endian else '<'}{FLOATS[kind.name]}").reshape(shape)
+    elif shape:
+        data = data.reshape(*shape[:-1], shape[-1] // weights * size)
+    return Stored(entry.name, kind.name, shape, data, header.big_endian)

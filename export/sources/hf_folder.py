@@ -41,6 +41,7 @@ class HfFolder:
     files: Files
     tensors: Mapping[str, Place]
     notes: Sequence[str] = ()
+    gguf: bool = False
 
     def names(self) -> list[str]:
         return list(self.tensors)

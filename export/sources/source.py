@@ -40,6 +40,10 @@ class Source(Protocol):
         """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja if any."""
 
     @property
+    def gguf(self) -> bool:
+        """Whether weights lie as GGUF files store them, where that is otherwise (`names.Name.gguf_folds`)."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """What people should know of how it was read, a line each."""
 
@@ -60,9 +64,18 @@ class Source(Protocol):
         """Whether two weights are one matrix stored twice: equal, as far as their storage can tell."""
 
 
+_FOLLOWING = (
+    "rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+
+
 def is_ignored(name: str) -> bool:
-    """A weight nobody reads: old checkpoints store the rotary frequencies, which follow from the config."""
-    return name.endswith("rotary_emb.inv_freq")
+    """A weight nobody reads: old checkpoints store rotary frequencies and masks, which the config implies."""
+    return name.endswith(_FOLLOWING)
 
 
 def require_finite(values: np.ndarray, name: str, file: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from flatlm.runtime.commands.common import (
     say,
 )
 from flatlm.runtime.commands.streams import piped
+from flatlm.runtime.commands.talking.screen import OPEN, RESET, Look, show
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.options import (
     BackendOptions,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.llm import LLM
 
 COLOURS = (32, 36, 33, 35, 34)  # green, cyan, yellow, magenta, blue: the foreground of ANSI terminals
-RESET = "\x1b[0m"
+TAIL = 8  # ids of a prompt in which a template may have begun the model's thinking
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +67,16 @@ def add_flags_of_answers(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, SamplingOptions)
     add_flags(parser, BackendOptions)
     add_flags(parser, DraftOptions)
+    add_look(parser)
+
+
+def add_look(parser: argparse.ArgumentParser) -> None:
+    """How an answer is shown."""
     parser.add_argument(
         "--show-draft", action="store_true", help="on a terminal, colour the text by the drafter it came from"
+    )
+    parser.add_argument(
+        "--hide-thinking", action="store_true", help="show no <think> … </think>; on a terminal it is dim"
     )
 
 
@@ -81,11 +90,23 @@ def run(args: argparse.Namespace, talk: bool = False) -> int:
         stream = llm.stream_prompt(_prompt(args, text, llm, talk), progress)
         if args.show_prompt:
             say(llm.tokenizer.decode(stream.prompt_ids, skip_special=False))
-        status = write(stream, echo=not args.json, colours=_colours(args, llm))
         if args.json:
+            status = _finish(stream)
             print_json(as_json(stream.completion, llm))
+        else:
+            status = write(stream, look_of(args, llm), begins_thinking(llm, stream))
         say(summary(stream.completion))
     return status
+
+
+def _finish(stream: Stream) -> int:
+    """Take the whole answer, or what there is at a Ctrl-C; returns the status."""
+    try:
+        stream.run()
+    except KeyboardInterrupt:
+        stream.close()
+        return INTERRUPTED
+    return 0
 
 
 def _text(args: argparse.Namespace) -> str:
@@ -126,23 +147,35 @@ def _on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def write(stream: Stream, echo: bool = True, colours: Mapping[str, str] | None = None) -> int:
-    """Print the pieces of `stream` as they come; returns the status. Ctrl-C ends it, keeping the text.
+def look_of(args: argparse.Namespace, llm: LLM) -> Look:
+    """How answers are shown, by the flags of `add_look`."""
+    return Look(_on_terminal(), args.hide_thinking, _colours(args, llm))
 
-    `colours` are escape sequences by the name of the drafter a piece came from.
+
+def begins_thinking(llm: LLM, stream: Stream) -> bool:
+    """Whether the prompt's end has begun the model's thinking, as some templates do."""
+    end = llm.tokenizer.decode(stream.prompt_ids[-TAIL:], skip_special=False)
+    return end.rstrip().endswith(OPEN)
+
+
+def write(stream: Stream, look: Look, thinking: bool = False) -> int:
+    """Show an answer as it comes; returns the status. Ctrl-C ends it, keeping the text.
+
+    thinking: it begins with thoughts.
     """
-    written, status = 0, 0
-    try:
+    written, status = [0], 0
+
+    def pieces() -> Iterator[tuple[str, str]]:
         for piece in stream:
-            written += len(piece)
-            if echo:
-                colour = (colours or {}).get(stream.source, "")
-                print(f"{colour}{piece}{RESET}" if colour else piece, end="", flush=True)
+            written[0] += len(piece)
+            yield piece, stream.source
+
+    try:
+        show(pieces(), look, thinking)
     except KeyboardInterrupt:
         stream.close()
         status = INTERRUPTED
-    if echo:
-        print(stream.completion.text[written:], flush=True)
+    print(stream.completion.text[written[0] :], flush=True)
     return status
 
 

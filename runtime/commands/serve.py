@@ -17,6 +17,7 @@ from pathlib import Path
 from flatlm.kernels_arm.files import read_text
 from flatlm.runtime.commands.common import say
 from flatlm.runtime.errors import UsageError
+from flatlm.runtime.memory import available_bytes
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions, add_flags, from_args
 from flatlm.runtime.server.app import application
 from flatlm.runtime.server.engine import Engine
@@ -72,7 +73,7 @@ def hosts_of(args: argparse.Namespace, options: ServeOptions) -> dict[str, Host]
         from_args(args, DraftOptions),
         sampling if args.n is not None else replace(sampling, n=-1),
         options.sleep_idle_seconds,
-        options.cache_ram << 20,
+        cache_bytes(options),
         None if options.cache_dir is None else Path(options.cache_dir),
         options.cache_disk << 20,
     )
@@ -83,6 +84,13 @@ def hosts_of(args: argparse.Namespace, options: ServeOptions) -> dict[str, Host]
             raise UsageError(f"two models are called {host.name!r}: give the first another name with --alias")
         hosts[host.name] = host
     return hosts
+
+
+def cache_bytes(options: ServeOptions) -> int:
+    """For prefixes that have no slot, in memory."""
+    if options.cache_ram is not None:
+        return options.cache_ram << 20
+    return (available_bytes() or 0) // 10
 
 
 def keys_of(options: ServeOptions) -> tuple[str, ...]:

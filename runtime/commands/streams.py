@@ -18,8 +18,8 @@ from typing import Any, TextIO, cast
 
 from flatlm.runtime.errors import ResourceError
 
-# Control characters but for newline and tab; the foreground colours of --show-draft are left alone.
-_CONTROL = re.compile(r"\x1b\[(?:0|3[1-7])m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters but for newline and tab; dim and the foreground colours of answers are left alone.
+_CONTROL = re.compile(r"\x1b\[(?:0|2|3[1-7])m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:

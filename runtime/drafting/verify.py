@@ -15,13 +15,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from flatlm.runtime.drafting import Guess, Judge, Rule
-from flatlm.runtime.generation.constraint import Constraint, constrained, permitted
+from flatlm.runtime.generation.constraint import Constraint, constrained, held_law
 from flatlm.runtime.generation.sampler import (
     Law,
     Sampler,
     draw,
     find,
-    is_greedy,
     make_sampler,
     next_law,
 )
@@ -54,9 +53,7 @@ def rule_of(name: str, options: SamplingOptions, constraint: Constraint | None =
     """The rule of DraftOptions by its name, for one answer; `options` have a seed."""
     if name != "invariant":
         return rejection(options, np.random.Generator(np.random.PCG64(options.seed)), constraint)
-    sampler = make_sampler(options)
-    if constraint is not None:
-        sampler = constrained(sampler, constraint, is_greedy(options))
+    sampler = make_sampler(options) if constraint is None else constrained(options, constraint)
     return invariant(sampler)._replace(options=options, constraint=constraint)
 
 
@@ -79,7 +76,7 @@ def rejection(
 
     def law_of(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> Law:
         if constraint is not None:
-            logits, ids = permitted(constraint, logits, history, ids)
+            return held_law(constraint, logits, history, options, ids)
         return next_law(logits, history, options, ids)
 
     def choose(logits: np.ndarray, history: Sequence[int], ids: np.ndarray) -> tuple[int, Law | None]:

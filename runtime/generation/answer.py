@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flatlm.runtime.drafting import Rule
@@ -15,6 +16,8 @@ from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.progress import Progress
 from flatlm.runtime.text.stop_text import StopText
 from flatlm.runtime.text.tokenizer import Detokenizer, Tokenizer
+from flatlm.runtime.text.tools.deltas import Message, ToolCall
+from flatlm.runtime.text.tools.put import Reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +29,14 @@ SHOWN = 16  # ids of a continued prompt that the text of its answer depends on
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids to answer. `continues`: the answer's text goes on where the prompt's ends, space too."""
+    """Ids to answer. `continues`: the answer's text goes on where the prompt's ends, space too. `reading`:
+    how it is told apart from thoughts and calls of tools, where a model writes any.
+    """
 
     ids: Sequence[int]
     options: SamplingOptions
     continues: bool = False
+    reading: Reading | None = None
 
     def seeded(self) -> Prompt:
         """Itself with a seed, where its options leave that open."""
@@ -75,7 +81,8 @@ class Timings:
 @dataclass(frozen=True)
 class Completion:
     """An answer. `finish_reason`: stop (end token or stop text), length (n or context), cancelled, or
-    interrupted: nobody has read it to its end.
+    interrupted: nobody has read it to its end. `text` is all that was written; `content`, `reasoning` and
+    `tool_calls` are its parts.
     """
 
     text: str
@@ -84,6 +91,30 @@ class Completion:
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where SamplingOptions ask for them
+    reading: Reading | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.content
+
+    @functools.cached_property
+    def message(self) -> Message:
+        """The answer in its parts."""
+        return Message(self.text) if self.reading is None else self.reading.message(self.text)
+
+    @property
+    def content(self) -> str:
+        """What is said to the user."""
+        return self.message.content
+
+    @property
+    def reasoning(self) -> str:
+        """What the model said to itself."""
+        return self.message.reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that it calls."""
+        return self.message.tool_calls
 
 
 class AnswerText:
@@ -91,7 +122,9 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         before = prompt.ids[-SHOWN:] if prompt.continues else ()
-        self._detokenizer, self._stop_text = Detokenizer(tokenizer, before), StopText(prompt.options.stop)
+        shown = frozenset() if prompt.reading is None else prompt.reading.shown(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, before, shown=shown)
+        self._stop_text = StopText(prompt.options.stop)
         self._end_ids = tokenizer.eos_ids
         self.tokens: list[int] = []  # without the one that ended it
         self.stopped = False
@@ -151,6 +184,7 @@ class Answer:
         self.reason = ""  # why it ended
         self.cancelled = False  # it will end before the next step
         self.pieces: list[tuple[str, str]] = []  # of text, and the drafter whose token completed it
+        self.marks: list[int] = []  # by piece: how many tokens of the answer it is complete with
 
     @property
     def ended(self) -> bool:
@@ -221,10 +255,12 @@ class Answer:
             text, tokens = text + ("" if self.ended else self.text.held), tuple(self.text.tokens)
         reason = self.reason or ("cancelled" if self.cancelled else "interrupted")
         logprobs = tuple(self.logprobs[: len(tokens)])
-        return Completion(text, tokens, reason, self.timings, self.prompt.options.seed, logprobs)
+        seed, reading = self.prompt.options.seed, self.prompt.reading
+        return Completion(text, tokens, reason, self.timings, seed, logprobs, reading)
 
     def _give(self, piece: str, count: int) -> None:
         """A piece that is complete with the token `count` of the answer."""
+        self.marks.append(count)  # before its piece: who reads from another thread finds it there
         self.pieces.append((piece, "" if self.drafted is None else self.drafted.source_of(count - 1)))
 
 

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from flatlm.runtime.generation.sampler import Sampler, find
+from flatlm.runtime.generation.sampler import Law, Sampler, find, next_law, noise_key, race
+from flatlm.runtime.options import SamplingOptions
 
 
 class Constraint(Protocol):
@@ -24,7 +25,7 @@ class Constraint(Protocol):
         """The ids that may follow, ascending, at least one; None where `history` is not allowed itself."""
         ...
 
-    def takes(self, history: Sequence[int], ids: Sequence[int]) -> int:
+    def takes(self, history: Sequence[int], ids: Sequence[int] | np.ndarray) -> int:
         """How many of `ids`, one after the other, may follow."""
         ...
 
@@ -51,19 +52,31 @@ def permitted(
     return logits[places[there]], allowed[there]
 
 
-def constrained(sampler: Sampler, constraint: Constraint, greedy: bool) -> Sampler:
-    """`sampler` among the ids that may follow.
+def held_law(
+    constraint: Constraint,
+    logits: np.ndarray,
+    history: Sequence[int],
+    options: SamplingOptions,
+    ids: np.ndarray | None = None,
+) -> Law:
+    """What a sampler of `options` draws from among the ids that may follow.
 
-    A greedy one that chooses among all what may follow has chosen the same: asking that of one id is cheaper
-    than asking for all that may.
+    Where all logits together leave one id, it is the only one of fewer as well; so if that may follow, none
+    of the others is asked about, which is most of the cost.
     """
+    law = next_law(logits, history, options, ids)
+    if len(law[0]) == 1 and constraint.takes(history, law[0]):
+        return law
+    some, among = permitted(constraint, logits, history, ids)
+    return next_law(some, history, options, among)
+
+
+def constrained(options: SamplingOptions, constraint: Constraint) -> Sampler:
+    """A sampler among the ids that may follow. `options` have a seed."""
 
     def sample(logits: np.ndarray, history: Sequence[int], ids: np.ndarray | None = None) -> int:
-        if greedy:
-            best = sampler(logits, history, ids)
-            if constraint.takes(history, [best]):
-                return best
-        some, among = permitted(constraint, logits, history, ids)
-        return sampler(some, history, among)
+        return race(
+            held_law(constraint, logits, history, options, ids), noise_key(options.seed, len(history))
+        )
 
     return sample

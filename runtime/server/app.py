@@ -17,14 +17,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
-from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
+from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, page, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
+from flatlm.runtime.server.openapi import document
 from flatlm.runtime.server.shop import Call, Shop
 from flatlm.runtime.server.warm import warm
-from flatlm.runtime.server.wire import GoneError
+from flatlm.runtime.server.wire import GoneError, reply
 
 Handler = Callable[[Call], Awaitable[Response]]
+QUIET = ("/health", "/v1/health", "/metrics")  # asked every few seconds by those who watch
 LOG = logging.getLogger("flatlm.server")
 
 
@@ -37,7 +39,7 @@ class Endpoint(NamedTuple):
     summary: str
 
 
-ENDPOINTS = (
+ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/v1/chat/completions", openai.chat_completions, "OpenAI: answer messages"),
     Endpoint("POST", "/chat/completions", openai.chat_completions, "OpenAI: answer messages"),
     Endpoint(
@@ -63,7 +65,7 @@ ENDPOINTS = (
     Endpoint("GET", "/metrics", llamacpp.metrics, "Prometheus' counters"),
     Endpoint("GET", "/health", llamacpp.health, "whether the model is loaded"),
     Endpoint("GET", "/v1/health", llamacpp.health, "whether the model is loaded"),
-    Endpoint("GET", "/", ollama.running, "Ollama: that it is there"),
+    Endpoint("GET", "/", page.index, "the chat page; to programs, that Ollama's API is there"),
     Endpoint("GET", "/api/version", ollama.version, "Ollama: the version of its API"),
     Endpoint("GET", "/api/tags", ollama.tags, "Ollama: the models"),
     Endpoint("GET", "/api/ps", ollama.ps, "Ollama: the models that are loaded"),
@@ -75,6 +77,13 @@ ENDPOINTS = (
     Endpoint("POST", "/api/embeddings", ollama.embed, "Ollama: refused, with the reason"),
     Endpoint("POST", "/embeddings", openai.embeddings, "OpenAI: refused, with the reason"),
 )
+
+
+async def openapi(call: Call) -> Response:
+    return reply(document(ENDPOINTS))
+
+
+ENDPOINTS = (*ENDPOINTS, Endpoint("GET", "/openapi.json", openapi, "this document"))
 
 
 def application(shop: Shop, access: Access) -> ASGIApp:
@@ -115,7 +124,8 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
         except Exception as error:  # noqa: BLE001  each becomes a body, and the unexpected a traceback in the log
             response = failure(error, request)
         seconds = time.monotonic() - started
-        LOG.info("%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
+        level = logging.DEBUG if request.url.path in QUIET else logging.INFO
+        LOG.log(level, "%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
         return response
 
     return handle
@@ -124,7 +134,7 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
 def failure(error: Exception, request: Request) -> Response:
     if not isinstance(error, FlatlmError):
         LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    elif not isinstance(error, HTTPError):
+    elif not (isinstance(error, HTTPError) or request.url.path in QUIET):
         LOG.info("%s %s refused: %s", request.method, request.url.path, error)
     body = body_of(error, request.url.path)
     return Response(body, status_of(error), headers_of(error), "application/json")

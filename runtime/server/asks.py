@@ -7,10 +7,9 @@ others are answered.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flatlm.runtime.backends import check_prompt
@@ -21,11 +20,14 @@ from flatlm.runtime.grammars import grammar_of
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions, from_json
 from flatlm.runtime.server.failures import LongPrompt, NotSupported
+from flatlm.runtime.server.tickets import Asked
 from flatlm.runtime.settings import Settings
 from flatlm.runtime.text import prompt
 from flatlm.runtime.text.tokenizer import LONGEST
+from flatlm.runtime.text.tools.put import reading_of, told
+from flatlm.runtime.text.tools.request import Tooling, tooling_of
 
-MOST_MESSAGES, MOST_TOOLS, MOST_STOPS, MOST_STOP, MOST_PROMPTS = 1000, 128, 16, 100, 64
+MOST_MESSAGES, MOST_STOPS, MOST_STOP, MOST_PROMPTS = 1000, 16, 100, 64
 
 FIELDS = {  # as requests call it: as SamplingOptions do; of several for one option the later here counts
     "n_predict": "n",
@@ -47,20 +49,12 @@ FIELDS = {  # as requests call it: as SamplingOptions do; of several for one opt
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One prompt of a request. `silent`: only its prompt is to be read, nothing written."""
-
-    prompt: Prompt
-    silent: bool = False
-
-
 def sampling_of(body: Settings, defaults: SamplingOptions, top: int | None = None) -> SamplingOptions:
     """The options of a request; n is 0 where only the prompt is to be read. Raises UsageError by field.
 
     `top`: how many likeliest tokens are told with log probabilities, None: none are.
     """
-    found = dataclasses.replace(defaults, logprobs=top)
+    found = replace(defaults, logprobs=top)
     for name, option in FIELDS.items():
         value = body.values.get(name)
         if value is None:
@@ -69,12 +63,14 @@ def sampling_of(body: Settings, defaults: SamplingOptions, top: int | None = Non
             found = from_json({option: _tolerant(option, value)}, SamplingOptions, start=found)
         except UsageError as error:
             raise UsageError(f"{name}: {error}", param=name) from None
+    if defaults.n >= 0 and (found.n < 0 or found.n > defaults.n):
+        found = replace(found, n=defaults.n)  # the server's -n is the most that anybody gets
     stops = tuple(body.one_or_more("stop", str))
     if len(stops) > MOST_STOPS or any(len(stop) > MOST_STOP for stop in stops):
         raise UsageError(
             f"stop: at most {MOST_STOPS} texts of {MOST_STOP} characters are looked for", param="stop"
         )
-    return dataclasses.replace(found, stop=stops or defaults.stop)
+    return replace(found, stop=stops or defaults.stop)
 
 
 def _tolerant(option: str, value: Any) -> Any:
@@ -88,24 +84,26 @@ def _tolerant(option: str, value: Any) -> Any:
     return max(value, 0) if option == "top_k" else value
 
 
-def asked(ids: Sequence[int], options: SamplingOptions, llm: LLM, continues: bool) -> Asked:
+def asked(prompt: Prompt, llm: LLM) -> Asked:
     """A prompt that fits, with options that hold for the model: nothing of it will be refused later.
 
     Raises LongPrompt, UsageError, TokenizerError; BackendError where the package for its form is missing.
     """
+    ids, options = prompt.ids, prompt.options
     if len(ids) > llm.backend.context:
         raise LongPrompt(len(ids), llm.backend.context)
     check_prompt(llm.backend, ids)
     in_ids(options, llm.tokenizer, llm.backend.vocab)
     if (grammar := grammar_of(options)) and llm.scheduler.guidance is not None:
         llm.scheduler.guidance.constraint(grammar, len(ids))
-    silent = options.n == 0
-    return Asked(Prompt(ids, dataclasses.replace(options, n=1) if silent else options, continues), silent)
+    if options.n:
+        return Asked(prompt)
+    return Asked(replace(prompt, options=replace(options, n=1)), silent=True)
 
 
 def siblings(one: Asked, n: int) -> list[Asked]:
     """`n` answers to one prompt: the seed counts up."""
-    return [dataclasses.replace(one, prompt=prompt) for prompt in one.prompt.several(n)]
+    return [replace(one, prompt=prompt) for prompt in one.prompt.several(n)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Chat:
     """Messages in the shape of chat templates, and how they are to be put."""
 
     messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tooling: Tooling | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)  # of the template: enable_thinking …
     prompted: bool = True  # the template adds the head of an answer
     continued: bool = False  # the last message, an assistant's, is not ended: the answer goes on with it
@@ -126,13 +124,14 @@ def chat_text(chat: Chat, llm: LLM) -> str:
         tail = str(messages.pop()["content"])
         if not messages:
             raise UsageError("there is no message before the one to be continued", param="messages")
+    put, tools = told(llm.template, messages, chat.tooling)
     if llm.template is None:
-        return prompt.without_template(messages) + tail
+        return prompt.without_template(put) + tail
     text = prompt.render(
         llm.template,
-        messages,
+        put,
         special={**chat.variables, **llm.tokenizer.special},
-        tools=chat.tools,
+        tools=tools,
         add_generation_prompt=chat.prompted or chat.continued,
     )
     return text + tail
@@ -141,6 +140,17 @@ def chat_text(chat: Chat, llm: LLM) -> str:
 def chat_ids(chat: Chat, llm: LLM) -> list[int]:
     """The prompt as ids. Without a template a begin token may be added, as for plain text."""
     return encoded(chat_text(chat, llm), llm, special=llm.template is None)
+
+
+def chat_prompt(chat: Chat, options: SamplingOptions, llm: LLM) -> Prompt:
+    """The prompt, with how its answer is read, and a grammar where calls are held to their schemas."""
+    text = chat_text(chat, llm)
+    free = grammar_of(options) is None
+    reading, grammar = reading_of(llm.template, text, chat.tooling, llm.tokenizer, free)
+    if grammar is not None:
+        options = replace(options, json_object=False, json_schema=None, regex=None, grammar=grammar)
+    ids = encoded(text, llm, special=llm.template is None)
+    return Prompt(ids, options, chat.continued, reading)
 
 
 def encoded(text: str, llm: LLM, special: bool = True) -> list[int]:
@@ -159,16 +169,19 @@ def openai_chat(body: Settings) -> Chat:
         raise UsageError("messages: a list of at least one message is needed", param="messages")
     if len(messages) > MOST_MESSAGES:
         raise UsageError(f"messages: at most {MOST_MESSAGES} are read", param="messages")
-    tools = [dict(one.values) for one in body.tables("tools")]
-    if len(tools) > MOST_TOOLS:
-        raise UsageError(f"tools: at most {MOST_TOOLS} are read", param="tools")
     return Chat(
         messages,
-        tools or None,
+        tools_of(body),
         body.table("chat_template_kwargs").values,
         body.get("add_generation_prompt", bool, True),
         _continued(body, messages),
     )
+
+
+def tools_of(body: Settings) -> Tooling | None:
+    """`tools`, `tool_choice` and `parallel_tool_calls` as OpenAI has them."""
+    tools = [one.values for one in body.tables("tools")]
+    return tooling_of(tools, body.values.get("tool_choice"), body.get("parallel_tool_calls", bool))
 
 
 def _continued(body: Settings, messages: Sequence[Mapping[str, Any]]) -> bool:

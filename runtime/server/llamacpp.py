@@ -10,20 +10,22 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.runtime.errors import ResourceError, UsageError
+from flatlm.runtime.generation.answer import Prompt
 from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.server import chances
-from flatlm.runtime.server.asks import Asked, asked, chat_text, openai_chat, prompts_of, sampling_of, siblings
+from flatlm.runtime.server.asks import asked, chat_text, openai_chat, prompts_of, sampling_of, siblings
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.openai import PING, choices_of
 from flatlm.runtime.server.orders import follow, timings_of
 from flatlm.runtime.server.shop import Call
-from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.tickets import Asked, Order
 from flatlm.runtime.server.wire import event, reply
 from flatlm.runtime.text.pieces import piece_of
+from flatlm.runtime.text.tools.deltas import Content
 
 STOPS = {"length": "limit", "cancelled": "none", "interrupted": "none"}
 
@@ -35,14 +37,13 @@ class Reply:
     host: Host
     llm: LLM
     order: Order
-    silent: Sequence[bool]
     tokens: bool  # ids beside texts
     fields: Sequence[str]  # of a whole answer, where not all are wanted; a/b is field b of a
 
-    def part(self, index: int, text: str) -> dict[str, Any]:
+    def part(self, index: int, text: str, ids: Sequence[int] = ()) -> dict[str, Any]:
         answer = self.order.tickets[index].answer
         written = 0 if answer is None else answer.written
-        part = {"index": index, "content": text, "tokens": [], "stop": False, "id_slot": -1}
+        part = {"index": index, "content": text, "tokens": list(ids), "stop": False, "id_slot": -1}
         return {**part, "tokens_predicted": written, "tokens_evaluated": self.order.prompt_tokens(index)}
 
     def rated(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Reply:
         """The answer; with the `text` that is left of it where the rest was streamed."""
         completion, answer = self.order.tickets[index].completion, self.order.tickets[index].answer
         assert answer is not None
-        said = "" if self.silent[index] else completion.text
+        said = completion.text
         word = self.order.stopped_by(index)
         kind = STOPS.get(completion.finish_reason) or ("eos" if word is None else "word")
         full = len(answer.ids) > self.llm.backend.context
@@ -65,7 +66,7 @@ class Reply:
             "id_slot": -1,
             "stop": True,
             "model": self.host.name,
-            "tokens_predicted": 0 if self.silent[index] else completion.timings.generated_tokens,
+            "tokens_predicted": completion.timings.generated_tokens,
             "tokens_evaluated": completion.timings.prompt_tokens,
             "generation_settings": settings_of(answer.prompt.options),
             "prompt": self.llm.tokenizer.decode(answer.prompt.ids, skip_special=False),
@@ -85,11 +86,10 @@ def picked(whole: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     found = {}
     for path in fields:
         value: Any = whole
-        *_, name = keys = path.split("/")
-        for key in keys:
+        for key in path.split("/"):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
-            found[name] = value
+            found[path] = value
     return found
 
 
@@ -111,14 +111,12 @@ async def completion(call: Call) -> Response:
         raise UsageError("prompt: a text, ids, or a list of those is needed", param="prompt")
 
     def read() -> list[Asked]:
-        prompts = [asked(ids, options, llm, True) for ids in prompts_of(given, llm)]
+        prompts = [asked(Prompt(ids, options, True), llm) for ids in prompts_of(given, llm)]
         return [one for first in prompts for one in siblings(first, n)]
 
     asks = await call.shop.on_text(read)
     order, fields = call.order(host, asks), body.each("response_fields", str)
-    made = Reply(
-        host, llm, order, [one.silent for one in asks], body.get("return_tokens", bool, False), fields
-    )
+    made = Reply(host, llm, order, body.get("return_tokens", bool, False), fields)
     if body.get("stream", bool, False):
         return call.streamed(_events(made, body.get("return_progress", bool, False)), order)
     await call.completed(order)
@@ -142,10 +140,9 @@ async def _events(made: Reply, progress: bool) -> AsyncIterator[bytes]:
                 spent = 1e3 * made.order.tickets[index].completion.timings.prefill_seconds
                 state = {"total": total, "cache": held, "processed": read, "time_ms": spent}
                 yield event({**made.part(index, ""), "prompt_progress": state})
-            rated = news.logprobs
-            for text, _ in () if made.silent[index] else news.pieces:
-                yield event({**made.part(index, text), **made.rated(rated)})
-                rated = ()
+            for said in news.said:
+                text = said.delta.text if isinstance(said.delta, Content) else ""
+                yield event({**made.part(index, text, said.ids), **made.rated(said.logprobs)})
             if news.ended:
                 yield event(made.whole(index, ""))
     except Exception as error:  # noqa: BLE001  told, not swallowed

@@ -6,26 +6,28 @@ and known by both.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.generation.answer import Completion
-from flatlm.runtime.server.asks import Asked, Chat, asked, chat_ids, encoded, message_of, sampling_of
+from flatlm.runtime.generation.answer import Completion, Prompt
+from flatlm.runtime.server.asks import Chat, asked, chat_prompt, encoded, message_of, sampling_of, tools_of
 from flatlm.runtime.server.failures import NotFound, NotSupported, ollama_body
 from flatlm.runtime.server.forms import ollama_form, with_form
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.orders import follow
 from flatlm.runtime.server.shop import LATEST, LINES, Call
-from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.tickets import Asked, Order
 from flatlm.runtime.server.wire import line, reply
 from flatlm.runtime.settings import Settings
+from flatlm.runtime.text.tools.deltas import Content, Delta, Message, Reasoning, folded
 
 VERSION = "0.12.0"  # of Ollama, whose API this is
 NANO = 10**9
@@ -44,19 +46,33 @@ class Reply:
 
     model: str
     chat: bool
-    silent: bool
     started: float  # monotonic
     loaded: float  # seconds that opening the model took
 
-    def part(self, text: str, **more: Any) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"response": text}
+    def part(self, text: str, beside: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """A line with `text` and, in a chat's message, what is `beside` it."""
+        if self.chat:
+            said: dict[str, Any] = {"message": {"role": "assistant", "content": text, **(beside or {})}}
+        else:
+            said = {"response": text, **(beside or {})}
         return {"model": self.model, "created_at": now(), **said, "done": False, **more}
 
-    def end(self, text: str, completion: Completion, ids: list[int]) -> dict[str, Any]:
+    def beside(self, message: Message) -> dict[str, Any]:
+        """Thoughts, and calls with their arguments as objects."""
+        found: dict[str, Any] = {"thinking": message.reasoning} if message.reasoning else {}
+        if message.tool_calls:
+            found["tool_calls"] = [
+                {"function": {"name": one.name, "arguments": json.loads(one.arguments or "{}")}}
+                for one in message.tool_calls
+            ]
+        return found
+
+    def end(self, text: str, completion: Completion, ids: list[int], **beside: Any) -> dict[str, Any]:
         """The last line, with what it cost."""
         timings = completion.timings
         end = self.part(
             text,
+            beside,
             done=True,
             done_reason="length" if completion.finish_reason == "length" else "stop",
             total_duration=int(NANO * (time.monotonic() - self.started)),
@@ -78,10 +94,9 @@ async def chat(call: Call) -> Response:
     opened = await _opened(call, host, body)
     llm = host.opened
     options = with_form(sampling_of(_options(body), host.opening.sampling), ollama_form(body))
-    tools = [dict(one.values) for one in body.tables("tools")]
-    put = Chat(messages, tools or None, _variables(body))
-    one = await call.shop.on_text(lambda: asked(chat_ids(put, llm), options, llm, False))
-    return await _answered(call, host, body, Reply(_full(host), True, one.silent, started, opened), one)
+    put = Chat(messages, tools_of(body), _variables(body))
+    one = await call.shop.on_text(lambda: asked(chat_prompt(put, options, llm), llm))
+    return await _answered(call, host, body, Reply(_full(host), True, started, opened), one)
 
 
 async def generate(call: Call) -> Response:
@@ -102,10 +117,11 @@ async def generate(call: Call) -> Response:
 
     def read() -> Asked:
         raw = body.get("raw", bool, False)
-        return asked([*before, *(encoded(text, llm) if raw else chat_ids(put, llm))], options, llm, raw)
+        asks = Prompt(encoded(text, llm), options, True) if raw else chat_prompt(put, options, llm)
+        return asked(replace(asks, ids=[*before, *asks.ids]), llm)
 
     one = await call.shop.on_text(read)
-    return await _answered(call, host, body, Reply(_full(host), False, one.silent, started, opened), one)
+    return await _answered(call, host, body, Reply(_full(host), False, started, opened), one)
 
 
 async def _answered(call: Call, host: Host, body: Settings, made: Reply, one: Asked) -> Response:
@@ -113,15 +129,26 @@ async def _answered(call: Call, host: Host, body: Settings, made: Reply, one: As
     if body.get("stream", bool, True):
         return call.streamed(_lines(made, order), order, LINES)
     (completion,) = await call.completed(order)
-    return reply(made.end("" if made.silent else completion.text, completion, order.ids(0)))
+    return reply(made.end(completion.content, completion, order.ids(0), **made.beside(completion.message)))
 
 
 async def _lines(made: Reply, order: Order) -> AsyncIterator[bytes]:
-    """The lines of a stream; an empty one where nothing happens, for NDJSON has no comments."""
+    """The lines of a stream; an empty one where nothing happens: NDJSON has no comments. Calls come whole."""
+    calls = list[Delta]()
     try:
         async for news in follow(order):
-            for text, _ in () if news is not None and made.silent else news.pieces if news else [("", "")]:
-                yield line(made.part(text))
+            if news is None:
+                yield line(made.part(""))
+                continue
+            for delta in (said.delta for said in news.said):
+                if isinstance(delta, Content):
+                    yield line(made.part(delta.text))
+                elif isinstance(delta, Reasoning):
+                    yield line(made.part("", {"thinking": delta.text}))
+                else:
+                    calls.append(delta)
+        if calls:
+            yield line(made.part("", made.beside(folded(calls))))
     except Exception as error:  # noqa: BLE001  told, not swallowed
         yield line(ollama_body(error))
         return
@@ -206,11 +233,6 @@ def _full(host: Host) -> str:
 
 async def version(call: Call) -> Response:
     return reply({"version": VERSION})
-
-
-async def running(call: Call) -> Response:
-    """What Ollama says at / to who only wants to know whether it is there."""
-    return PlainTextResponse("Ollama is running")
 
 
 async def tags(call: Call) -> Response:

@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from flatlm import __version__
 from flatlm.runtime.errors import UsageError
-from flatlm.runtime.generation.answer import Completion
+from flatlm.runtime.generation.answer import Completion, Prompt
 from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.server import chances
 from flatlm.runtime.server.asks import (
-    Asked,
     asked,
     chat_ids,
+    chat_prompt,
     openai_chat,
     prompts_of,
     sampling_of,
@@ -28,12 +28,13 @@ from flatlm.runtime.server.asks import (
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
-from flatlm.runtime.server.orders import News, follow, timings_of, usage
+from flatlm.runtime.server.orders import News, Said, follow, timings_of, usage
 from flatlm.runtime.server.shop import Call
-from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.tickets import Asked, Order
 from flatlm.runtime.server.wire import DONE, event, reply
 from flatlm.runtime.settings import Settings
 from flatlm.runtime.text.tokenizer import Tokenizer
+from flatlm.runtime.text.tools.deltas import Content, Delta, Reasoning
 
 FINGERPRINT = f"b0-flatlm-{__version__}"
 REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "interrupted": "stop"}
@@ -47,7 +48,6 @@ class Reply:
     model: str
     tokenizer: Tokenizer
     chat: bool
-    silent: Sequence[bool]  # by answer: whether nothing of it is told
     stream: bool = False
     usage: bool = False  # an event of its own in the end
     timings: bool = False  # with each event
@@ -65,20 +65,16 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def pieces(self, news: News) -> list[dict[str, Any]]:
-        """Events with text; log probabilities go with the first.
-
-        `source` is the drafter that guessed it, which other clients do not read.
-        """
-        events = []
-        logprobs = self.logprobs(news.logprobs, news.start) if news.logprobs else None
-        for text, source in news.pieces or ([("", "")] if news.logprobs else []):
-            choice: dict[str, Any] = {"index": news.index, "finish_reason": None, "logprobs": logprobs}
-            choice |= {"delta": {"content": text}} if self.chat else {"text": text}
-            one = {**self.head(True), "choices": [choice]}
-            events.append({**one, "flatlm": {"source": source}} if source else one)
-            logprobs = None
-        return events
+    def said(self, index: int, said: Said) -> dict[str, Any]:
+        """An event with what is new. The drafter that guessed it other clients do not read."""
+        logprobs = self.logprobs(said.logprobs, said.start) if said.logprobs else None
+        choice: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": logprobs}
+        if self.chat:
+            choice["delta"] = shown(said.delta)
+        elif isinstance(said.delta, Content):
+            choice["text"] = said.delta.text
+        one = {**self.head(True), "choices": [choice]}
+        return {**one, "flatlm": {"source": said.source}} if said.source else one
 
     def logprobs(self, found: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
         if self.chat:
@@ -86,7 +82,7 @@ class Reply:
         return chances.completion_logprobs(found, self.tokenizer, start)
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason_of(completion)}
         choice |= {"delta": dict[str, Any]()} if self.chat else {"text": "", "logprobs": None}
         return {**self.head(True), "choices": [choice], "timings": timings_of(completion.timings)}
 
@@ -96,20 +92,48 @@ class Reply:
         return {**self.head(False), "choices": choices, "usage": usage(completions), "timings": timings}
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        text = "" if self.silent[index] else completion.text
-        choice: dict[str, Any] = {"index": index, "finish_reason": REASONS[completion.finish_reason]}
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason_of(completion)}
         choice["logprobs"] = self.logprobs(completion.logprobs) if completion.logprobs else None
-        if self.chat:
-            return choice | {"message": {"role": "assistant", "content": text}}
-        return choice | {"text": text}
+        return choice | ({"message": message(completion)} if self.chat else {"text": completion.text})
 
 
-def _reply(body: Settings, host: Host, kind: str, asks: Sequence[Asked]) -> Reply:
+def reason_of(completion: Completion) -> str:
+    called = completion.finish_reason == "stop" and completion.tool_calls
+    return "tool_calls" if called else REASONS[completion.finish_reason]
+
+
+def message(completion: Completion) -> dict[str, Any]:
+    """A whole answer: its text, its thoughts, what it calls."""
+    calls = completion.tool_calls
+    found: dict[str, Any] = {"role": "assistant", "content": completion.content or (None if calls else "")}
+    if completion.reasoning:
+        found["reasoning_content"] = completion.reasoning
+    if calls:
+        found["tool_calls"] = [
+            {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+            for one in calls
+        ]
+    return found
+
+
+def shown(delta: Delta) -> dict[str, Any]:
+    """A piece of an answer to a chat."""
+    if isinstance(delta, Content):
+        return {"content": delta.text}
+    if isinstance(delta, Reasoning):
+        return {"reasoning_content": delta.text}
+    call: dict[str, Any] = {"index": delta.index, "function": {"arguments": delta.arguments}}
+    if delta.id:
+        call |= {"id": delta.id, "type": "function"}
+        call["function"] = {"name": delta.name, "arguments": delta.arguments}
+    return {"tool_calls": [call]}
+
+
+def _reply(body: Settings, host: Host, kind: str) -> Reply:
     return Reply(
         host.name,
         host.opened.tokenizer,
         kind == "chat.completion",
-        [one.silent for one in asks],
         body.get("stream", bool, False),
         body.table("stream_options").get("include_usage", bool, False),
         body.get("timings_per_token", bool, False),
@@ -124,9 +148,9 @@ async def chat_completions(call: Call) -> Response:
     options = sampling_of(body, host.opening.sampling, chances.of_chat(body))
     options = with_form(options, openai_form(body))
     chat, n = openai_chat(body), choices_of(body, host)
-    one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, chat.continued))
+    one = await call.shop.on_text(lambda: asked(chat_prompt(chat, options, llm), llm))
     asks = siblings(one, n)
-    return await answered(call, _reply(body, host, "chat.completion", asks), call.order(host, asks))
+    return await answered(call, _reply(body, host, "chat.completion"), call.order(host, asks))
 
 
 async def completions(call: Call) -> Response:
@@ -140,11 +164,11 @@ async def completions(call: Call) -> Response:
     n, prompt = choices_of(body, host), body.values.get("prompt")
 
     def read() -> list[Asked]:
-        prompts = [asked(ids, options, llm, True) for ids in prompts_of(prompt, llm)]
+        prompts = [asked(Prompt(ids, options, True), llm) for ids in prompts_of(prompt, llm)]
         return [one for first in prompts for one in siblings(first, n)]
 
     asks = await call.shop.on_text(read)
-    return await answered(call, _reply(body, host, "text_completion", asks), call.order(host, asks))
+    return await answered(call, _reply(body, host, "text_completion"), call.order(host, asks))
 
 
 def choices_of(body: Settings, host: Host) -> int:
@@ -198,8 +222,7 @@ def _of_news(made: Reply, order: Order, news: News) -> list[dict[str, Any]]:
         spent = 1e3 * completion.timings.prefill_seconds
         progress = {"total": total, "cache": held, "processed": read, "time_ms": spent}
         events.append({**made.head(True), "choices": [choice], "prompt_progress": progress})
-    if not made.silent[index]:
-        events += made.pieces(news)
+    events += [made.said(index, said) for said in news.said]
     if made.timings:
         for one in events:
             one["timings"] = timings_of(completion.timings)

@@ -44,8 +44,12 @@ class ServeOptions:
         high=1e9,
         help="close a model that was idle so long, -1: never",
     )
-    cache_ram: int = option(
-        256, "--cache-ram", low=0, high=2**20, help="MiB for what was computed of prompts and has no slot"
+    cache_ram: int | None = option(
+        None,
+        "--cache-ram",
+        low=0,
+        high=2**20,
+        help="MiB for what was computed of prompts and has no slot; default: a tenth of the free memory",
     )
     cache_dir: str | None = option(
         None, "--cache-dir", metavar="FOLDER", help="keep that on disk, too, from one start to the next"

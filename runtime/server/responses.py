@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -19,17 +19,20 @@ from flatlm.runtime.server.asks import (
     arguments_of,
     asked,
     chat_ids,
+    chat_prompt,
     content_of,
     sampling_of,
 )
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.forms import responses_form, with_form
 from flatlm.runtime.server.openai import PING
-from flatlm.runtime.server.orders import follow
+from flatlm.runtime.server.orders import follow, part_of
 from flatlm.runtime.server.shop import Call
 from flatlm.runtime.server.tickets import Order
 from flatlm.runtime.server.wire import event, reply
 from flatlm.runtime.settings import Settings
+from flatlm.runtime.text.tools.deltas import CallDelta, Content, Delta, Message, Reasoning
+from flatlm.runtime.text.tools.request import tooling_of
 
 
 def read_chat(body: Settings) -> Chat:
@@ -44,7 +47,8 @@ def read_chat(body: Settings) -> Chat:
     if not 1 <= len(messages) <= MOST_MESSAGES:
         raise UsageError(f"input: 1 to {MOST_MESSAGES} items are read", param="input")
     tools = [_tool(one) for one in body.tables("tools")]
-    return Chat(messages, tools or None)
+    tooling = tooling_of(tools, body.values.get("tool_choice"), body.get("parallel_tool_calls", bool))
+    return Chat(messages, tooling)
 
 
 def _message(item: Settings) -> dict[str, Any]:
@@ -73,20 +77,11 @@ def _tool(given: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reply:
-    """The response that is made, with its one message."""
+    """The response that is made."""
 
     model: str
     number: str = field(default_factory=lambda: "resp_" + secrets.token_hex(16))
-    item: str = field(default_factory=lambda: "msg_" + secrets.token_hex(16))
-    created: float = field(default_factory=lambda: int(time.time()))
-
-    def message(self, text: str, status: str) -> dict[str, Any]:
-        part = [self.part(text)] if status != "in_progress" else []
-        item = {"type": "message", "id": self.item, "role": "assistant"}
-        return {**item, "status": status, "content": part}
-
-    def part(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, status: str, output: list[Any], completion: Completion | None = None) -> dict[str, Any]:
         incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -105,9 +100,60 @@ class Reply:
             "usage": None if completion is None else usage_of(completion),
         }
 
-    def ended(self, completion: Completion) -> dict[str, Any]:
+    def ended(self, completion: Completion, items: Sequence[Item]) -> dict[str, Any]:
         status = "incomplete" if completion.finish_reason == "length" else "completed"
-        return self.whole(status, [self.message(completion.text, status)], completion)
+        return self.whole(status, [item.shown(status) for item in items], completion)
+
+
+@dataclass
+class Item:
+    """One item of the output as it grows: the message, thoughts, or a call."""
+
+    kind: type[Delta]
+    text: str = ""
+    call: str = ""  # its id
+    name: str = ""
+    number: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def take(self, delta: Delta) -> str:
+        """Add what came, and return it."""
+        text = delta.arguments if isinstance(delta, CallDelta) else delta.text
+        self.text += text
+        return text
+
+    @property
+    def id(self) -> str:
+        return {Content: "msg_", Reasoning: "rs_", CallDelta: "fc_"}[self.kind] + self.number
+
+    def shown(self, status: str) -> dict[str, Any]:
+        if self.kind is Content:
+            content = [] if status == "in_progress" else [part(self.text)]
+            item = {"type": "message", "id": self.id, "role": "assistant"}
+            return {**item, "status": status, "content": content}
+        if self.kind is Reasoning:
+            content = [{"type": "reasoning_text", "text": self.text}]
+            return {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": status}
+        call = {"type": "function_call", "id": self.id, "call_id": self.call, "name": self.name}
+        return {**call, "arguments": self.text, "status": status}
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def begun(delta: Delta) -> Item:
+    """The item that `delta` is the first of."""
+    if isinstance(delta, CallDelta):
+        return Item(CallDelta, call=f"call_{delta.id}", name=delta.name)
+    return Item(type(delta))
+
+
+def items_of(message: Message) -> list[Item]:
+    """The items of a whole answer."""
+    items = [Item(Reasoning, message.reasoning)] if message.reasoning else []
+    if message.content or not message.tool_calls:
+        items.append(Item(Content, message.content))
+    return items + [Item(CallDelta, one.arguments, f"call_{one.id}", one.name) for one in message.tool_calls]
 
 
 def usage_of(completion: Completion) -> dict[str, Any]:
@@ -129,42 +175,94 @@ async def responses(call: Call) -> Response:
     llm, options = host.opened, sampling_of(body, host.opening.sampling)
     options = with_form(options, responses_form(body))
     chat = read_chat(body)
-    one = await call.shop.on_text(lambda: asked(chat_ids(chat, llm), options, llm, False))
+    one = await call.shop.on_text(lambda: asked(chat_prompt(chat, options, llm), llm))
     order, made = call.order(host, [one]), Reply(host.name)
     if body.get("stream", bool, False):
         return call.streamed(_events(made, order), order)
     (completion,) = await call.completed(order)
-    return reply(made.ended(completion))
+    return reply(made.ended(completion, items_of(completion.message)))
+
+
+class Events:
+    """The events of a stream, numbered; one item is open at a time."""
+
+    def __init__(self) -> None:
+        self._numbers, self._part = count(), object()
+        self.items: list[Item] = []
+
+    def named(self, kind: str, **more: Any) -> bytes:
+        kind = f"response.{kind}"
+        return event({"type": kind, "sequence_number": next(self._numbers), **more}, kind)
+
+    def of(self, delta: Delta) -> list[bytes]:
+        """What is sent for a piece of the answer."""
+        found = []
+        if part_of(delta) != self._part:
+            found += self.end()
+            self._part = part_of(delta)
+            self.items.append(begun(delta))
+            found += self._begin()
+        item = self.items[-1]
+        text = item.take(delta)
+        if item.kind is Content:
+            found.append(self.named("output_text.delta", **self._place, delta=text, logprobs=[]))
+        elif item.kind is Reasoning:
+            found.append(self.named("reasoning_text.delta", **self._place, delta=text))
+        else:
+            place = {"item_id": item.id, "output_index": len(self.items) - 1}
+            found.append(self.named("function_call_arguments.delta", **place, delta=text))
+        return found
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.items[-1].id, "output_index": len(self.items) - 1, "content_index": 0}
+
+    def _begin(self) -> list[bytes]:
+        item = self.items[-1]
+        added = {"output_index": len(self.items) - 1, "item": item.shown("in_progress")}
+        found = [self.named("output_item.added", **added)]
+        if item.kind is Content:
+            found.append(self.named("content_part.added", **self._place, part=part("")))
+        return found
+
+    def end(self) -> list[bytes]:
+        """The open item is whole."""
+        if not self.items:
+            return []
+        item, place = self.items[-1], self._place
+        done = {"output_index": place["output_index"], "item": item.shown("completed")}
+        found = []
+        if item.kind is Content:
+            found.append(self.named("output_text.done", **place, text=item.text, logprobs=[]))
+            found.append(self.named("content_part.done", **place, part=part(item.text)))
+        elif item.kind is Reasoning:
+            found.append(self.named("reasoning_text.done", **place, text=item.text))
+        else:
+            call = {"item_id": item.id, "output_index": place["output_index"], "name": item.name}
+            found.append(self.named("function_call_arguments.done", **call, arguments=item.text))
+        return [*found, self.named("output_item.done", **done)]
 
 
 async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
-    numbers = count()
-
-    def named(kind: str, **more: Any) -> bytes:
-        return event({"type": kind, "sequence_number": next(numbers), **more}, kind)
-
-    place = {"item_id": made.item, "output_index": 0, "content_index": 0}
-    yield named("response.created", response=made.whole("in_progress", []))
-    yield named("response.in_progress", response=made.whole("in_progress", []))
-    yield named("response.output_item.added", output_index=0, item=made.message("", "in_progress"))
-    yield named("response.content_part.added", **place, part=made.part(""))
+    events = Events()
+    yield events.named("created", response=made.whole("in_progress", []))
+    yield events.named("in_progress", response=made.whole("in_progress", []))
     try:
         async for news in follow(order):
-            for text, _ in news.pieces if news is not None else ():
-                yield named("response.output_text.delta", **place, delta=text, logprobs=[])
             if news is None:
                 yield PING
+                continue
+            for delta in (said.delta for said in news.said):
+                for one in events.of(delta):
+                    yield one
+        for one in events.end() if events.items else [*events.of(Content("")), *events.end()]:
+            yield one
     except Exception as error:  # noqa: BLE001  told, not swallowed
         failed = {**made.whole("failed", []), "error": openai_body(error)["error"]}
-        yield named("response.failed", response=failed)
+        yield events.named("failed", response=failed)
         return
-    completion = order.tickets[0].completion
-    whole = made.ended(completion)
-    text, (item,) = completion.text, whole["output"]
-    yield named("response.output_text.done", **place, text=text, logprobs=[])
-    yield named("response.content_part.done", **place, part=made.part(text))
-    yield named("response.output_item.done", output_index=0, item=item)
-    yield named(f"response.{whole['status']}", response=whole)
+    whole = made.ended(order.tickets[0].completion, events.items)
+    yield events.named(whole["status"], response=whole)
 
 
 async def input_tokens(call: Call) -> Response:

@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flatlm.runtime.generation.answer import Completion
-from flatlm.runtime.server.asks import Asked
 from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import NotFound
 from flatlm.runtime.server.hosts import Host
 from flatlm.runtime.server.options import ServeOptions
 from flatlm.runtime.server.orders import Desk, completed
-from flatlm.runtime.server.tickets import Order
+from flatlm.runtime.server.tickets import Asked, Order
 from flatlm.runtime.server.wire import Streamed, read_json, while_there
 from flatlm.runtime.settings import Settings
 
@@ -83,7 +82,7 @@ class Call:
         return await self.shop.ready(self.shop.named(body.get("model", str)))
 
     def order(self, host: Host, asked: Sequence[Asked]) -> Order:
-        return self.shop.desk.order(host, [one.prompt for one in asked])
+        return self.shop.desk.order(host, asked)
 
     async def completed(self, order: Order) -> list[Completion]:
         """All answers of an order; a client that goes away cancels it."""

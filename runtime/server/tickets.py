@@ -9,8 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from flatlm.runtime.generation.answer import Answer, Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt of a request. `silent`: only its prompt is to be read, what is written is not told."""
+
+    prompt: Prompt
+    silent: bool = False
 
 
 class Bell:
@@ -39,8 +48,8 @@ class Bell:
 class Ticket:
     """One answer of an order, on both sides: the engine writes, the event loop reads."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        self.prompt = prompt
+    def __init__(self, asked: Asked) -> None:
+        self.prompt, self.silent = asked.prompt.seeded(), asked.silent
         self.answer: Answer | None = None  # None: the engine has not seen it yet
         self.error: BaseException | None = None  # why it came to nothing
         self.cancelled = False
@@ -54,7 +63,11 @@ class Ticket:
     def completion(self) -> Completion:
         """What there is; it has begun."""
         assert self.answer is not None
-        return self.answer.completion
+        found = self.answer.completion
+        if not self.silent:
+            return found
+        timings = replace(found.timings, generated_tokens=0)
+        return replace(found, text="", tokens=(), logprobs=(), timings=timings)
 
     def changed(self) -> bool:
         """Whether anything of it is new since this was asked last; the engine asks."""
@@ -69,9 +82,9 @@ class Ticket:
 class Order:
     """The answers that one request wants, side by side."""
 
-    def __init__(self, prompts: Sequence[Prompt], bell: Bell) -> None:
+    def __init__(self, asks: Sequence[Asked], bell: Bell) -> None:
         self.bell = bell
-        self.tickets = [Ticket(prompt.seeded()) for prompt in prompts]
+        self.tickets = [Ticket(asked) for asked in asks]
 
     @property
     def ended(self) -> bool:

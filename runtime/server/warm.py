@@ -14,11 +14,14 @@ from pathlib import Path
 
 from flatlm.runtime import settings
 from flatlm.runtime.errors import FlatlmError, UsageError
+from flatlm.runtime.generation.answer import Prompt
 from flatlm.runtime.generation.sequence import common_start
 from flatlm.runtime.llm import LLM
-from flatlm.runtime.server.asks import Asked, asked, chat_ids, encoded, openai_chat
+from flatlm.runtime.options import SamplingOptions
+from flatlm.runtime.server.asks import asked, chat_ids, encoded, openai_chat
 from flatlm.runtime.server.orders import completed
 from flatlm.runtime.server.shop import Shop
+from flatlm.runtime.server.tickets import Asked
 
 LOG = logging.getLogger("flatlm.server")
 
@@ -47,10 +50,10 @@ async def warm(shop: Shop, files: Sequence[str]) -> None:
 
             def read(name: str = name, llm: LLM = llm) -> Asked:
                 ids = prefix_of(Path(name).read_bytes(), name, llm)
-                return asked(ids, dataclasses.replace(shop.first.opening.sampling, n=0), llm, True)
+                return asked(Prompt(ids, SamplingOptions(n=0)), llm)
 
             one = await shop.on_text(read)
-            order = shop.desk.order(host, [one.prompt])
+            order = shop.desk.order(host, [one])
             (answer,) = await completed(order)
             held, all_ = answer.timings.reused_tokens, answer.timings.prompt_tokens
             LOG.info("%s is warm: read %d of %d tokens (%d held)", name, all_ - held, all_, held)

@@ -51,7 +51,7 @@ class Guided:
         found = np.flatnonzero(np.unpackbits(bits, count=min(self._vocab, 8 * len(bits)), bitorder="little"))
         return found if len(found) else self._ends
 
-    def takes(self, history: Sequence[int], ids: Sequence[int]) -> int:
+    def takes(self, history: Sequence[int], ids: Sequence[int] | np.ndarray) -> int:
         """See Constraint."""
         if not self._follow(list(history[self._prompt :])):
             return 0
@@ -138,6 +138,16 @@ class Guidance:
                 f"llguidance cannot read the model's tokenizer ({first_line(error)}): it cannot be held to a "
                 "form"
             ) from None
+
+
+def usable(grammar: Grammar) -> bool:
+    """Whether there is llguidance, and it knows what to do with `grammar`."""
+    try:
+        llguidance = _package()
+        problem: str = llguidance.LLMatcher.validate_grammar(_source(llguidance, grammar))
+    except (BackendError, ValueError):
+        return False
+    return not problem or bool(llguidance.LLMatcher.is_validate_warning(problem))
 
 
 def _source(llguidance: Any, grammar: Grammar) -> str:

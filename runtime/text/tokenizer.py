@@ -146,12 +146,18 @@ class Detokenizer:
     text of a window with and without the new ids: decoders drop the space of a first word, so a word's space
     is known only beside the word before it. The window is the last piece and what is held: a push costs the
     same however long the answer is. `before` are the ids in front of the first pushed one (the end of a
-    prompt that is continued).
+    prompt that is continued), `shown` special tokens that are not skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        before: Sequence[int] = (),
+        skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special else frozenset()
+        self._skip = tokenizer.special_ids - shown if skip_special else frozenset()
         self._window = [number for number in before if number not in self._skip][-MOST_HELD:]
         self._held = 0  # of the window's ids, how many have not been written
         self._before = self._decode(self._window)

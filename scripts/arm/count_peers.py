@@ -39,6 +39,7 @@ def main() -> int:
     args = arguments()
     os.environ |= {
         "PYTHONHASHSEED": "0",
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (args.tree / "device", args.tree / "peers" / "onnxruntime"))),
     }
     os.environ |= {"FLATLM_ARM": str(args.tree), "FLATLM_CACHE": str(args.tree / "cache")}

@@ -1,0 +1,24 @@
+"""Arcee (AFM): Llama's shape with an MLP of relu² without a gate."""
+
+from __future__ import annotations
+
+from flatlm.export.architecture import ACTS, Architecture
+from flatlm.export.config_keys import words
+from flatlm.export.decoder_config import DecoderConfig
+from flatlm.export.layers import Attention, Decoder, Plain, pre_norm
+from flatlm.runtime.settings import Settings
+
+
+def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
+    bias = settings.get("attention_bias", bool, False)
+    attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qkv_bias=bias, out_bias=bias)
+    mlp = Plain(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+    return Decoder([pre_norm(attention, mlp)] * c.layers)
+
+
+ARCHITECTURE = Architecture(
+    decoder,
+    obeyed=words("attention_bias mlp_bias"),
+    acts=ACTS,
+    defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+)
