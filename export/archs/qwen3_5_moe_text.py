@@ -1,4 +1,4 @@
-"""Qwen3.5 and Qwen3.6 with experts, beside one that all tokens go to by a sigmoid of its own."""
+"""Qwen3.5 and Qwen3.6 with experts: beside those, one that all tokens go to by a sigmoid of its own."""
 
 from __future__ import annotations
 
