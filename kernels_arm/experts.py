@@ -166,23 +166,35 @@ def excess_of(value):
 @kernel
 def add_entries(op, panel, row, out):
     """The panel's excess times a row of digits, added to `out`, int32 [16]."""
+    extras, padded = get_i64(op + 8 * P_EXTRAS), get_i64(op + 8 * P_PADDED)
+    if extras == 0:
+        _add_entries(op, panel, row, out, False, False)
+    elif 4 * extras == padded:
+        _add_entries(op, panel, row, out, True, False)
+    else:
+        _add_entries(op, panel, row, out, False, True)
+
+
+@inlined
+def _add_entries(op, panel, row, out, all_wide, some_wide):
     padded, starts, high = get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_STARTS), get_i64(op + 8 * X_HIGH)
     deltas, values = get_i64(op + 8 * X_DELTA), get_i64(op + 8 * X_VALUE)
     entry, last = np.int64(get_i32(starts + 4 * panel)), np.int64(get_i32(starts + 4 * panel + 4))
-    all_wide = 4 * get_i64(op + 8 * P_EXTRAS) == padded
-    position = 0
+    at, end = row, row + padded  # a weight's digit, and where those of its row of weights end
     for r in range(16):  # what a damaged file has after them is left
-        first, total = padded * r, np.int32(0)
-        while entry < last and position < first + padded:
-            column, excess = position - first, excess_of(np.int32(get_i8(values + entry)))
-            x, place = np.int32(get_i8(row + column)), padded + column
-            if not all_wide:
-                place = np.int64(get_i32(high + 4 * column))
-            if place > 0:
-                x += np.int32(128) * np.int32(get_i8(row + place))
+        total = np.int32(0)
+        while entry < last and at < end:
+            excess, x = excess_of(np.int32(get_i8(values + entry))), np.int32(get_i8(at))
+            if all_wide:
+                x += np.int32(128) * np.int32(get_i8(at + padded))
+            elif some_wide:
+                place = np.int64(get_i32(high + 4 * (at - row)))
+                if place > 0:
+                    x += np.int32(128) * np.int32(get_i8(row + place))
             total += x * excess
             entry += 1
-            position += next_gap(deltas, entry, last)
+            at += next_gap(deltas, entry, last)
+        at -= padded
         set_i32(out + 4 * r, get_i32(out + 4 * r) + total)
 
 
