@@ -20,6 +20,7 @@ class QkNorm:
     plus_one, centered: as of `Norm`
     weighted: whether the checkpoint has weights
     last: it stands after the rotation, not before
+    apart: weights of each head's own are stored apart, norms.0, norms.1 …
     """
 
     scope: str = "head"
@@ -27,6 +28,7 @@ class QkNorm:
     centered: bool = False
     weighted: bool = True
     last: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +157,13 @@ Body = Mixer | Beside | Gated | Plain | Experts  # each has its builder in block
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A norm of the stream. `bias` is stored beside its weight."""
+    """A norm of the stream. `bias` is stored beside its weight; `place` is where both are, if elsewhere."""
 
     centered: bool = False  # of the stream less its mean: a layer norm
     plus_one: bool = False  # the checkpoint has its weight as the distance from one
     weighted: bool = True  # whether the checkpoint has a weight
     bias: bool = False  # folded into what reads the norm
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

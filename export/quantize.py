@@ -86,7 +86,8 @@ def quantize(
     done, blocks). `journal`: goes on from what is there, and writes down each block.
     """
     journal = journal or Journal()
-    windows = calibrate.windows(tokens, recipe.windows)
+    length = min(calibrate.WINDOW, int(graph.metadata["context_length"]))
+    windows = calibrate.windows(tokens, recipe.windows, length)
     decided = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
         decided = measure(graph, decided, tell("weighing what each layer may lose"), journal)

@@ -50,7 +50,7 @@ NAMES = names.NAMES.but(
     layer={
         "conv.norm": _NORM,
         "conv.in": Name("conv.in_proj", "shortconv.in_proj"),
-        "conv.conv": Name("conv.conv", "shortconv.conv", (squeezed,)),
+        "conv.conv": Name("conv.conv", "shortconv.conv", (squeezed,), ()),
         "conv.out": Name("conv.out_proj", "shortconv.out_proj"),
         "attention.norm": _NORM,
         "attention.q_norm": Name("self_attn.q_layernorm", "attn_q_norm"),

@@ -122,7 +122,7 @@ class Builder:
 
     def norm(self, part: str, x: str, norm: Norm) -> tuple[str, Weight | None]:
         """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
-        weight, shift = self.norm_weights(part, norm)
+        weight, shift = self.norm_weights(norm.place or part, norm)
         constant = self.constant(f"{self.name(part)}.weight", weight)
         options: dict[str, Attribute] = {"centered": 1} if norm.centered else {}
         options["epsilon"] = self.config.epsilon
