@@ -84,6 +84,8 @@ CASES: list[Case] = [
     ("qwen2_moe", {"mlp_only_layers": [0], "norm_topk_prob": True}),
     ("qwen3_moe", {}),
     ("qwen3_moe", {"norm_topk_prob": False, "tie_word_embeddings": True}),
+    ("gpt_oss", {}),
+    ("gpt_oss", {**rope(**YARN, truncate=False), "tie_word_embeddings": True}),
     ("olmoe", {}),
     ("olmoe", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("mixtral", {}),

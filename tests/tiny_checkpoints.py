@@ -581,6 +581,24 @@ def ernie4_5_moe(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
+def gpt_oss(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, count = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
+
+    def layer(at: str) -> Shapes:
+        here = f"{at}.mlp.experts"
+        return {
+            **attention(c, f"{at}.self_attn", "qkvo"),
+            f"{at}.self_attn.sinks": (c["num_attention_heads"],),
+            **linear(f"{at}.mlp.router", count, hidden, True),
+            f"{here}.gate_up_proj": (count, hidden, 2 * wide),
+            f"{here}.gate_up_proj_bias": (count, 2 * wide),
+            f"{here}.down_proj": (count, wide, hidden),
+            f"{here}.down_proj_bias": (count, hidden),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
 QWEN_MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -684,6 +702,14 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "ministral3": {"head_dim": 8},
     "qwen2_moe": {**QWEN_MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 28},
     "qwen3_moe": {**QWEN_MOE, "head_dim": 14},
+    "gpt_oss": {
+        "head_dim": 12,
+        "num_hidden_layers": 3,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
     "granitemoe": {**MULTIPLIERS, "num_local_experts": 6, "num_experts_per_tok": 3},
@@ -770,6 +796,7 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "gpt2": gpt2,
     "gpt_neox": by_head,
     "falcon_h1": falcon_h1,
+    "gpt_oss": gpt_oss,
     "granite": llama,
     "granite_swa": granite_swa,
     "granitemoe": granitemoe,
