@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -27,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifact")
-    return exported(folder, "tiny")
+    return exported(folder, "edge")
 
 
 def refused(capsys, *words):
@@ -108,13 +107,8 @@ def test_a_check_says_what_models_take(capsys, model):
 
 def test_a_process_answers_and_ends_with_a_signal(model):
     command = [sys.executable, "-m", "flatlm", "serve", str(model), "--port", "0", "--backend", "numpy"]
-    process = subprocess.Popen(
-        [*command, "--log-json", "--api-key", "k"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
+    command += ["--log-json", "--api-key", "k"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         url = re.findall(r"http://[0-9.:]+", process.stderr.readline())[0]
@@ -134,4 +128,4 @@ def test_a_process_answers_and_ends_with_a_signal(model):
         assert '"level": "info"' in process.stderr.read()
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
