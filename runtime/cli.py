@@ -67,6 +67,11 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
         "show what this machine offers and what is missing",
         "",
     ),
+    "completion": (
+        "flatlm.runtime.commands.completion:register",
+        "print what bash, zsh or fish completes",
+        "",
+    ),
 }
 INTERRUPTED = 130
 NO_STDOUT = "standard output is closed, so the result has nowhere to go: redirect it, if only to /dev/null"
