@@ -13,8 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+HOME = "https://example.org/flatlm"  # of the repository; a placeholder until it has an address
 
 CHOICES = {"all": [], "host": ["--host"], "none": None}
+
+
+class AddressesHook(MetadataHookInterface):
+    """The addresses in a wheel's metadata, all of them below HOME."""
+
+    PLUGIN_NAME = "custom"
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        metadata["urls"] = {
+            "Homepage": HOME,
+            "Documentation": f"{HOME}/docs",
+            "Changelog": f"{HOME}/CHANGELOG.md",
+            "Issues": f"{HOME}/issues",
+        }
 
 
 class KernelsHook(BuildHookInterface):

@@ -58,7 +58,7 @@ HABITS = (
     Habit(("--jinja",), takes=False, harmless=True, says="chat templates are always jinja's"),
     Habit(("--lora", "--lora-scaled"), says="adapters have to be merged into the weights before export"),
     Habit(("-mm", "--mmproj", "--image"), says="flatlm runs language models, without pictures"),
-    Habit(("--presence-penalty", "--frequency-penalty", "--mirostat", "--xtc-probability"),
+    Habit(("--mirostat", "--xtc-probability", "--dry-multiplier", "--samplers"),
           says="there are --temp, --top-k, --top-p, --min-p and --repeat-penalty"),
     Habit(("--keep",), says="where a conversation grows too long, chat drops its oldest turns by /drop"),
     Habit(("--color", "--colors", "-co", "--no-display-prompt", "--log-disable", "-v", "--verbose"),
