@@ -1,4 +1,4 @@
-"""README.md's table of model types, from the files of export/archs.
+"""docs/export.md's table of model types, from the files of export/archs.
 
 python scripts/make_models.py       writes it; tests/test_models.py holds it against the files
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from flatlm.export.models import markdown
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/export.md"
 BEGIN, END = "| `model_type` |", "\n\n"
 
 
 def page(text: str) -> str:
-    """README.md with the table of today."""
+    """docs/export.md with the table of today."""
     start = text.index(BEGIN)
     return text[:start] + markdown() + text[text.index(END, start) + 1 :]
 
 
 if __name__ == "__main__":
-    README.write_text(page(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`flatlm models`, and the table of README.md that is made of it."""
+"""`flatlm models`, and the table of docs/export.md that is made of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_every_model_type_says_what_models_it_is_for_and_what_is_peculiar_to_the
     assert not [one for one in types if not one.models or not one.shape]
 
 
-def test_the_table_of_the_readme_is_that_of_the_code():
-    text = make_models.README.read_text(encoding="utf-8")
+def test_the_table_of_the_page_is_that_of_the_code():
+    text = make_models.PAGE.read_text(encoding="utf-8")
     assert make_models.page(text) == text, "run scripts/make_models.py"
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flatlm.export.archs import architecture, build_graph
+from flatlm.export.archs import build_graph
+from flatlm.export.registry import architecture
 from flatlm.export.sources import open_source
 from flatlm.export.sources.gguf_archs import ARCHITECTURES
 from flatlm.export.sources.gguf_config import Facts
