@@ -40,6 +40,7 @@ class Architecture:
     layer_types: what may stand in layer_types
     rope_by_layer_type: whether types of layers may have rope parameters of their own
     interleaved: whether the pairs that turn lie side by side in the checkpoint
+    only: keys of config.json with the one value that flatlm has
     as_new: keys and values of config.json, defaults included → as transformers 5 writes them
     """
 
@@ -52,6 +53,7 @@ class Architecture:
     layer_types: frozenset[str] = frozenset({"full_attention", "sliding_attention"})
     rope_by_layer_type: bool = False
     interleaved: bool = False
+    only: Mapping[str, Any] = field(default_factory=dict)
     as_new: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def key(self, name: str) -> str:

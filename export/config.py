@@ -90,7 +90,12 @@ def unsupported_features(config: Settings, architecture: Architecture) -> list[s
         for name in _EXPERT_KEYS
         if config.values.get(name) and name not in obeyed
     ]
-    return found + refused(config.values, obeyed | {*architecture.keys.values()})
+    found += [
+        f"{key} {config[key]!r:.60} (flatlm has {value!r})"
+        for key, value in architecture.only.items()
+        if config.values.get(key, value) not in (value, None)
+    ]
+    return found + refused(config.values, obeyed | {*architecture.keys.values(), *architecture.only})
 
 
 def _rotaries(

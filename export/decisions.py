@@ -18,6 +18,7 @@ from flatlm.runtime.format.graph import Graph, Node, in_body
 
 from . import ops
 from .calibrate import Inputs, Moments
+from .ops import is_router
 from .ops.function import Env
 from .passes import smooth
 from .passes import split as splitting
@@ -118,6 +119,8 @@ class Matrix:
         node, recipe = self.node, self.recipe
         if not recipe.does("flatten"):
             return 0.0
+        if is_router(node, self.local.nodes):
+            return 1.0
         if recipe.activations == "token" and node.name.rpartition(".")[2] in recipe.two_digits:
             return 1.0
         makers = (ops.of(other.op) for other in self.local.nodes if node.inputs[0] in other.outputs)
@@ -134,4 +137,5 @@ class Matrix:
         """That of its weights; outside the body every row has a step of its own."""
         body, (bits, sigma) = in_body(self.node.name), way
         per_row = self.recipe.weight_scale == "channel" or not body
-        return weight_grid(self.weight, self.parts, bits, per_row, sigma, self.recipe.nested and body)
+        nested = self.recipe.nested and body and not is_router(self.node, self.local.nodes)
+        return weight_grid(self.weight, self.parts, bits, per_row, sigma, nested)

@@ -47,6 +47,23 @@ def half(number: int) -> Fold:
     return fold
 
 
+def half_of_experts(number: int) -> Fold:
+    """The first or the second half of the rows of each expert, [E, n, k]."""
+
+    def fold(weight: Weight, c: DecoderConfig) -> Weight:
+        experts, rows, *rest = weight.shape
+        own = slice(number * (rows // 2), (number + 1) * (rows // 2))
+        weight.require((experts, 2 * (rows // 2), *rest))
+        return weight.mapped(lambda w: w[:, own], (experts, rows // 2, *rest))
+
+    return fold
+
+
+def flat(weight: Weight, c: DecoderConfig) -> Weight:
+    """[1, n] → [n]."""
+    return weight.reshaped(weight.shape[-1])
+
+
 def transposed(weight: Weight, c: DecoderConfig) -> Weight:
     """Conv1D's matrices are [k, n]; a vector stays as it is."""
     return weight.transposed()

@@ -20,6 +20,7 @@ class QkNorm:
     plus_one, centered: as of `Norm`
     weighted: whether the checkpoint has weights
     last: it stands after the rotation, not before
+    apart: weights of each head's own are stored apart, norms.0, norms.1 …
     """
 
     scope: str = "head"
@@ -27,6 +28,7 @@ class QkNorm:
     centered: bool = False
     weighted: bool = True
     last: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,34 @@ class Plain:
     act: str
     intermediate_size: int
     bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A router, and the sum of the gated MLPs that it chooses for each token, `kept` of `experts`.
+
+    kind, normalize, scale, floor, groups, keep: how it chooses, as docs/format.md has them of Route
+    select: whether numbers are added for the choice alone
+    shared: intermediate size of an MLP that all tokens go to, 0: none; `shared_gate`: times a sigmoid
+    clamp: alpha and limit of ClampedGate, in the place of `act`
+    """
+
+    act: str
+    experts: int
+    kept: int
+    intermediate_size: int
+    kind: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    floor: float = 0.0
+    groups: int = 1
+    keep: int = 1
+    select: bool = False
+    router_bias: bool = False
+    bias: bool = False  # of the experts
+    shared: int = 0
+    shared_gate: bool = False
+    clamp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +152,18 @@ class Beside:
 
 
 Mixer = Attention | ShortConv | DeltaNet | Mamba2
-Body = Mixer | Beside | Gated | Plain  # each has its builder in blocks/decoder.py
+Body = Mixer | Beside | Gated | Plain | Experts  # each has its builder in blocks/decoder.py
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A norm of the stream. `bias` is stored beside its weight."""
+    """A norm of the stream. `bias` is stored beside its weight; `place` is where both are, if elsewhere."""
 
     centered: bool = False  # of the stream less its mean: a layer norm
     plus_one: bool = False  # the checkpoint has its weight as the distance from one
     weighted: bool = True  # whether the checkpoint has a weight
     bias: bool = False  # folded into what reads the norm
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.progress import Progress
@@ -16,6 +18,7 @@ from flatlm.runtime.progress import Progress
 from . import execute, ops, sensitivity
 from .constants import load, shape_of
 from .decisions import Decisions, Matrix, transform
+from .experts import CHOICE, experts_of, matrix_of
 from .gradients import Gradients, backward
 from .journal import Journal
 from .ops.embedding import scale_of
@@ -43,7 +46,10 @@ def measure(graph: Graph, decided: Decisions, progress: Progress, journal: Journ
         backward(local, nodes, probe, gradients)
         block = _Block(local, probe, gradients, decided)
         for node in ops.linears(nodes):
-            block.layer(node)
+            if not ops.is_router(node, nodes):
+                block.layer(node)
+        for node in ops.expert_layers(nodes):
+            block.experts(node)
         for node in ops.tables(nodes):
             if node.inputs[1] == head.inputs[1] and decided.of(head.name).variants:
                 block.embedding(node, head)
@@ -64,12 +70,39 @@ class _Block:
 
     def layer(self, node: Node) -> None:
         """What each way to round it costs."""
+        self._note(node, self._of_inputs(node))
+
+    def _of_inputs(self, node: Node) -> dict[int, float]:
+        """`sensitivity.by_inputs` by the weights' bits."""
         x, flattenings = self.env[node.inputs[0]], self.decided.of(node.name).flattenings
-        inputs = {
+        return {
             bits: sensitivity.by_inputs(x, self.gradients[node.inputs[0]], flattening)
             for bits, flattening in flattenings.items()
         }
-        self._note(node, inputs)
+
+    def experts(self, node: Node) -> None:
+        """The same of all experts of a layer, which have the same bits: what goes to each, summed up."""
+        recipe, chosen = self.decided.recipe, self.env[node.inputs[CHOICE]]
+        x, y = self.env[node.inputs[0]], self.gradients[node.outputs[0]]
+        moved: list[list[Moved]] = []
+        for number in range(count := experts_of(node, self.local)):
+            matrix, mine = matrix_of(node, self.local, recipe, number), chosen == number
+            own = x[mine] if x.ndim == chosen.ndim + 1 else x[mine.any(-1)]
+            grids = [matrix.grid(way) for way in sensitivity.ways(recipe)]
+            of_own = y[:, mine]
+            if not len(own):  # nothing moves, but it has its excess
+                own, of_own = (
+                    np.zeros((1, x.shape[-1]), np.float32),
+                    np.zeros((len(y), 1, y.shape[-1]), np.float32),
+                )
+            moved.append(sensitivity.by_weights(matrix.weight, of_own, own, grids))
+        sums = [
+            Moved(sum(one.square for one in way), sum(one.excess for one in way) / count)
+            for way in zip(*moved, strict=True)
+        ]
+        self._weigh(
+            node, (count * matrix.weight.shape[0], matrix.weight.shape[1]), sums, self._of_inputs(node)
+        )
 
     def head(self) -> None:
         """The same; nothing quantizes what it reads."""
@@ -80,11 +113,17 @@ class _Block:
         recipe, matrix = self.decided.recipe, Matrix(node, self.local, self.decided.recipe)
         x, y, weight = self.env[node.inputs[0]], self.gradients[node.outputs[0]], matrix.weight
         grids = [matrix.grid(way) for way in sensitivity.ways(recipe)]
-        left = self.decided.of(node.name).unexplained
-        moved = [Moved(left * one.square, one.excess) for one in sensitivity.by_weights(weight, y, x, grids)]
-        tables = 8 * weight.shape[0] + 4 * weight.shape[1]  # bytes: scale and bias, limit
-        positions = sensitivity.positions(y)
-        variants = sensitivity.variants(weight.shape, tables, moved, inputs, positions, recipe)
+        self._weigh(node, weight.shape, sensitivity.by_weights(weight, y, x, grids), inputs)
+
+    def _weigh(
+        self, node: Node, shape: tuple[int, ...], moved: list[Moved], inputs: dict[int, float]
+    ) -> None:
+        """shape: n, k of the matrix, or of all experts' one below the other."""
+        left, (n, k) = self.decided.of(node.name).unexplained, shape
+        moved = [Moved(left * one.square, one.excess) for one in moved]
+        tables = 8 * n + 4 * k  # bytes: scale and bias, limit
+        positions = sensitivity.positions(self.gradients[node.outputs[0]])
+        variants = sensitivity.variants((n, k), tables, moved, inputs, positions, self.decided.recipe)
         self.decided.measured(node.name, variants)
 
     def embedding(self, node: Node, head: Node) -> None:
@@ -126,8 +165,8 @@ def choose(graph: Graph, decided: Decisions) -> dict[str, Variant]:
         if smallest > 1e6 * recipe.size:
             raise UsageError(f"--size {recipe.size:g}: the smallest is {math.ceil(smallest / 1e4) / 100} MB")
         return chosen
-    shapes = (shape_of(graph, node.inputs[1]) for node in ops.linears(graph.body))
-    return within_bytes(variants, recipe.bits_per_weight / 8 * sum(n * k for n, k in shapes))
+    shapes = (shape_of(graph, node.inputs[1]) for node in graph.body if node.name in variants)
+    return within_bytes(variants, recipe.bits_per_weight / 8 * sum(map(math.prod, shapes)))
 
 
 def fixed_bytes(graph: Graph, decided: Decisions) -> float:
@@ -142,7 +181,8 @@ def fixed_bytes(graph: Graph, decided: Decisions) -> float:
     others = [(ops.of(node.op), node) for node in graph.nodes if not ops.of(node.op).matrix]
     total = sum(4.0 * one.parameters(graph, node) for one, node in others if one.parameters)
     for node in (node for node in matrices if node.name not in variants):
-        rows, columns = shape_of(graph, node.inputs[1])
+        *rows_of_all, columns = shape_of(graph, node.inputs[1])
+        rows = math.prod(rows_of_all)
         total += 8 * rows
         if node.inputs[1] not in counted:
             low = recipe.head == "4" and node.inputs[1] == head

@@ -16,6 +16,7 @@ from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.weights import Weight
 
 HEAD = "head"
+EXPERT = "{expert}"  # in the name of what each expert has: its number
 Fold = Callable[[Weight, DecoderConfig], Weight]  # what is stored → what the place wants
 
 

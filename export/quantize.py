@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from . import calibrate, execute, ops
 from .constants import load
 from .decisions import Decision, Decisions, Matrix, transform
 from .emit import Rounded, copy, emit_embedding, emit_linear, table_of
+from .experts import Reads, all_in_one, emit_experts, error_of_experts, experts_of, matrix_of
+from .experts import operation as of_experts
 from .frontier import sizes
 from .journal import Journal
 from .measure import choose, fixed_bytes, measure
@@ -34,9 +36,10 @@ from .parallel import each
 from .passes import keys
 from .passes.bits import Variant, frontier, point_of
 from .passes.cache import to_int8
+from .passes.flatten import Flattening
 from .passes.flatten import rounded as rounded_inputs
 from .passes.gptq import gptq
-from .passes.grid import excess_share, round_weights
+from .passes.grid import Grid, excess_share, round_weights
 from .recipe import Recipe
 from .report import LayerReport, Report, sizes_of
 from .survey import survey
@@ -83,7 +86,8 @@ def quantize(
     done, blocks). `journal`: goes on from what is there, and writes down each block.
     """
     journal = journal or Journal()
-    windows = calibrate.windows(tokens, recipe.windows)
+    length = min(calibrate.WINDOW, int(graph.metadata["context_length"]))
+    windows = calibrate.windows(tokens, recipe.windows, length)
     decided = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
         decided = measure(graph, decided, tell("weighing what each layer may lose"), journal)
@@ -107,7 +111,8 @@ def quantize(
 def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions) -> None:
     """How every matrix is rounded; a tied embedding as the head."""
     recipe = decided.recipe
-    lowest = {node.name: recipe.lowest_bits for node in ops.linears(graph.nodes)}
+    layers = (*ops.linears(graph.nodes), *ops.expert_layers(graph.nodes))
+    lowest = {node.name: 8 if ops.is_router(node, graph.nodes) else recipe.lowest_bits for node in layers}
     lowest[graph.head.name] = 8 if recipe.head == "8" else 4
     for name, bits in lowest.items():
         decided.note(name, way=chosen[name].way if name in chosen else (bits, recipe.sigma))
@@ -168,8 +173,11 @@ class _Sweep:
             needed = [*nodes[stop:], *later]
             if matrix == "table":
                 made = [self._embedding(Matrix(first, local, self._recipe))]
-            elif matrix == "linear":
-                operation, alone = self._linear(Matrix(first, local, self._recipe))
+            elif matrix in ("linear", "experts"):
+                if matrix == "linear":
+                    operation, alone = self._linear(Matrix(first, local, self._recipe))
+                else:
+                    operation, alone = self._experts(first, local), False
                 if needed:
                     run = functools.partial(execute.run, [execute.Step(first, operation)])
                     list(map(run, streams.quantized)) if alone else each(run, streams.quantized)
@@ -186,8 +194,31 @@ class _Sweep:
         emit_linear(matrix.node, rounded, self.result)
         operation, alone = rounded.operation()
         error = _error(matrix, operation, self.streams.quantized)
-        self.layers.append(_report(matrix.node.name, rounded, error, self._decided.of(matrix.node.name)))
+        self.layers.append(_report(matrix.node.name, [rounded], error, self._decided.of(matrix.node.name)))
         return operation, alone
+
+    def _experts(self, node: Node, local: Graph) -> Operation:
+        """Appends a layer of experts; returns what it computes."""
+        reads = Reads.of(node, self.streams.quantized, experts_of(node, local))
+        way, whole = self._decided.way(node.name), all_in_one(node, local, self._recipe)
+        flattening = whole.flatten(reads.inputs(), way[0])
+        rounded = []
+        for number in range(reads.experts):
+            matrix, rows = matrix_of(node, local, self._recipe, number), reads.rows(number)
+            bias, grid = matrix.local.array(node.inputs[3]), matrix.grid(way)
+            if len(rows):
+                mean = calibrate.mean([rows]) if self._recipe.does("bias") else None
+                integers, bias = self._fitted(matrix, bias, mean, (rows,), flattening, grid)
+            else:
+                integers = round_weights(matrix.weight, grid)
+            rounded.append(Rounded(integers.astype(np.int8), grid, flattening, bias))
+        emit_experts(node, rounded, self.result)
+        operation = of_experts(rounded)
+        error = error_of_experts(node, local, operation, reads)
+        unreached = tuple(np.flatnonzero(reads.counts == 0).tolist())
+        report = _report(node.name, rounded, error, self._decided.of(node.name))
+        self.layers.append(dataclasses.replace(report, experts=reads.experts, unreached=unreached))
+        return operation
 
     def _rounded(self, matrix: Matrix) -> Rounded:
         node, weight, recipe = matrix.node, matrix.weight, self._recipe
@@ -200,6 +231,22 @@ class _Sweep:
             return Rounded(round_weights(weight, grid), grid, flattening, bias)
         if not recipe.does("gptq") and not recipe.does("bias"):
             return Rounded(round_weights(weight, grid), grid, flattening, bias)
+        mean = self.streams.mean(node.inputs[0]) if recipe.does("bias") else None
+        integers, bias = self._fitted(matrix, bias, mean, inputs, flattening, grid)
+        return Rounded(integers, grid, flattening, bias)
+
+    def _fitted(
+        self,
+        matrix: Matrix,
+        bias: np.ndarray,
+        mean: np.ndarray | None,
+        inputs: Sequence[np.ndarray],
+        flattening: Flattening,
+        grid: Grid,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Integers and bias of a layer for what it reads, values [..., k] of which the float model has this
+        mean [k]."""
+        weight, recipe = matrix.weight, self._recipe
         # What the quantized layer reads, of all windows: values [B, T, k] → [m, k]
         read = np.concatenate(each(lambda x: rounded_inputs(x.reshape(-1, x.shape[-1]), flattening), inputs))
         seen = calibrate.moments(read, centred=recipe.does("bias"))
@@ -208,10 +255,10 @@ class _Sweep:
             integers = gptq(weight, seen.hessian, grid, damping, recipe.does("order"))
         else:
             integers = round_weights(weight, grid)
-        if recipe.does("bias"):
+        if mean is not None:
             kept = (integers * grid.steps[:, None]) @ seen.mean
-            bias = (bias + weight @ self.streams.mean(node.inputs[0]) - kept).astype(np.float32)
-        return Rounded(integers, grid, flattening, bias)
+            bias = (bias + weight @ mean - kept).astype(np.float32)
+        return integers, bias
 
     def _embedding(self, matrix: Matrix) -> Node:
         """The FlatEmbedding that is appended."""
@@ -237,9 +284,10 @@ def _square(x: np.ndarray) -> float:
     return float(np.vdot(x, x))
 
 
-def _report(name: str, rounded: Rounded, error: float, decision: Decision) -> LayerReport:
-    rows, columns = rounded.integers.shape
-    flattening, bits = rounded.flattening, rounded.grid.bits
+def _report(name: str, rounded: Sequence[Rounded], error: float, decision: Decision) -> LayerReport:
+    """Of the products that are a layer: one, or each expert's."""
+    rows, columns = sum(len(one.integers) for one in rounded), rounded[0].integers.shape[1]
+    flattening, bits = rounded[0].flattening, rounded[0].grid.bits
     return LayerReport(
         name=name,
         bits=bits,
@@ -250,7 +298,7 @@ def _report(name: str, rounded: Rounded, error: float, decision: Decision) -> La
         threshold=flattening.threshold,
         extra_columns=flattening.extra,
         double_groups=flattening.double_groups,
-        excess=excess_share(rounded.integers, rounded.grid),
+        excess=float(np.mean([excess_share(one.integers, one.grid) for one in rounded])),
         error=error,
         kl=decision.kl,
     )

@@ -8,7 +8,7 @@ Legend: n outputs, k inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from . import ops
 from .constants import load
 from .decisions import Matrix
 from .emit import Rounded, copy, emit_embedding, emit_linear
+from .experts import emit_experts, experts_of, matrix_of
 from .parallel import each
 from .passes.flatten import Flattening
 from .passes.grid import Grid, excess_share, round_weights
@@ -55,7 +56,9 @@ def quick(graph: Graph, recipe: Recipe, progress: Progress) -> tuple[Graph, Repo
         table = _embedding(local, recipe, result) or table
         roundings = _round(local, recipe, table if shared else None)
         for node in nodes:
-            if node.name in roundings:
+            if ops.of(node.op).matrix == "experts":
+                layers.append(_experts(node, local, recipe, result))
+            elif node.name in roundings:
                 emit_linear(node, roundings[node.name], result)
             elif not ops.of(node.op).matrix:
                 copy(local, [node], result)
@@ -82,12 +85,30 @@ def _round(local: Graph, recipe: Recipe, table: _Table | None) -> dict[str, Roun
         if table is not None:
             integers, grid = table.integers, table.grid
         else:
-            fine = not in_body(node.name) or node.name.endswith(FINE)
+            fine = not in_body(node.name) or node.name.endswith(FINE) or ops.is_router(node, local.nodes)
             bits = 8 if fine else recipe.lowest_bits
             integers, grid = _rounded(Matrix(node, local, recipe), bits)
         return node.name, Rounded(integers, grid, _two_digits(integers.shape[1]), bias)
 
     return dict(each(linear, ops.linears(local.nodes)))
+
+
+def _experts(node: Node, local: Graph, recipe: Recipe, result: Graph) -> LayerReport:
+    """Appends a layer of experts."""
+    count = experts_of(node, local)
+    matrices = [matrix_of(node, local, recipe, number) for number in range(count)]
+    rounded = [
+        Rounded(
+            *_rounded(one, recipe.lowest_bits),
+            _two_digits(one.weight.shape[1]),
+            one.local.array(node.inputs[3]),
+        )
+        for one in matrices
+    ]
+    emit_experts(node, rounded, result)
+    found = _report(node.name, rounded[0])
+    excess = float(np.mean([excess_share(one.integers, one.grid) for one in rounded]))
+    return replace(found, rows=count * found.rows, excess=excess, experts=count)
 
 
 def _rounded(matrix: Matrix, bits: int) -> tuple[np.ndarray, Grid]:

@@ -33,6 +33,8 @@ class LayerReport:
     excess: float  # share of weights beyond the 4-bit plane
     error: float | None  # ‖ŷ − y‖² / ‖y‖², y of the float layer on the same inputs, of calibration windows
     kl: float | None  # nats, predicted for this layer alone as it is; None where there was no choice
+    experts: int | None = None  # whose rows are all counted in `rows`
+    unreached: tuple[int, ...] = ()  # experts to which no calibration token went: to the nearest integers
 
     @property
     def weights(self) -> int:
@@ -108,11 +110,18 @@ class Report:
 
     def rows(self) -> list[dict[str, Any]]:
         """The layers for the manifest; shares are 0 … 1."""
-        return [dataclasses.asdict(layer) for layer in self.layers]
+        rows = [dataclasses.asdict(layer) for layer in self.layers]
+        of_experts = {"experts": (None,), "unreached": ((),)}  # and what they are without
+        return [
+            {key: value for key, value in row.items() if value not in of_experts.get(key, ())} for row in rows
+        ]
 
     def table(self) -> str:
         """For people: one line a layer, then the totals."""
-        lines = [f"{'layer':<26}{'bits':>5}{'α':>6}{'T':>9}{'extra':>8}{'excess':>8}{'error':>9}{'KL':>9}"]
+        width = max([26, *(len(x.name) + 1 for x in self.layers)])
+        lines = [
+            f"{'layer':<{width}}{'bits':>5}{'α':>6}{'T':>9}{'extra':>8}{'excess':>8}{'error':>9}{'KL':>9}"
+        ]
         for x in self.layers:
             bits = f"{x.bits}/{x.activation_bits}"
             alpha = "-" if x.alpha is None else f"{x.alpha:.2f}"
@@ -120,7 +129,7 @@ class Report:
             threshold = "-" if x.threshold is None else f"{x.threshold:.3g}"
             error = "-" if x.error is None else f"{100 * x.error:.3f}%"
             lines.append(
-                f"{x.name:<26}{bits:>5}{alpha:>6}{threshold:>9}{100 * x.extra_columns:>7.1f}%"
+                f"{x.name:<{width}}{bits:>5}{alpha:>6}{threshold:>9}{100 * x.extra_columns:>7.1f}%"
                 f"{100 * x.excess:>7.2f}%{error:>9}{kl:>9}"
             )
         lines.append(
@@ -129,12 +138,21 @@ class Report:
             f"{100 * self.extra_columns:.1f} % columns, {100 * self.extra_work:.1f} % multiplications "
             f"({100 * self.extra_work_native:.1f} % in flatlm's kernels)"
         )
+        lines += [_unreached(layer) for layer in self.layers if layer.unreached]
         if self.recipe.low_levels == 7:
             lines.append(
                 f"linear-layer work in 4 bits: {100 * self.share_low:.2f} % by flatlm's own rules "
                 f"(the paper's abstract: {100 * PAPER_SHARE:.2f} %)"
             )
         return "\n".join(lines)
+
+
+def _unreached(layer: LayerReport) -> str:
+    names = ", ".join(map(str, layer.unreached[:8])) + (", …" if len(layer.unreached) > 8 else "")
+    return (
+        f"{layer.name}: to {len(layer.unreached)} of {layer.experts} experts ({names}) no calibration token "
+        "went, they have the nearest integers"
+    )
 
 
 def sizes_of(graph: Graph) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from . import calibrate, execute, ops, sensitivity
 from .calibrate import Inputs
 from .constants import load
 from .decisions import Decision, Decisions, Matrix
+from .experts import Reads, all_in_one, experts_of, matrix_of
 from .journal import Journal
 from .ops.function import Env
 from .passes import keys, smooth
@@ -24,13 +25,15 @@ from .passes import split as splitting
 from .passes.flatten import rounded
 from .passes.grid import Grid, Sizes, grid, refined, round_weights, weight_grid
 from .passes.pieces import importance
-from .passes.smooth import Fold, Smoothing
+from .passes.smooth import Fold, Smoothing, Tied
 from .passes.split import Split, by_size, split
 from .recipe import Recipe
 from .vocabulary import head_inputs, is_tied
 
 WINDOWS = 8  # on which smoothing is chosen
 TRIED = 1 << 21  # weights of a layer on which a smoothing is tried, in rows spread evenly
+EXPERT_TRIED = 1 << 17  # the same of one expert
+EXPERT_ROWS, FEWEST_ROWS = 128, 8  # of an expert's inputs: on which that is tried, and below which it is not
 PROBE = (4, 128)  # windows × tokens whose likelihood the gradients are of
 
 
@@ -65,24 +68,25 @@ def survey(
 def _look(local: Graph, envs: list[Env], later: list[Node], decided: Decisions) -> None:
     """Runs the block on every chunk and decides what its inputs suggest."""
     recipe = decided.recipe
-    inputs, reached, values = _run_and_look(local, envs, later)
+    inputs, reached, values, reads = _run_and_look(local, envs, later)
     if recipe.does("smooth") and recipe.kv == "int8":
         decided.keys |= {name: keys.scales(most) for name, most in reached.items()}
-    block = _Block(local, recipe, inputs)
+    block = _Block(local, recipe, inputs, reads)
     splits = block.split() if recipe.weight_scale == "tensor" and recipe.does("split") else {}
     smoothings = block.smooth() if recipe.does("smooth") else {}
     orders = block.reorder() if recipe.does("flatten") else {}
-    for node in ops.linears(local.nodes):
+    for node in (*ops.linears(local.nodes), *ops.expert_layers(local.nodes)):
         name = node.name
         alpha, s = smoothings.get(name, (None, None))
         decided.layers[name] = Decision(splits.get(name), s, alpha, orders.get(name))
-        if recipe.weight_bits != "auto":
+        if recipe.weight_bits != "auto" or ops.is_router(node, local.nodes):
             continue
-        matrix = Matrix(node, local, recipe)
+        matrix = block.matrix(node)
         flattenings = {bits: matrix.flatten(block.seen[name], bits) for bits in (4, 8)}
         decided.note(name, flattenings=flattenings)
         if recipe.does("gptq"):
-            decided.note(name, unexplained=_unexplained(values[name], s, recipe))
+            read = (block.reads[name].of_most(), None) if name in block.reads else (values[name], s)
+            decided.note(name, unexplained=_unexplained(*read, recipe))
 
 
 def _unexplained(x: np.ndarray, s: np.ndarray | None, recipe: Recipe) -> float:
@@ -94,24 +98,29 @@ def _unexplained(x: np.ndarray, s: np.ndarray | None, recipe: Recipe) -> float:
 
 def _run_and_look(
     local: Graph, envs: list[Env], later: list[Node]
-) -> tuple[dict[str, Inputs], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]), and
-    `keys.reach` of its attention."""
+) -> tuple[dict[str, Inputs], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Reads]]:
+    """Runs the block on every chunk; what its linears read, by name (in short, and all of it as [m, k]),
+    `keys.reach` of its attention, and what its layers of experts read."""
     steps = execute.prepare(local, local.nodes)
-    linears = ops.linears(local.nodes)
+    linears, of_experts = ops.linears(local.nodes), ops.expert_layers(local.nodes)
     meetings = keys.meetings(local.nodes)
     read: dict[str, list[np.ndarray]] = {node.name: [] for node in linears}
+    routed: dict[str, list[Env]] = {node.name: [] for node in of_experts}
     reached: dict[str, list[np.ndarray]] = {one.name: [] for one in meetings}
-    execute.advance(steps, envs, [*linears, *(one.attend for one in meetings), *later])
+    execute.advance(steps, envs, [*linears, *of_experts, *(one.attend for one in meetings), *later])
     for env in envs:
         for node in linears:
             read[node.name].append(env[node.inputs[0]])
+        for node in of_experts:
+            routed[node.name].append({name: env[name] for name in node.inputs if name in env})
         for one in meetings:
             reached[one.name].append(keys.reach(env[one.q], env[one.k]))
         execute.keep(env, later)
     inputs = {name: calibrate.inputs(values) for name, values in read.items()}
     rows = {name: np.concatenate([x.reshape(-1, x.shape[-1]) for x in xs]) for name, xs in read.items()}
-    return inputs, {name: np.max(values, 0) for name, values in reached.items()}, rows
+    reads = {node.name: Reads.of(node, routed[node.name], experts_of(node, local)) for node in of_experts}
+    inputs |= {name: one.inputs() for name, one in reads.items()}
+    return inputs, {name: np.max(values, 0) for name, values in reached.items()}, rows, reads
 
 
 @dataclass
@@ -121,6 +130,12 @@ class _Block:
     local: Graph
     recipe: Recipe
     seen: dict[str, Inputs]  # by the linear's name
+    reads: dict[str, Reads]  # by the name of a layer of experts
+
+    def matrix(self, node: Node) -> Matrix:
+        """Of a linear layer, or of all experts together."""
+        of_experts = node.name in self.reads
+        return (all_in_one if of_experts else Matrix)(node, self.local, self.recipe)
 
     def split(self) -> dict[str, Split]:
         """Splits the intermediate channels of gated MLPs."""
@@ -140,14 +155,36 @@ class _Block:
         """Chooses and applies the smoothing of every layer that allows it."""
         smoothings = {}
         for fold in smooth.folds(self.local):
-            inputs, matrix = self.seen[fold.linear.name], Matrix(fold.linear, self.local, self.recipe)
-            tied = smooth.Tied(fold.index)
-            candidates = tied.candidates(inputs, matrix.weight, self.recipe.alphas)
-            alpha, s = smooth.search(inputs, tied, candidates, matrix.wide_share, _error(matrix, inputs))
+            name, tied = fold.linear.name, smooth.Tied(fold.index)
+            if fold.by_expert:
+                alpha, s = None, self._by_expert(fold.linear, tied)
+            else:
+                alpha, s = self._search(self.matrix(fold.linear), self.seen[name], tied, TRIED)
             smooth.apply(self.local, fold, s)
-            self.seen[fold.linear.name] = inputs.divided(s)
-            smoothings[fold.linear.name] = alpha, s
+            for node in (fold.linear, *fold.others):
+                if node.name in self.reads:
+                    self.reads[node.name] = self.reads[node.name].divided(s)
+                    self.seen[node.name] = self.reads[node.name].inputs()
+                else:
+                    self.seen[node.name] = self.seen[node.name].divided(s)
+            smoothings[name] = alpha, s
         return smoothings
+
+    def _search(self, matrix: Matrix, inputs: Inputs, tied: Tied, tried: int) -> Smoothing:
+        candidates = tied.candidates(inputs, matrix.weight, self.recipe.alphas)
+        return smooth.search(inputs, tied, candidates, matrix.wide_share, _error(matrix, inputs, tried))
+
+    def _by_expert(self, node: Node, tied: Tied) -> np.ndarray:
+        """s [E, k], each expert's on some of its rows and weights; ones for those that have too few."""
+        reads, found = self.reads[node.name], []
+        for number in range(reads.experts):
+            rows = reads.rows(number, EXPERT_ROWS)
+            matrix = matrix_of(node, self.local, self.recipe, number)
+            if len(rows) < FEWEST_ROWS:
+                found.append(np.ones(rows.shape[1], np.float32))
+            else:
+                found.append(self._search(matrix, calibrate.inputs([rows]), tied, EXPERT_TRIED)[1])
+        return np.stack(found)
 
     def reorder(self) -> dict[str, Split]:
         """Sorts the intermediate channels of gated MLPs; nothing else changes."""
@@ -166,12 +203,12 @@ class _Block:
         self.seen[name] = self.seen[name].picked(chosen.channel)
 
 
-def _error(matrix: Matrix, inputs: Inputs) -> Callable[[np.ndarray], float]:
+def _error(matrix: Matrix, inputs: Inputs, tried: int) -> Callable[[np.ndarray], float]:
     """s → the error of the quantized layer with that smoothing, on the sample and some rows of the weights:
     the mean over the sample of ‖y − ŷ‖² / (‖y‖² + its median), so that no single token decides."""
     recipe, weight, parts = matrix.recipe, matrix.weight, matrix.parts
     bits, per_row = recipe.lowest_bits, recipe.weight_scale == "channel"
-    some = slice(None, None, -(-weight.size // TRIED))
+    some = slice(None, None, -(-weight.size // tried))
     rows = np.ascontiguousarray(weight[some])
     wanted = inputs.sample @ rows.T
     size = np.einsum("mn,mn->m", wanted, wanted)

@@ -120,6 +120,28 @@ def stack(weights: Sequence[Weight]) -> Weight:
     return Weight(shape, load, weights[0].where)
 
 
+def together(weights: Sequence[Weight]) -> Weight:
+    """Of one shape, as one with an axis more: the experts of a layer."""
+    shape = (len(weights), *weights[0].shape)
+
+    def load() -> np.ndarray:
+        out = np.empty(shape, np.float32)
+        for at, weight in enumerate(weights):
+            out[at] = weight.load()
+        return out
+
+    return Weight(shape, load, weights[0].where)
+
+
+def alternate(weights: Sequence[Weight]) -> Weight:
+    """Of each expert, outputs of one below those of another: [E, n, …] → [E, Σ n, …]."""
+    first = weights[0].shape
+    shape = (first[0], sum(weight.shape[1] for weight in weights), *first[2:])
+    return Weight(
+        shape, lambda: np.concatenate([weight.load() for weight in weights], axis=1), weights[0].where
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Affine:
     """A linear layer of the checkpoint, W·x + b, or what folds make of it: W [n, k], b [n] or none."""

@@ -14,6 +14,7 @@ from .append8 import run_rotate8
 from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
 from .conv import conv_items, run_conv
+from .experts import experts_items, run_expert_sum, run_experts, run_pack, run_quantize_rows
 from .gating import run_grouped_norm, run_multiply_rows
 from .jit import inlined, kernel
 from .linear_attention import linear_attention_items, run_linear_attention, run_settle
@@ -24,6 +25,8 @@ from .ops import (
     ATTEND8,
     CONV,
     EMBED,
+    EXPERT_SUM,
+    EXPERTS,
     GATE_ROWS,
     GROUPED_NORM,
     HEAD_NORM,
@@ -31,15 +34,20 @@ from .ops import (
     MULTIPLY_ROWS,
     NORM_ROWS,
     P_LAST,
+    PACK,
     PRODUCT,
+    Q_EACH,
     Q_LAST,
     Q_PADDED,
     QUANTIZE,
+    QUANTIZE_ROWS,
     RECORD,
     ROTATE,
     ROTATE8,
+    ROUTE,
     SETTLE,
     SOFT_CAP,
+    SORT,
     STEP_LOGITS,
     STEP_TOKENS,
     T_COUNT,
@@ -55,10 +63,12 @@ from .ops import (
     T_WORDS,
     T_YIELD,
     TURN,
+    X_TABLE,
 )  # fmt: skip
 from .pointwise import quantize_items, run_embed, run_quantize
 from .product import product_bytes, product_items, run_product
 from .rotate import run_rotate, run_turn
+from .route import run_route, run_sort, tile_count
 from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
 from .scores import run_soft_cap
 from .simd import get_i64, set_i64
@@ -79,6 +89,7 @@ SPINS = 2000  # pauses before the first yield: about 50 µs, more than any op of
 IDLE_YIELDS = 4000  # yields without a new step before a thread parks: a few ms
 CHUNK_BYTES = 48 * 1024  # a chunk of a product should cost a few µs: more than its two atomic operations
 CHUNKS_A_THREAD = 6
+EXPERT_CHUNKS = 24  # a thread's: experts may have very different numbers of rows
 SHARED_ELEMENTS = 1024  # quantizing fewer costs less than a microsecond: not worth a second thread
 
 
@@ -107,9 +118,22 @@ def op_items(op, step):
         return linear_attention_items(op)
     if code == SETTLE:
         return 1
+    if ROUTE <= code <= EXPERT_SUM:
+        return items_of_experts(code, op, get_i64(step + 8 * STEP_TOKENS))
     if code == SOFT_CAP:
         return get_i64(step + 8 * STEP_LOGITS)
     return get_i64(step + 8 * STEP_TOKENS)
+
+
+@inlined
+def items_of_experts(code, op, tokens):
+    if code == EXPERTS:
+        return experts_items(op)
+    if code == PACK:
+        return tile_count(get_i64(op + 8 * X_TABLE))
+    if code == QUANTIZE_ROWS:
+        return tokens * get_i64(op + 8 * Q_EACH)
+    return 1 if code == SORT else tokens
 
 
 @kernel
@@ -119,6 +143,9 @@ def op_chunks(op, step, items, threads):
     Every word then gets every step's number. One that kept an older number would offer a thread of that step
     that comes late a chunk while the next step runs.
     """
+    if get_i64(op) == EXPERTS:
+        wanted = max(items * product_bytes(op) // CHUNK_BYTES, threads)
+        return max(min(min(wanted, items), min(EXPERT_CHUNKS * threads, FIELD)), 1)
     if get_i64(op) == PRODUCT:
         cost = items * product_bytes(op) * (1 + op_tokens(op, step) // 4)
         wanted = max(cost // CHUNK_BYTES, 1)
@@ -171,6 +198,24 @@ def run_chunk(op, step, first, last, scratch):
         run_grouped_norm(op, first, last)
     elif code == SETTLE:
         run_settle(op, step)
+    elif ROUTE <= code <= EXPERT_SUM:
+        run_part_of_experts(code, op, step, first, last, scratch)
+
+
+@kernel
+def run_part_of_experts(code, op, step, first, last, scratch):
+    if code == EXPERTS:
+        run_experts(op, first, last, scratch)
+    elif code == QUANTIZE_ROWS:
+        run_quantize_rows(op, first, last, scratch)
+    elif code == PACK:
+        run_pack(op, first, last)
+    elif code == EXPERT_SUM:
+        run_expert_sum(op, first, last, scratch)
+    elif code == ROUTE:
+        run_route(op, step, first, last, scratch)
+    elif first < last:
+        run_sort(op, step, scratch)
 
 
 @kernel

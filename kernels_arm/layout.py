@@ -92,11 +92,12 @@ def high_digits(limit: np.ndarray, groups: np.ndarray) -> int:
     return max(4 * groups.size, padded(int((limit > 127).sum()), COLUMNS))
 
 
-def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def encode_excess(totals: np.ndarray, marks: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Integers [rows, columns] → (delta uint8 [E], total int8 [E]) of those outside −8…7.
 
     Entries are sorted by position, row · columns_padded + column; fillers bridge gaps over 255 and carry the
-    plane's own value, so that scattering them changes nothing.
+    plane's own value, so that scattering them changes nothing. marks: each panel's first weight has an entry,
+    and the last of all, so that a panel's can be read without those before (expert_layout.py).
     """
     if np.abs(totals).max(initial=0) > MAX_TOTAL:
         raise ValueError(f"weight totals reach {np.abs(totals).max()}, the format holds ±{MAX_TOTAL}")
@@ -104,7 +105,10 @@ def encode_excess(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     plane = np.zeros((padded(rows, ROWS), padded(columns, COLUMNS)), np.int8)
     plane[:rows, :columns] = totals
     flat = plane.reshape(-1)
-    outside = np.flatnonzero((flat < INT4_LOW) | (flat > INT4_HIGH))
+    is_entry = (flat < INT4_LOW) | (flat > INT4_HIGH)
+    if marks:
+        is_entry[:: ROWS * plane.shape[1]] = is_entry[-1] = True
+    outside = np.flatnonzero(is_entry)
     gaps = np.diff(outside, prepend=0)
     fillers = np.maximum(gaps - 1, 0) // MAX_GAP  # a gap of 256 needs one filler, of 255 none
     ends = np.cumsum(fillers + 1) - 1

@@ -57,13 +57,19 @@ from .tiles import store_tile, tile_times_128, zero_ints
 
 
 # ----------------------------------------------------------------------------------------- a panel made ready
-@kernel
-def expand_panel(op, panel, weights, out):
-    """A 4-bit panel with its excess as a plain int8 panel [padded/4 steps, 64] at `out`."""
-    for step in range(get_i64(op + 8 * P_PADDED) // 8):
+@inlined
+def expand_nibbles(weights, padded, out):
+    """A 4-bit panel as a plain int8 panel [padded/4 steps, 64] at `out`."""
+    for step in range(padded // 8):
         packed = load_bytes(weights + 64 * step)
         store_bytes(out + 128 * step, minus_eight(low_nibbles(packed)))
         store_bytes(out + 128 * step + 64, minus_eight(high_nibbles(packed)))
+
+
+@kernel
+def expand_panel(op, panel, weights, out):
+    """The same with its excess."""
+    expand_nibbles(weights, get_i64(op + 8 * P_PADDED), out)
     if get_i64(op + 8 * P_STARTS):
         expand_excess(op, panel, out)
 
@@ -88,13 +94,20 @@ def zip_panel(columns, source, out):
 
 @kernel
 def make_ready(op, panel, ready, picked):
-    """Returns the address of the ready panel, `ready` or that of weights that stand as they should, and the
-    address of its flattened columns, `picked` or the panel's where all of them are."""
-    bits, padded, wides = get_i64(op + 8 * P_BITS), get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_WIDES)
+    """The panel as `in_order` gives it, of 4 or 8 bits."""
+    bits, padded = get_i64(op + 8 * P_BITS), get_i64(op + 8 * P_PADDED)
     weights = get_i64(op + 8 * P_WEIGHTS) + panel * padded * 2 * bits
     if bits == 4:
         expand_panel(op, panel, weights, ready)
         weights = ready
+    return in_order(op, weights, ready, picked)
+
+
+@kernel
+def in_order(op, weights, ready, picked):
+    """Of an int8 panel: the address of the ready one, `ready` or that of weights that stand as they should,
+    and the address of its flattened columns, `picked` or the panel's where all of them are."""
+    padded, wides = get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_WIDES)
     all_wide = wides == padded
     if not all_wide:
         pick_columns(op, weights, picked)

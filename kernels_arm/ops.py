@@ -16,11 +16,14 @@ RECORD = 8 * FIELDS  # bytes
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
 HEAD_NORM, ACT_ROWS, TURN, SOFT_CAP = range(11, 15)
 CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS, GROUPED_NORM = range(40, 45)
+ROUTE, SORT, QUANTIZE_ROWS, PACK, EXPERTS, EXPERT_SUM = range(30, 36)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
     HEAD_NORM: "norm", ACT_ROWS: "act", TURN: "rotate", SOFT_CAP: "softcap", CONV: "conv",
     LINEAR_ATTENTION: "linear attention", SETTLE: "settle", MULTIPLY_ROWS: "multiply", GROUPED_NORM: "norm",
+    ROUTE: "route", SORT: "route", QUANTIZE_ROWS: "quantize", PACK: "pack", EXPERTS: "experts",
+    EXPERT_SUM: "sum",
 }  # fmt: skip
 
 # ids int64 [m] → out float32 [m, stride/4]
@@ -39,7 +42,7 @@ ACT_NUMBERS = {"xielu": ("positive", "negative", "linear")}
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
 PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
-Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = range(11, 20)
+Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT, Q_EACH = range(11, 21)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns, numbers of the activation …]
 # Q_GROUPS: int32 [extras], 4-column groups that have a high digit; Q_WIDE: int32 [2, wides], the flattened
 # channels, and the place of each among the digits of those groups; Q_ROWS: int8 [tokens, padded + 4 · extras
@@ -47,6 +50,7 @@ Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT = 
 # wanted as logits; Q_SHARES: float32 [padded], levels / limit, where each token has a step of its own, or 0;
 # Q_STEPS: float32 [tokens], these steps, or ones; Q_SUMS: int32 [tokens], of up to sparse_tokens(tier) tokens
 # [tokens, SUM_SLICES]
+# QUANTIZE_ROWS: Q_EACH rows a token, whose digits stand row by row as in Q_ROWS, and one sum a row
 
 # packed digits · packed weights → float32 rows
 P_BITS, P_X, P_SUMS, P_PADDED, P_WEIGHTS, P_PANELS, P_SCALE, P_BIAS, P_OUT, P_STRIDE, P_ADD = range(1, 12)
@@ -55,6 +59,26 @@ P_EVENS, P_STEPS, P_WIDES, P_WIDE = range(20, 24)
 # P_GROUPS has P_EVENS even ones, which stand first; P_STEPS is Q_STEPS
 # P_ADD: add to what is in out (the residual); P_STARTS int32 [2 · panels + 1], P_BASES uint16 [L], P_LOOKUPS
 # [L, LOOKUP]: the sparse excess (excess.py), all 0 where there is none; P_EXCESS_BYTES: for who measures
+
+# which experts a token goes to (route.py), and what that says of all tokens
+C_LOGITS, C_STRIDE, C_EXPERTS, C_KEPT, C_KIND, C_SELECT, C_NORMALIZE, C_GROUPS, C_KEEP = range(1, 10)
+C_FLOATS, C_SHARES, C_SHARES_STRIDE, C_TABLE, C_PAIRS = range(10, 15)
+BY_SOFTMAX, BY_SIGMOID, BY_TOPK_SOFTMAX = range(3)
+KINDS = {"softmax": BY_SOFTMAX, "sigmoid": BY_SIGMOID, "topk_softmax": BY_TOPK_SOFTMAX}  # of Route
+# C_SELECT: float32 [experts], added before experts are chosen, or 0; C_FLOATS: float32 [scale, floor];
+# C_SHARES: float32 [tokens, kept]; C_TABLE: as `choice_words` has it; C_PAIRS: kept times the most tokens
+
+# the products of the chosen experts (experts.py): a PRODUCT's fields but for these, panels being an expert's
+X_TABLE, X_DELTA, X_VALUE, X_EACH, X_HIGH = P_ADD, P_BASES, P_LOOKUPS, P_LAST, P_EXCESS_BYTES
+# P_STARTS: int32 [experts · panels + 1], where the entries of each panel begin among X_DELTA uint8 [E] and
+# X_VALUE int8 [E], or 0; X_HIGH: int32 [padded], as `lookups.high_places` has it; X_EACH: choices that read
+# one row of digits, or 0: the rows stand in the order of the choices; P_ROWS: digits row by row; P_X: tiles
+# of many digits, each with its sums and steps
+
+# the sum of a token's experts: shares times rows
+S_SHARES, S_SHARES_STRIDE, S_ROWS, S_ROWS_STRIDE, S_COLUMNS, S_KEPT, S_TABLE, S_OUT, S_OUT_STRIDE = range(
+    1, 10
+)
 
 # rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it. R_COS = 0:
 # nothing is turned. TURN: R_HEADS of R_SIZE are turned in place, and no more
@@ -149,6 +173,17 @@ def write_spans(table: np.ndarray, segments: Iterable[tuple[int, int, int]]) -> 
             count += 1
         row += rows
     return count
+
+
+# int32 words of what is known of a step's choices, the C_TABLE of Route: how many experts are used, tiles of
+# the many rows, experts, pairs at most; then by used expert USED_WORDS, and by pair (a token and one of its
+# experts) the arrays of route.py
+USED_WORDS, HEADER_WORDS, PAIR_ARRAYS = 4, 16, 5
+
+
+def choice_words(experts: int, pairs: int) -> int:
+    """Words of that for `experts` in all and at most so many pairs."""
+    return HEADER_WORDS + USED_WORDS * experts + PAIR_ARRAYS * pairs
 
 
 def sparse_tokens(tier: str) -> int:

@@ -138,6 +138,18 @@ def store_floats_part(typing, address, value, count):
 
 
 @intrinsic
+def load_low_bytes(typing, address):
+    """16 int8 side by side as ints."""
+
+    def emit(context, builder, signature, args):
+        packed = builder.load(pointer_to(builder, args[0], BYTES16))
+        packed.align = 1
+        return builder.sext(packed, ints16.llvm)
+
+    return ints16(types.int64), emit
+
+
+@intrinsic
 def store_low_bytes(typing, address, value):
     """Truncate 16 ints to bytes and store them side by side."""
 

@@ -57,12 +57,12 @@ def _before(neighbours: _Neighbours, node: Node) -> tuple[Node, ...]:
     if node.op == attend.NAME:
         return _attention(neighbours, node)
     maker = neighbours.maker(node.inputs[0])
-    if maker is None or not ops.is_product(node) or maker.op not in _TAKEN_IN:
+    if maker is None or not ops.quantizes(node) or maker.op not in _TAKEN_IN:
         return ()
     summed = maker.op == norm.NAME  # to the end of the buffer's row
     if summed and neighbours.is_ragged(maker.inputs[0]):
         return ()
-    alone = all(ops.is_product(user) for user in neighbours.users(node.inputs[0]))
+    alone = all(ops.quantizes(user) for user in neighbours.users(node.inputs[0]))
     return (maker,) if alone else ()
 
 

@@ -1,7 +1,8 @@
 """The class users meet: text in, text out, over the scheduler, the tokenizer and the template.
 
     with LLM("smollm2-edge") as llm:
-        for piece in llm.stream_chat([{"role": "user", "content": "What is the capital of France?"}]):
+        print(llm.chat("What is the capital of France?").text)
+        for piece in llm.stream_chat([{"role": "user", "content": "And of Norway?"}], temperature=0.7):
             print(piece, end="", flush=True)
 
 An answer is a `Stream`, and the calls that return a `Completion` run one to its end; `answer_many` writes
@@ -12,10 +13,10 @@ called from others. `astream` and `astream_chat` are for programs with an event 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flatlm.runtime import names
 from flatlm.runtime.backends import check_prompt
@@ -37,13 +38,18 @@ from flatlm.runtime.text.tools.request import Tooling, readable, tooling_of
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from typing_extensions import Unpack
+
     from flatlm.runtime.backends import Backend
     from flatlm.runtime.drafting.kept import Kept
     from flatlm.runtime.drafting.speculator import Speculator
     from flatlm.runtime.format.artifact import Artifact
     from flatlm.runtime.generation.astream import AsyncStream
+    from flatlm.runtime.keywords import ChatKeywords, OpenKeywords, SamplingKeywords
 
-Messages = Sequence[prompt.Message]
+Messages = str | Sequence[prompt.Message]  # a text is one user's message
+
+TOOLING = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 class NoTemplateWarning(UserWarning):
@@ -57,7 +63,9 @@ class LLM:
     _kept: Kept | None = None
     artifact: Artifact | None = None  # what was opened; None for an LLM of parts, and once it is closed
 
-    def __init__(self, path: str | Path, *given: BackendOptions | DraftOptions, **options: Any) -> None:
+    def __init__(
+        self, path: str | Path, *given: BackendOptions | DraftOptions, **options: Unpack[OpenKeywords]
+    ) -> None:
         """`path`: the artifact's folder, or its name in the models' folder (`flatlm list`).
 
         The options are those of BackendOptions (backend, device, threads, ctx, batch) and DraftOptions
@@ -120,14 +128,16 @@ class LLM:
         self._closed = False
         self._worker: ThreadPoolExecutor | None = None  # what astream runs on
 
-    def generate(self, text: str, *given: SamplingOptions, **options: Any) -> Completion:
+    def generate(self, text: str, *given: SamplingOptions, **options: Unpack[SamplingKeywords]) -> Completion:
         """Continue `text` as it is, without a template. The options are those of SamplingOptions (n, temp,
-        stop …), as an object or as keywords.
+        stop …), as an object or as keywords; `max_tokens` and `temperature` are `n` and `temp`.
         """
         return self.stream(text, *given, **options).run()
 
-    def chat(self, messages: Messages, *given: SamplingOptions | PromptOptions, **options: Any) -> Completion:
-        """Answer `messages` ({"role", "content"} objects) through the model's chat template.
+    def chat(
+        self, messages: Messages, *given: SamplingOptions | PromptOptions, **options: Unpack[ChatKeywords]
+    ) -> Completion:
+        """Answer `messages` through the model's chat template: {"role", "content"} objects, or a user's text.
 
         Options as of `generate` and of PromptOptions, and `tools` as of `chat_prompt`: what is called is in
         `tool_calls` of the Completion.
@@ -135,7 +145,11 @@ class LLM:
         return self.stream_chat(messages, *given, **options).run()
 
     def stream(
-        self, text: str, *given: SamplingOptions, progress: Progress | None = None, **options: Any
+        self,
+        text: str,
+        *given: SamplingOptions,
+        progress: Progress | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> Stream:
         """Like `generate`, as an iterator over pieces of text."""
         return self.stream_prompt(self.text_prompt(text, *given, **options), progress)
@@ -145,13 +159,17 @@ class LLM:
         messages: Messages,
         *given: SamplingOptions | PromptOptions,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[ChatKeywords],
     ) -> Stream:
         """Like `chat`, as an iterator over pieces of text."""
         return self.stream_prompt(self.chat_prompt(messages, *given, **options), progress)
 
     def astream(
-        self, text: str, *given: SamplingOptions, progress: Progress | None = None, **options: Any
+        self,
+        text: str,
+        *given: SamplingOptions,
+        progress: Progress | None = None,
+        **options: Unpack[SamplingKeywords],
     ) -> AsyncStream:
         """Like `stream`, to be read with `async for`."""
         return self._astream_prompt(self.text_prompt(text, *given, **options), progress)
@@ -161,34 +179,34 @@ class LLM:
         messages: Messages,
         *given: SamplingOptions | PromptOptions,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[ChatKeywords],
     ) -> AsyncStream:
         """Like `stream_chat`, to be read with `async for`."""
         return self._astream_prompt(self.chat_prompt(messages, *given, **options), progress)
 
-    def text_prompt(self, text: str, *given: SamplingOptions, **options: Any) -> Prompt:
+    def text_prompt(self, text: str, *given: SamplingOptions, **options: Unpack[SamplingKeywords]) -> Prompt:
         """`text` to be continued as it is."""
         ids = self.tokenizer.encode(text, most=self.backend.context)
         return Prompt(ids, of_call(SamplingOptions, given, options), continues=True)
 
     def chat_prompt(
-        self,
-        messages: Messages,
-        *given: SamplingOptions | PromptOptions,
-        tools: Sequence[dict[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        **options: Any,
+        self, messages: Messages, *given: SamplingOptions | PromptOptions, **options: Unpack[ChatKeywords]
     ) -> Prompt:
-        """`messages` to be answered. How the last one is put, PromptOptions say.
+        """`messages` to be answered: objects with role and content, or the text of one user. How the last one
+        is put, PromptOptions say.
 
         `tools` are OpenAI's, `tool_choice` is auto, none, required or the name of one. Where a call must be,
         or may be and the model's way to write calls is known, its arguments are held to their schema.
         """
-        sampling = of_call(SamplingOptions, given, options, PromptOptions)
-        prompting = of_call(PromptOptions, given, options, SamplingOptions)
+        tooling = tooling_of(
+            options.get("tools"), options.get("tool_choice"), options.get("parallel_tool_calls")
+        )
+        others = {name: value for name, value in options.items() if name not in TOOLING}
+        sampling = of_call(SamplingOptions, given, others, PromptOptions)
+        prompting = of_call(PromptOptions, given, others, SamplingOptions)
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         put = prompt_styles.styled([readable(message) for message in messages], prompting)
-        tooling = tooling_of(tools, tool_choice, parallel_tool_calls)
         text = self.chat_text(put, tooling)
         free = grammar_of(sampling) is None
         reading, grammar = reading_of(self.template, text, tooling, self.tokenizer, free)
@@ -197,7 +215,7 @@ class LLM:
         ids = self.tokenizer.encode(text, special=self.template is None, most=self.backend.context)
         return Prompt(ids, sampling, reading=reading)
 
-    def chat_text(self, messages: Messages, tooling: Tooling | None = None) -> str:
+    def chat_text(self, messages: Sequence[prompt.Message], tooling: Tooling | None = None) -> str:
         """The prompt for `messages` as text. Without a template: plain text, and a NoTemplateWarning."""
         put, tools = told(self.template, messages, tooling)
         if self.template is None:
@@ -206,6 +224,18 @@ class LLM:
             )
             return prompt.without_template(put)
         return prompt.render(self.template, put, special=self.tokenizer.special, tools=tools)
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """The ids of `text`; with `special` as a prompt has them, with the begin token if there is one."""
+        return self.tokenizer.encode(text, special)
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of `ids`; with `special` that of special tokens too."""
+        return self.tokenizer.decode(ids, skip_special=not special)
+
+    def count_tokens(self, messages: Messages, **options: Unpack[ChatKeywords]) -> int:
+        """How many tokens `chat` would read of this: messages, or a user's text, in the chat template."""
+        return len(self.chat_prompt(messages, **options).ids)
 
     def stream_prompt(self, wanted: Prompt, progress: Progress | None = None) -> Stream:
         """The answer to a prompt as an iterator over pieces of text.
@@ -282,6 +312,12 @@ class LLM:
             self._kept.write()
         self.artifact = None
         give_back()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "LLM(closed)"
+        name = "of parts" if self.artifact is None else repr(self.artifact.manifest.name)
+        return f"LLM({name}, {self.backend.name}, context {self.backend.context}, batch {self.backend.slots})"
 
     def __enter__(self) -> LLM:
         return self

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flatlm.kernels_arm import layout, records
+from flatlm.kernels_arm.expert_records import ExpertDigits
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.library import Library
 from flatlm.runtime.format.graph import Graph, Node
-from flatlm.runtime.format.values import Value
+from flatlm.runtime.format.signature import no_kernel
+from flatlm.runtime.format.values import Value, are_of_experts
 from flatlm.runtime.states import State
 
 
@@ -75,12 +77,13 @@ class Lowering:
         self.names: list[str] = []  # the node of each record
         self.keep: list[np.ndarray] = []  # what the records point to
         self.tables: dict[str, int] = {}  # addresses of rotary tables, float32 [context, d/2]
+        self.experts: ExpertDigits | None = None  # what products of experts share among layers
         self.shared: dict[str, int] = {}  # addresses of what int8 attention shares among layers
         self.scratch = 0  # bytes that a thread needs
         self.digits = records.digit_buffers(batch, products.values(), self.keep)
         self.quantized: tuple[object, ...] = ()  # what stands in the buffers of digits
         self._places: dict[str, Place] = {}
-        self._pool: dict[int, list[np.ndarray]] = {}
+        self._pool: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def array(self, name: str) -> np.ndarray:
         """Where value `name` stands, float32 [tokens, at least its columns]."""
@@ -89,8 +92,9 @@ class Lowering:
     def rows(self, name: str, columns: int, rows: int | None = None) -> np.ndarray:
         """A buffer for value `name`, reused from the pool if one of the size is free."""
         width = padded(columns, layout.ROWS) + layout.ROWS  # a vector may be read past the end of a half
-        free = self._pool.get(width) if rows is None else None
-        buffer = free.pop() if free else records.zeros(self.keep, (rows or self.batch, width))
+        shape = rows or self.batch, width
+        free = self._pool.get(shape)
+        buffer = free.pop() if free else records.zeros(self.keep, shape)
         self._places[name] = Place(buffer)
         return buffer
 
@@ -110,7 +114,7 @@ class Lowering:
         if name in self._places:
             buffer = self._places.pop(name).buffer
             if not any(place.buffer is buffer for place in self._places.values()):
-                self._pool.setdefault(buffer.shape[1], []).append(buffer)
+                self._pool.setdefault(buffer.shape, []).append(buffer)
 
     def held(self, array: np.ndarray, dtype: type) -> int:
         """The address of a constant."""
@@ -122,3 +126,9 @@ class Lowering:
 
     def need(self, scratch: int) -> None:
         self.scratch = max(self.scratch, scratch)
+
+
+def require_stream(lowering: Lowering, node: Node) -> None:
+    """FormatError where `node` makes rows of experts, which only their next product has kernels for."""
+    if are_of_experts(lowering.values[node.outputs[0]]):
+        raise no_kernel(node, "what is made of experts' rows and not read by their next product alone")

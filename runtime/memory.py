@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.values import Value
 from flatlm.runtime.format.widths import values_of
+from flatlm.runtime.reading import reading
 
 
 def available_bytes(root: Path = cgroup.ROOT) -> int | None:
@@ -51,16 +53,26 @@ def require_memory(
 ) -> None:
     """ResourceError where weights and full K/V caches of `slots` sequences exceed the available memory.
 
+    Of experts only those of a token count; where the others do not fit beside it all there is a warning.
     `values`: as `widths.values_of` gives them, where that was asked for before.
     """
-    available = available_bytes()
-    weights = sum(tensor.data.nbytes for tensor in graph.constants.values())
+    available, read = available_bytes(), reading(graph)
+    weights = read.resident
     cache = slots * cache_bytes(graph, context, values)
-    if available is not None and weights + cache > available:
+    if available is None:
+        return
+    if weights + cache > available:
         raise ResourceError(
             f"the model needs {_mb(weights + cache)} (weights {_mb(weights)}, K/V cache {_mb(cache)} at a "
             f"context of {context} tokens{f' for {slots} sequences' if slots > 1 else ''}), {_mb(available)} "
             f"are free: use a smaller {'--batch, ' if slots > 1 else ''}--ctx or model"
+        )
+    if read.all + cache > available:
+        room = max(0, available - cache - (read.all - read.experts))
+        warnings.warn(
+            f"of {_mb(read.experts)} of experts {_mb(room)} fit into the free memory: others are read from "
+            "the disk whenever tokens go to them",
+            stacklevel=2,
         )
 
 

@@ -28,6 +28,8 @@ from flatlm.runtime.logit_bias import Bias, bias_of_flag, biases_of
 
 T = TypeVar("T")
 
+OTHER_NAMES = {"max_tokens": "n", "temperature": "temp"}  # of keywords, as other libraries have them
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -224,9 +226,11 @@ def from_json(
     nor in `ignore`, and for a value that does not fit.
     """
     declared = declared_by(cls)
+    others = [other for other, name in OTHER_NAMES.items() if name in declared]
     for name in values:
         if name not in declared and name not in ignore:
-            raise UsageError(f"unknown option {name!r}{did_you_mean(name, declared)}", param=name)
+            hint = did_you_mean(name, [*declared, *others])
+            raise UsageError(f"unknown option {name!r}{hint}", param=name)
     chosen = {name: value for name, value in values.items() if name in declared and value is not None}
     changes = {name: declared[name].from_value(value) for name, value in chosen.items()}
     return cls(**changes) if start is None else dataclasses.replace(start, **changes)  # type: ignore[type-var]
@@ -236,8 +240,13 @@ def of_call(cls: type[T], given: Sequence[object], keywords: Mapping[str, Any], 
     """The options `cls` of a call that takes objects and keywords: the object among those `given`, else the
     defaults, with what the keywords change. What belongs to the classes `others` is theirs to take.
 
-    Raises UsageError as `from_json`, and for an object that is of none of the classes.
+    Raises UsageError as `from_json`, for an object that is of none of the classes, and for one option by two
+    names.
     """
+    for other_name, name in OTHER_NAMES.items():
+        if keywords.get(other_name) is not None and keywords.get(name) is not None:
+            raise UsageError(f"{other_name} and {name} are one option: give one of them", param=other_name)
+    keywords = {OTHER_NAMES.get(name, name): value for name, value in keywords.items()}
     classes = (cls, *others)
     for one in given:
         if not isinstance(one, classes):

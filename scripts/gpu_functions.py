@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def _feeds(artifact: Artifact, tokens: int = TOKENS) -> dict[str, np.ndarray]:
     ids = np.arange(1, tokens + 1)[None] % int(artifact.graph.metadata["vocab_size"])
     places = {"input_ids": ids, "position_ids": np.arange(tokens)[None], WRITE: np.zeros(1, np.int64)}
     places |= {KEYS: np.arange(PLACES), ROWS: np.arange(tokens)}
-    caches = caches_of(artifact.graph)
-    return places | {c.past: np.zeros((1, c.heads, PLACES, c.columns), c.dtype) for c in caches}
+    for cache in caches_of(artifact.graph):
+        shape = (1, *(PLACES if size is None else size for size in cache.shape))
+        places[cache.past] = np.zeros(shape, cache.dtype)
+    return places
 
 
 def _values(plan: Plan, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,7 +82,7 @@ def _values(plan: Plan, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     known = {one.name for one in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(Plan(model, plan.arrays), "cpu")
+    session = _session(replace(plan, model=model), "cpu")
     made = session.run(None, feeds)
     return feeds | dict(zip((one.name for one in session.get_outputs()), made, strict=True))
 
@@ -108,7 +111,8 @@ def _single(plan: Plan, node: onnx.NodeProto, values: dict[str, np.ndarray]) -> 
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
     )
-    return Plan(single, {name: array for name, array in plan.arrays.items() if name in node.input})
+    arrays = {name: array for name, array in plan.arrays.items() if name in node.input}
+    return replace(plan, model=single, arrays=arrays)
 
 
 def _session(plan: Plan, device: str, profile: str = "") -> Any:
@@ -116,8 +120,7 @@ def _session(plan: Plan, device: str, profile: str = "") -> Any:
     options = sessions.session_options(ort, None)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in plan.arrays.values()]
-    options.add_external_initializers(list(plan.arrays), values)
+    plan.hand_over(ort, options)
     return sessions.open_session(ort, plan.model.SerializeToString(), options, device)
 
 

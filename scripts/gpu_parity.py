@@ -11,9 +11,9 @@ docs/gpu.md says what the file holds. Nothing is sent anywhere.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -125,8 +125,12 @@ def used_memory() -> int | None:
 def start(ort: Any, device: str) -> dict[str, str]:
     """What loading the device's libraries said, which onnxruntime prints."""
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    handler, logger = logging.StreamHandler(said), logging.getLogger(sessions.__name__)
+    logger.addHandler(handler)
+    try:
         sessions.demand(ort, device)
+    finally:
+        logger.removeHandler(handler)
     return {"device": device, "said": said.getvalue().strip()}
 
 

@@ -59,8 +59,7 @@ def placed(plan: Plan, folder: Path) -> Placed:
     options = session_options(onnxruntime, 1)
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in plan.arrays.values()]
-    options.add_external_initializers(list(plan.arrays), values)
+    plan.hand_over(onnxruntime, options)
     onnxruntime.InferenceSession(plan.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return _placed(onnx.load(str(folder / "optimized.onnx"), load_external_data=False))
 

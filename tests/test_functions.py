@@ -22,6 +22,7 @@ from flatlm.runtime.format.functions import LINEARS, STANDARD, TOKEN_LINEAR  # n
 from flatlm.runtime.format.graph import Node, Tensor  # noqa: E402
 from flatlm.runtime.format.onnx_reader import read_onnx  # noqa: E402
 from flatlm.runtime.ops import OPS, signature  # noqa: E402
+from tests.float_experts import float_experts  # noqa: E402
 from tests.recurrent_graphs import MIXERS, recurrent_graph  # noqa: E402
 from tests.test_passes import float_graph  # noqa: E402
 from tests.tiny_graphs import CONTEXT, VOCABULARY, flattening, matrix, packed, quantized_graph  # noqa: E402
@@ -268,14 +269,15 @@ def test_norm_gated_embedding_and_linear_follow_their_formulas():
 def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
     nodes = [
         *quantized_graph(0, kv, "static", "qk_norm", "window").nodes,
+        *quantized_graph(0, kv, "token", "sigmoid_experts").nodes,
         *quantized_graph(0, kv, "token", "plain", "head_gate", "logit_cap").nodes,
     ]
-    nodes += float_graph().nodes
+    nodes += [*float_graph().nodes, *float_experts().nodes]
     nodes += [node for mixer in MIXERS for node in recurrent_graph(mixer).nodes]
     for node in (node for node in nodes if node.op not in STANDARD):
         called, body = signature(node), ops.of(node.op).body(node)
         made = function(node.op, body)
-        extra = ["signed"] if node.op in LINEARS else []
+        extra = ["signed"] if node.op in (*LINEARS, "FlatExperts") else []
         assert list(made.input) == [*called.inputs, *extra]
         assert list(made.output) == list(called.outputs)
         assert set(made.attribute) == set(node.attrs) <= set(called.attrs)

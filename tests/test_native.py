@@ -31,6 +31,9 @@ MODELS = [  # cache, activations, options
     ("int8", "static", "window"),
     ("float32", "static", "plain", "gelu", "output_gate"),
     ("int8", "token", "plain", "relu2", "output_gate"),
+    ("float32", "token", "experts"),
+    ("int8", "static", "sigmoid_experts"),
+    ("float32", "token", "topk_experts"),
     ("float32", "static", "softcap", "slopes", "window", "logit_cap"),
     ("int8", "token", "softcap", "slopes", "sinks", "window"),
     ("float32", "token", "sinks", "no_rotation", "positions", "norms", "centered"),
@@ -213,6 +216,8 @@ def test_the_time_of_a_step_is_shared_among_its_operations(artifact):
     assert all(op.seconds > 0 for op in times)
     alone = {"HeadNorm": "norm", "OutputGate": "gate", "SoftCap": "softcap"}
     more = {alone[node.op] for node in artifact.graph.nodes if node.op in alone}
+    routed = any(node.op == "Route" for node in artifact.graph.nodes)
+    more |= {"route", "pack", "experts", "sum", "add"} if routed else set()
     if any(node.name == "positions" for node in artifact.graph.nodes):  # with additional norms
         more |= {"norm", "gate", "add"}
     names = {op.name.split()[0] for op in times}

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
@@ -28,12 +29,13 @@ from flatlm.runtime.backends.onnx_plan.products import PRODUCTS
 from flatlm.runtime.backends.ort import OrtBackend
 from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.artifact import open_artifact
-from flatlm.runtime.format.functions import LINEARS
+from flatlm.runtime.format.functions import LINEARS, SIGNED
 from flatlm.runtime.format.onnx_reader import read_onnx
 from flatlm.runtime.measuring.parity import PROMPTS, write
 from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.text.tokenizer import load_tokenizer
-from tests.plan_nodes import placed
+from scripts import bench_load
+from tests.plan_nodes import KERNELS, placed
 from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, quantized_graph
 
 MODELS = [
@@ -142,6 +144,13 @@ def test_a_real_models_logits_are_natives_after_all_prompts(real_model, form):
         np.testing.assert_array_equal(bits(np.concatenate(found)), bits(expected))
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("backend", ["ort", "ort-file"])
+def test_a_real_model_takes_at_most_eight_times_its_file_in_memory(real_model, backend):
+    size = sum(path.stat().st_size for path in real_model.glob("model.onnx*")) / 1e6
+    assert bench_load.child(real_model, backend)["resident"] < 8 * size
+
+
 # ---- what would run on CUDA
 
 
@@ -179,6 +188,37 @@ def test_thirty_layers_launch_so_many_kernels_at_most(tmp_path, monkeypatch, for
         nodes = placed(plan(tiny(tmp_path, "float32", "token"), form), tmp_path)
         kernels.append(nodes.kernels)
     assert kernels[0] + 28 * (kernels[1] - kernels[0]) <= most
+
+
+def test_no_operator_of_onnx_multiplies_integers_of_4_bits():
+    """docs/gpu.md: what keeps INT4 tensor cores out of reach. When this fails, the page has news to tell."""
+    known = [schema for schema in onnx.defs.get_all_schemas() if schema.domain == ""]
+    takes = {
+        schema.name
+        for schema in known
+        if any("tensor(int4)" in one.allowed_type_strs for one in schema.type_constraints)
+    }
+    moves = (
+        "BitCast Cast CastLike Constant ConstantOfShape DequantizeLinear Flatten Identity If Loop Optional "
+        "OptionalGetElement OptionalHasElement Pad QuantizeLinear Reshape Scan Shape Size Squeeze "
+        "TensorScatter Transpose Unsqueeze"
+    )
+    assert takes <= {*moves.split()}
+    assert KERNELS["MatMulInteger-10"] == [["int8", "int8", "int32"]]
+    assert not [name for name in KERNELS if name.startswith(("QLinearMatMul", "ConvInteger", "QLinearConv"))]
+
+
+def test_a_function_that_no_rewrite_knows_has_the_files_weights_and_its_product(tmp_path, monkeypatch):
+    artifact = tiny(tmp_path, *MODELS[0])
+    others = {name: rewrite for name, rewrite in exact.REWRITES.items() if "Flat" not in name}
+    for form, signed in (("uint8", 0), ("double", 1)):
+        made_of = plan_of(tmp_path, artifact.graph, form, others)
+        (constant,) = [one for one in made_of.model.graph.initializer if one.name == SIGNED]
+        assert numpy_helper.to_array(constant) == signed
+    monkeypatch.setattr("flatlm.runtime.backends.onnx_plan.backend.REWRITES", others)
+    ids = np.arange(CONTEXT)
+    found = PlanBackend(artifact, threads=1).forward(ids, CONTEXT)
+    np.testing.assert_array_equal(bits(found), bits(NumpyBackend(artifact).forward(ids, CONTEXT)))
 
 
 # ---- --fast

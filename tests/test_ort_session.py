@@ -20,6 +20,7 @@ from flatlm.runtime.backends import ort_session as sessions
 from flatlm.runtime.backends.onnx_plan import backend as plans
 from flatlm.runtime.backends.ort import OrtBackend
 from flatlm.runtime.errors import BackendError, FormatError
+from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.onnx_reader import read_onnx
 from tests.tiny_graphs import quantized_graph
 
@@ -52,7 +53,7 @@ def test_a_user_may_have_telemetry(monkeypatch, value):
     assert os.environ[sessions.TELEMETRY] == (value or "1")
 
 
-def test_what_preloading_prints_does_not_reach_stdout(capsys):
+def test_what_preloading_prints_is_logged_and_does_not_reach_stdout(capsys, caplog):
     def preload_dlls():
         print("Failed to load libcublasLt.so.13")
 
@@ -60,8 +61,8 @@ def test_what_preloading_prints_does_not_reach_stdout(capsys):
         get_available_providers=lambda: ["CUDAExecutionProvider"], preload_dlls=preload_dlls
     )
     sessions.demand(fake, "cuda")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "Failed to load libcublasLt.so.13\n")
+    assert capsys.readouterr().out == ""
+    assert caplog.messages == ["Failed to load libcublasLt.so.13"]
 
 
 def fake_onnxruntime(session):
@@ -124,21 +125,30 @@ class Machine:
 
 
 def test_the_first_plan_that_runs_is_taken_and_why_not_another(monkeypatch):
-    machine = Machine(monkeypatch, ("double", True))
-    assert plans.open_plan(None, device="cuda") == ("double", True)
+    machine, model = Machine(monkeypatch, ("double", True)), SimpleNamespace(graph=Graph())
+    assert plans.open_plan(model, device="cuda") == ("double", True)
     machine.works = (("int8", True),)
     with pytest.warns(plans.OtherPlanWarning, match="int8 products, as CUDA graphs, because .*: double True"):
-        assert plans.open_plan(None, device="cuda") == ("int8", True)
+        assert plans.open_plan(model, device="cuda") == ("int8", True)
     machine.works = (("double", False),)
     with pytest.warns(plans.OtherPlanWarning, match="double products, launched node by node"):
-        assert plans.open_plan(None, device="cuda") == ("double", False)
+        assert plans.open_plan(model, device="cuda") == ("double", False)
 
 
 def test_where_no_plan_runs_the_first_ones_error_is_raised(monkeypatch):
-    machine = Machine(monkeypatch)
+    machine, model = Machine(monkeypatch), SimpleNamespace(graph=Graph())
     with pytest.raises(sessions.DeviceError, match="double True"):
-        plans.open_plan(None, device="cuda")
+        plans.open_plan(model, device="cuda")
     assert machine.tried == [("double", True), ("int8", True), ("double", False), ("int8", False)]
+
+
+@pytest.mark.parametrize(("free", "form"), [(None, "double"), (9 * 20000, "double"), (9 * 2000, "int8")])
+def test_float64_is_left_out_where_the_machine_could_not_make_it(monkeypatch, free, form):
+    """The tiny model has some 8,000 weights."""
+    Machine(monkeypatch, ("double", True), ("int8", True))
+    monkeypatch.setattr(plans, "available_bytes", lambda: free)
+    model = SimpleNamespace(graph=quantized_graph(0))
+    assert plans.open_plan(model, device="cuda") == (form, True)
 
 
 # ---- the file as it stands

@@ -91,7 +91,9 @@ def test_an_abandoned_prompt_leaves_its_slot_within_a_chunk():
     ("seconds", "expected"), [(0.1, 128), (0.5, 128), (1.0, 64), (1.1, 48), (60.0, LEAST_CHUNK)]
 )
 def test_a_chunk_is_shorter_where_it_takes_long(seconds, expected):
-    chunk = ChunkSize(128, 0.5)
+    chunk = ChunkSize(128)
+    chunk.within(0.5)
+    assert chunk.tokens == 2 * LEAST_CHUNK
     chunk.measured(128, seconds)
     assert chunk.tokens == expected
     chunk.measured(chunk.tokens, chunk.tokens * 1e-4)

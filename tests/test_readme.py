@@ -84,12 +84,6 @@ def test_the_readme_from_top_to_bottom(tiny, monkeypatch, capsys):
     assert [path.name for path in tiny.iterdir() if not path.name.startswith(".")] == [NAME]
 
 
-def test_the_python_of_its_page_runs(tiny, capsys):
-    assert main(["export", NAME, "--recipe", "quick"]) == 0
-    run_python(PAGES["python.md"])
-    assert capsys.readouterr().out
-
-
 def test_the_readme_keeps_its_two_commands_and_its_length():
     assert {"scripts/demo", "scripts/check"} <= set(commands(README))
     assert len(README.encode()) < 9000

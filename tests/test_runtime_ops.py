@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from types import SimpleNamespace
 
 import pytest
 
+from flatlm.kernels_arm import ops as machine
 from flatlm.runtime import ops
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.functions import check_graph
@@ -91,3 +93,11 @@ def test_an_optional_attribute_that_is_absent_means_its_default(scaled):
 def test_an_option_that_is_not_known_is_refused(scaled, attrs, match):
     with pytest.raises(FormatError, match=f"'s'.*{match}"):
         checked(**attrs)
+
+
+def test_no_constant_of_the_instruction_set_is_named_twice():
+    """A second one would change what kernels read of records, without a word."""
+    body = ast.parse(inspect.getsource(machine)).body
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    assert sorted(names) == sorted(set(names))

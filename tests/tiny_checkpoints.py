@@ -60,7 +60,9 @@ def tiny_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    values = rng.standard_normal(shape)
+    values = np.asarray(rng.standard_normal(shape))
+    if name.endswith((".beta", ".eps")):  # of xIELU
+        return np.float32(0.5 if name.endswith(".beta") else -1e-6).reshape(())
     if len(shape) > 1:
         values *= 1 if any(word in name for word in ("embed", "wte")) else shape[-1] ** -0.5
     elif "norm" in name or "ln_" in name:
@@ -177,6 +179,44 @@ def exaone(c: Mapping[str, Any]) -> Shapes:
     return shapes | norms(c, "transformer", "ln_f") | {"lm_head.weight": table}
 
 
+def experts(
+    c: Mapping[str, Any], at: str, count: int, wide: int, names: str = "gate_proj up_proj down_proj"
+) -> Shapes:
+    """Each stored by itself."""
+    gate, up, down = names.split()
+    shapes: Shapes = {}
+    for e in range(count):
+        for name in (gate, up):
+            shapes |= linear(f"{at}.{e}.{name}", wide, c["hidden_size"])
+        shapes |= linear(f"{at}.{e}.{down}", c["hidden_size"], wide)
+    return shapes
+
+
+def qwen_moe(c: Mapping[str, Any]) -> Shapes:
+    """Qwen2's, Qwen3's and OLMoE's experts."""
+    kind, hidden = c["model_type"], c["hidden_size"]
+    size = c.get("head_dim") or hidden // c["num_attention_heads"]
+    wide = c.get("moe_intermediate_size", c["intermediate_size"])
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkv" if kind == "qwen2_moe" else "")
+        for part, heads in (("q", c["num_attention_heads"]), ("k", c["num_key_value_heads"])):
+            if kind != "qwen2_moe":
+                normed = size if kind == "qwen3_moe" else heads * size
+                shapes |= {f"{at}.self_attn.{part}_norm.weight": (normed,)}
+        if int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
+            shapes |= gated(c, f"{at}.mlp")
+        else:
+            shapes |= linear(f"{at}.mlp.gate", c["num_experts"], hidden)
+            shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+            if shared := c.get("shared_expert_intermediate_size"):
+                shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
+                shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, hidden)
+        return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
 def sandwiched(c: Mapping[str, Any]) -> Shapes:
     """Norms before, after or around the branches, and of heads, as each model type has them."""
     kind, hidden = c["model_type"], c["hidden_size"]
@@ -232,6 +272,133 @@ def plain(c: Mapping[str, Any]) -> Shapes:
     return {
         name: shape for name, shape in shapes.items() if kind != "nanochat" or name != "model.norm.weight"
     }
+
+
+def layer_norms(c: Mapping[str, Any], at: str, *names: str, bias: bool = True) -> Shapes:
+    found: Shapes = {}
+    for name in names:
+        found |= linear(f"{at}.{name}", c["hidden_size"], 1, bias)
+    return {name: shape[:1] for name, shape in found.items()}
+
+
+def phi(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide = c["hidden_size"], c["intermediate_size"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo", "q_proj k_proj v_proj dense")
+        shapes |= linear(f"{at}.mlp.fc1", wide, hidden, True) | linear(f"{at}.mlp.fc2", hidden, wide, True)
+        return shapes | layer_norms(c, at, "input_layernorm")
+
+    shapes = whole(c, layer)
+    del shapes["model.norm.weight"]
+    return shapes | layer_norms(c, "model", "final_layernorm") | {"lm_head.bias": (c["vocab_size"],)}
+
+
+def gpt2(c: Mapping[str, Any]) -> Shapes:
+    hidden, at = c["n_embd"], "transformer"
+    shapes: Shapes = {f"{at}.wte.weight": (c["vocab_size"], hidden)}
+    shapes |= {f"{at}.wpe.weight": (c["n_positions"], hidden)}
+    wide = c.get("n_inner") or 4 * hidden
+    c = {**c, "hidden_size": hidden}
+    for i in range(c["n_layer"]):
+        h = f"{at}.h.{i}"
+        sizes = {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden)}
+        sizes |= {"mlp.c_fc": (hidden, wide), "mlp.c_proj": (wide, hidden)}
+        for name, (k, n) in sizes.items():
+            shapes |= {f"{h}.{name}.weight": (k, n), f"{h}.{name}.bias": (n,)}
+        shapes |= layer_norms(c, h, "ln_1", "ln_2")
+    return shapes | layer_norms(c, at, "ln_f")
+
+
+def opt(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, at = c["hidden_size"], c["ffn_dim"], "model.decoder"
+    shapes: Shapes = {f"{at}.embed_tokens.weight": (c["vocab_size"], hidden)}
+    shapes |= {f"{at}.embed_positions.weight": (c["max_position_embeddings"] + 2, hidden)}
+    c = {**c, "num_key_value_heads": c["num_attention_heads"]}
+    for i in range(c["num_hidden_layers"]):
+        h = f"{at}.layers.{i}"
+        shapes |= attention(c, f"{h}.self_attn", "qkvo", "q_proj k_proj v_proj out_proj")
+        shapes |= linear(f"{h}.fc1", wide, hidden, True) | linear(f"{h}.fc2", hidden, wide, True)
+        shapes |= layer_norms(c, h, "self_attn_layer_norm", "final_layer_norm")
+    return shapes | layer_norms(c, at, "final_layer_norm")
+
+
+def by_head(c: Mapping[str, Any]) -> Shapes:
+    """GPT-NeoX and BLOOM: rows of q, k and v of one head after those of another."""
+    bloom = c["model_type"] == "bloom"
+    hidden, root = c["hidden_size"], "transformer" if bloom else "gpt_neox"
+    wide = 4 * hidden if bloom else c["intermediate_size"]
+    mixer, embedding = ("self_attention", "word_embeddings") if bloom else ("attention", "embed_in")
+    table = (c["vocab_size"], hidden)
+    shapes: Shapes = {f"{root}.{embedding}.weight": table}
+    for i in range(c["n_layer"] if bloom else c["num_hidden_layers"]):
+        at = f"{root}.{'h' if bloom else 'layers'}.{i}"
+        shapes |= linear(f"{at}.{mixer}.query_key_value", 3 * hidden, hidden, True)
+        shapes |= linear(f"{at}.{mixer}.dense", hidden, hidden, True)
+        shapes |= linear(f"{at}.mlp.dense_h_to_4h", wide, hidden, True)
+        shapes |= linear(f"{at}.mlp.dense_4h_to_h", hidden, wide, True)
+        shapes |= layer_norms(c, at, "input_layernorm", "post_attention_layernorm")
+    if bloom:
+        return shapes | layer_norms(c, root, "word_embeddings_layernorm", "ln_f")
+    return shapes | layer_norms(c, root, "final_layer_norm") | {"embed_out.weight": table}
+
+
+def stablelm(c: Mapping[str, Any]) -> Shapes:
+    heads = {"q": c["num_attention_heads"], "k": c["num_key_value_heads"]}
+    size = c["hidden_size"] // heads["q"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkv" * c["use_qkv_bias"]) | gated(c, f"{at}.mlp")
+        for part, number in heads.items() if c["qk_layernorm"] else ():
+            norm = f"{at}.self_attn.{part}_layernorm.norms"
+            shapes |= {f"{norm}.{head}.weight": (size,) for head in range(number)}
+        both = ("input_layernorm", "post_attention_layernorm")
+        return shapes | layer_norms(c, at, *both[: 1 if c["use_parallel_residual"] else 2])
+
+    shapes = whole(c, layer)
+    return shapes | layer_norms(c, "model", "norm")
+
+
+def centered(c: Mapping[str, Any]) -> Shapes:
+    """StarCoder2, Nemotron and Command R7B."""
+    kind, hidden, wide = c["model_type"], c["hidden_size"], c["intermediate_size"]
+    up, down = ("c_fc", "c_proj") if kind == "starcoder2" else ("up_proj", "down_proj")
+    bias = kind == "starcoder2" and c["use_bias"]
+    names = ("input_layernorm", "post_attention_layernorm")
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn", "qkvo" * bool(bias or c.get("attention_bias")))
+        if kind == "cohere2":
+            return shapes | gated(c, f"{at}.mlp") | norms(c, at, names[0])
+        shapes |= linear(f"{at}.mlp.{up}", wide, hidden, bias)
+        shapes |= linear(f"{at}.mlp.{down}", hidden, wide, bias)
+        return shapes | layer_norms(c, at, *names)
+
+    shapes = whole(c, layer)
+    return shapes | ({} if kind == "cohere2" else layer_norms(c, "model", "norm"))
+
+
+def granite_swa(c: Mapping[str, Any]) -> Shapes:
+    shapes = llama(c)
+    for i in range(c["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.self_attn.sinks": (c["num_attention_heads"],)}
+    return shapes
+
+
+def apertus(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide = c["hidden_size"], c["intermediate_size"]
+    size = hidden // c["num_attention_heads"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn") | norms(
+            c, at, "attention_layernorm", "feedforward_layernorm"
+        )
+        shapes |= {f"{at}.self_attn.{part}_norm.weight": (size,) for part in "qk"}
+        shapes |= linear(f"{at}.mlp.up_proj", wide, hidden) | linear(f"{at}.mlp.down_proj", hidden, wide)
+        shapes |= {f"{at}.mlp.act_fn.{name}": (1,) for name in ("alpha_p", "alpha_n")}
+        return shapes | {f"{at}.mlp.act_fn.{name}": () for name in ("beta", "eps")}
+
+    return whole(c, layer)
 
 
 def mamba(c: Mapping[str, Any], at: str) -> Shapes:
@@ -303,12 +470,89 @@ def qwen3_5(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
+def mixtral(c: Mapping[str, Any]) -> Shapes:
+    def layer(at: str) -> Shapes:
+        sparse, count = f"{at}.block_sparse_moe", c["num_local_experts"]
+        return {
+            **attention(c, f"{at}.self_attn"),
+            **linear(f"{sparse}.gate", count, c["hidden_size"]),
+            **experts(c, f"{sparse}.experts", count, c["intermediate_size"], "w1 w3 w2"),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def granitemoe(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, count = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
+
+    def layer(at: str) -> Shapes:
+        sparse = f"{at}.block_sparse_moe"
+        return {
+            **attention(c, f"{at}.self_attn"),
+            f"{sparse}.router.layer.weight": (count, hidden),
+            f"{sparse}.input_linear.weight": (count, 2 * wide, hidden),
+            f"{sparse}.output_linear.weight": (count, hidden, wide),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
+def lfm2_moe(c: Mapping[str, Any]) -> Shapes:
+    hidden, size = c["hidden_size"], c["hidden_size"] // c["num_attention_heads"]
+
+    def layer(at: str) -> Shapes:
+        number, mlp = int(at.rpartition(".")[2]), f"{at}.feed_forward"
+        shapes = norms(c, at, "operator_norm", "ffn_norm")
+        if c["layer_types"][number] == "conv":
+            shapes |= linear(f"{at}.conv.in_proj", 3 * hidden, hidden)
+            shapes |= {f"{at}.conv.conv.weight": (hidden, 1, 3)} | linear(
+                f"{at}.conv.out_proj", hidden, hidden
+            )
+        else:
+            shapes |= attention(c, f"{at}.self_attn", names="q_proj k_proj v_proj out_proj")
+            shapes |= {f"{at}.self_attn.{part}_layernorm.weight": (size,) for part in "qk"}
+        if number < c["num_dense_layers"]:
+            wide = c["intermediate_size"]
+            shapes |= linear(f"{mlp}.w1", wide, hidden) | linear(f"{mlp}.w3", wide, hidden)
+            return shapes | linear(f"{mlp}.w2", hidden, wide)
+        shapes |= linear(f"{mlp}.gate", c["num_experts"], hidden)
+        if c.get("use_expert_bias", True):
+            shapes |= {f"{mlp}.expert_bias": (c["num_experts"],)}
+        return shapes | experts(c, f"{mlp}.experts", c["num_experts"], c["moe_intermediate_size"], "w1 w3 w2")
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm", "model.embedding_norm"): shape for name, shape in shapes.items()}
+
+
+def ernie4_5_moe(c: Mapping[str, Any]) -> Shapes:
+    count, wide = c["moe_num_experts"], c["moe_intermediate_size"]
+
+    def layer(at: str) -> Shapes:
+        shapes = attention(c, f"{at}.self_attn") | norms(c, at, "input_layernorm", "post_attention_layernorm")
+        if int(at.rpartition(".")[2]) < c["moe_layer_start_index"]:
+            return shapes | gated(c, f"{at}.mlp")
+        shapes |= linear(f"{at}.mlp.gate", count, c["hidden_size"])
+        shapes |= {f"{at}.mlp.moe_statics.e_score_correction_bias": (1, count)}
+        if shared := c["moe_num_shared_experts"]:
+            shapes |= gated({**c, "intermediate_size": wide * shared}, f"{at}.mlp.shared_experts")
+        return shapes | experts(c, f"{at}.mlp.experts", count, wide)
+
+    return whole(c, layer)
+
+
+QWEN_MOE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+}
 MULTIPLIERS = {
     "embedding_multiplier": 6.0,
     "logits_scaling": 4.0,
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.2,
 }
+LAYER_NORM = {"layer_norm_eps": 1e-5}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
 FALCON_FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
 # What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
@@ -366,6 +610,30 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "seed_oss": {"head_dim": 12},
     "smollm3": {"num_hidden_layers": 4},
     "ministral3": {"head_dim": 8},
+    "qwen2_moe": {**QWEN_MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 28},
+    "qwen3_moe": {**QWEN_MOE, "head_dim": 14},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "granitemoe": {**MULTIPLIERS, "num_local_experts": 6, "num_experts_per_tok": 3},
+    "lfm2_moe": {
+        **QWEN_MOE,
+        "num_hidden_layers": 4,
+        "num_dense_layers": 1,
+        "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "conv_L_cache": 3,
+        "routed_scaling_factor": 1.5,
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 20,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
+    },
     "gemma": {"head_dim": 12, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
     "gemma2": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
     "gemma3_text": {"head_dim": 12, "tie_word_embeddings": True, **GEMMA},
@@ -375,35 +643,109 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "olmo3": {"sliding_window": 5},
     "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
     "arcee": {"hidden_act": "relu2"},
+    "phi": {**LAYER_NORM, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5, "num_key_value_heads": 4},
+    "gpt2": {
+        "num_key_value_heads": None,
+        "n_embd": 48,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "opt": {
+        "num_key_value_heads": None,
+        "ffn_dim": 72,
+        "activation_function": "relu",
+        "tie_word_embeddings": True,
+    },
+    "gpt_neox": {
+        "hidden_size": 64,
+        "num_key_value_heads": None,
+        **LAYER_NORM,
+        "hidden_act": "gelu",
+        "partial_rotary_factor": 0.25,
+        "use_parallel_residual": True,
+    },
+    "bloom": {
+        "num_key_value_heads": None,
+        "n_layer": 2,
+        "n_head": 4,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "stablelm": {
+        "hidden_size": 64,
+        **LAYER_NORM,
+        "partial_rotary_factor": 0.25,
+        "use_qkv_bias": False,
+        "qk_layernorm": False,
+        "use_parallel_residual": False,
+    },
+    "starcoder2": {
+        "norm_epsilon": 1e-5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": True,
+        "sliding_window": 5,
+        "tie_word_embeddings": True,
+    },
+    "nemotron": {"norm_eps": 1e-5, "hidden_act": "relu2", "partial_rotary_factor": 0.5},
+    "cohere2": {**LAYER_NORM, "sliding_window": 5, "logit_scale": 0.25, "tie_word_embeddings": True},
+    "granite_swa": {
+        **MULTIPLIERS,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "layer_rope_theta": [0, 10000.0],
+    },
+    "apertus": {"hidden_act": "xielu"},
 }
 SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+    "apertus": apertus,
     "arcee": plain,
+    "bloom": by_head,
+    "cohere2": centered,
     "ernie4_5": llama,
+    "ernie4_5_moe": ernie4_5_moe,
     "exaone": exaone,
     "exaone4": sandwiched,
     "gemma": sandwiched,
     "gemma2": sandwiched,
     "gemma3_text": sandwiched,
     "glm4": sandwiched,
+    "gpt2": gpt2,
+    "gpt_neox": by_head,
     "falcon_h1": falcon_h1,
     "granite": llama,
+    "granite_swa": granite_swa,
+    "granitemoe": granitemoe,
     "granitemoehybrid": granitemoehybrid,
     "helium": llama,
     "hunyuan_v1_dense": hunyuan,
     "internlm3": llama,
+    "lfm2_moe": lfm2_moe,
     "lfm2": lfm2,
     "llama": llama,
     "minicpm": llama,
     "ministral": llama,
     "ministral3": llama,
     "mistral": llama,
+    "mixtral": mixtral,
     "nanochat": plain,
+    "nemotron": centered,
     "olmo2": sandwiched,
     "olmo3": sandwiched,
+    "opt": opt,
+    "phi": phi,
+    "olmoe": qwen_moe,
     "phi3": phi3,
     "qwen2": llama,
+    "qwen2_moe": qwen_moe,
     "qwen3": llama,
+    "qwen3_moe": qwen_moe,
     "qwen3_5_text": qwen3_5,
     "seed_oss": llama,
     "smollm3": llama,
+    "stablelm": stablelm,
+    "starcoder2": centered,
 }

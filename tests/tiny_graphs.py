@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatlm.kernels_arm import layout, ops
+from flatlm.kernels_arm import expert_layout, layout, ops
 from flatlm.runtime.format.graph import Graph, Node, Tensor
 
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, CONTEXT = 53, 20, 37, 2, 24
 HEADS, KV_HEADS, HEAD_SIZE = 6, 2, 4
+EXPERTS, KEPT, GROUPED = 6, 2, {"groups": 3, "keep": 2}
+ROUTES = {
+    "experts": {"kind": "softmax", "normalize": 1},
+    "sigmoid_experts": {"kind": "sigmoid", "normalize": 1, "floor": 1e-20, "scale": 1.5, **GROUPED},
+    "topk_experts": {"kind": "topk_softmax"},
+}
 OF_ATTENTION = {"qk_norm", "own", "all", "norm_last", "no_rotation", "window", "softcap", "sinks", "slopes"}
 OPTIONS = {"norms", "centered", "plain", "output_gate", "head_gate", "positions", "logit_cap"}
-OPTIONS |= {*ops.PLAIN_ACTS, *OF_ATTENTION}
+OPTIONS |= {*ops.PLAIN_ACTS, *OF_ATTENTION, *ROUTES}
 WINDOW = 5  # of the first layer
 
 
@@ -27,6 +33,8 @@ def quantized_graph(seed: int = 0, kv: str = "float32", activations: str = "stat
         plain       the activation of one product, not of a gate
         output_gate, head_gate      of attention's output, a gate for each column or for each head
         window      a query of the first layer sees so many positions
+        experts     the second layer's MLP are experts, the first's beside others that all tokens go to; also
+                    sigmoid_experts (of groups, with other numbers for the choice) and topk_experts
         own, all    of qk_norm: a weight for each head, or one norm of all heads
         norm_last   qk_norm after the rotation
         no_rotation of the second layer
@@ -105,9 +113,15 @@ class Maker:
         bits = (4, 8)[i % 2]
         x = self.mixer(i, x, bits)
         at = f"layers.{i}.mlp"
+        normed = self.norm(f"{at}.norm", x)
+        for option in self.options & {*ROUTES}:
+            more = self.normed(self.experts(at, normed, (4, 8)[i], option))
+            x = self.node("Add", f"{at}.experts_add", x, more)
+            if i == 1:
+                return x
         plain = "plain" in self.options
         made, op = (INTERMEDIATE, "Activation") if plain else (2 * INTERMEDIATE, "Gated")
-        gate_up = self.linear(f"{at}.gate_up", self.norm(f"{at}.norm", x), made, HIDDEN, bits, levels=7)
+        gate_up = self.linear(f"{at}.gate_up", normed, made, HIDDEN, bits, levels=7)
         name = next((act for act in ops.PLAIN_ACTS if act in self.options), "silu")
         numbers = dict(zip(ops.ACT_NUMBERS.get(name, ()), (0.8, 1.3, 0.5), strict=False))
         act = self.normed(self.node(op, f"{at}.act", gate_up, act=name, **numbers), INTERMEDIATE)
@@ -121,6 +135,44 @@ class Maker:
         self.attention(i, at, qkv)
         out = self.linear(f"{at}.out", self.output_gate(at, f"{at}.attend"), HIDDEN, width, 8)
         return self.node("Add", f"{at}.add", x, self.normed(out))
+
+    def experts(self, at: str, normed: str, bits: int, option: str) -> str:
+        """What the experts add: odd sizes, with more than one digit where a channel's limit says so."""
+        router = self.linear(f"{at}.router", normed, EXPERTS, HIDDEN, 8)
+        names = (f"{at}.route.choice", f"{at}.route.shares")
+        attrs, inputs = {"experts": EXPERTS, "kept": KEPT, **ROUTES[option]}, (router,)
+        if "groups" in attrs:
+            select = self.rng.standard_normal(EXPERTS).astype(np.float32)
+            self.graph.constants[f"{at}.route.select"] = Tensor.of(select)
+            attrs, inputs = {**attrs, "selected": 1}, (router, f"{at}.route.select")
+        self.graph.nodes.append(Node("Route", inputs, names, attrs, f"{at}.route"))
+        up = self.of_experts(f"{at}.experts.gate_up", normed, names[0], 2 * 19, HIDDEN, bits, 0.2)
+        act = self.node("Gated", f"{at}.experts.act", up, act="silu")
+        down = self.of_experts(f"{at}.experts.down", act, names[0], HIDDEN, 19, 12 - bits, 1.0)
+        return self.node("ExpertSum", f"{at}.experts.sum", down, *names)
+
+    def of_experts(
+        self, name: str, x: str, choice: str, rows: int, columns: int, bits: int, wide: float
+    ) -> str:
+        excess = rows // 2 if bits == 4 else 0
+        matrices = (matrix(self.rng, rows, columns, bits, excess) for _ in range(EXPERTS))
+        packed = expert_layout.pack(matrices, bits)
+        shape = expert_layout.packed_shape(EXPERTS, rows, columns, bits)
+        step = (0.3 if bits == 4 else 0.03) / np.sqrt(columns)
+        weight = Tensor("uint4", shape, packed.packed.reshape(-1)) if bits == 4 else None
+        constants = {
+            "weight": weight or Tensor.of(packed.packed.reshape(shape)),
+            "scale": Tensor.of((self.rng.random((EXPERTS, rows)) * step).astype(np.float32)),
+            "bias": Tensor.of(self.rng.standard_normal((EXPERTS, rows)).astype(np.float32) * np.float32(0.1)),
+            "limit": Tensor.of(flattening(self.rng, columns, 127, wide)["limit"]),
+            "excess_start": Tensor.of(packed.starts),
+            "excess_delta": Tensor.of(packed.delta),
+            "excess_value": Tensor.of(packed.value),
+        }
+        self.graph.constants |= {f"{name}.{part}": tensor for part, tensor in constants.items()}
+        attrs = {"rows": rows, "columns": columns, "offset": layout.offset_of(bits), "levels": 127}
+        inputs = (f"{name}.{part}" for part in constants)
+        return self.node("FlatExperts", name, x, next(inputs), choice, *inputs, experts=EXPERTS, **attrs)
 
     def cached(self, prefix: str, i: int) -> list[str]:
         """The parts of a layer's cache, before or after the step."""

@@ -13,19 +13,23 @@ from flatlm.runtime.settings import Settings
 
 
 def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
+    mlp, branches = Branch("mlp", Gated(c.act, _width(c, settings))), mixers(c, settings)
+    return Decoder([Layer((branches[kind], mlp)) for kind in kinds(c, settings)])
+
+
+def mixers(c: DecoderConfig, settings: Settings) -> dict[str, Branch]:
+    """By what layer_types calls them."""
     conv = ShortConv(settings.get("conv_L_cache", int, 3, low=2), settings.get("conv_bias", bool, False))
     attention = Attention(c.num_heads, c.kv_num_heads, c.head_size, qk_norm=QkNorm())
-    mlp = Branch("mlp", Gated(c.act, _width(c, settings)))
-    branches = {"conv": Branch("conv", conv), "full_attention": Branch("attention", attention)}
-    return Decoder([Layer((branches[kind], mlp)) for kind in _kinds(c, settings)])
+    return {"conv": Branch("conv", conv), "full_attention": Branch("attention", attention)}
 
 
-def _kinds(c: DecoderConfig, settings: Settings) -> list[str]:
+def kinds(c: DecoderConfig, settings: Settings) -> list[str]:
     """Of each layer."""
-    if kinds := settings.each("layer_types", str):
-        if len(kinds) != c.layers:
+    if found := settings.each("layer_types", str):
+        if len(found) != c.layers:
             raise settings.wrong("layer_types", f"{c.layers} of them, one for each layer")
-        return kinds
+        return found
     attended = settings.each("full_attn_idxs", int) or range(c.layers)
     return ["full_attention" if i in attended else "conv" for i in range(c.layers)]
 
@@ -46,7 +50,7 @@ NAMES = names.NAMES.but(
     layer={
         "conv.norm": _NORM,
         "conv.in": Name("conv.in_proj", "shortconv.in_proj"),
-        "conv.conv": Name("conv.conv", "shortconv.conv", (squeezed,)),
+        "conv.conv": Name("conv.conv", "shortconv.conv", (squeezed,), ()),
         "conv.out": Name("conv.out_proj", "shortconv.out_proj"),
         "attention.norm": _NORM,
         "attention.q_norm": Name("self_attn.q_layernorm", "attn_q_norm"),

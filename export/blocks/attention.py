@@ -11,7 +11,7 @@ import numpy as np
 
 from flatlm.export.layers import Attention, QkNorm
 from flatlm.export.rope import Rotary
-from flatlm.export.weights import Affine, Weight, ones
+from flatlm.export.weights import Affine, Weight, ones, stack
 from flatlm.runtime.format.graph import Attribute, Tensor
 
 from .builder import Builder
@@ -96,7 +96,11 @@ def _head_norm(b: Builder, part: str, x: str, body: Attention, norm: QkNorm, rot
     """A norm of the heads of queries or keys."""
     heads = {"q": body.num_heads, "k": body.kv_num_heads}[part] if norm.scope != "head" else 1
     name = f"{part}_norm"
-    weight = b.weight(name, heads * body.head_size) if norm.weighted else ones(body.head_size)
+    if norm.apart:
+        kinds = [f".norms.{head}.weight" for head in range(heads)]
+        weight = stack([b.weight(name, body.head_size, kind=kind) for kind in kinds])
+    else:
+        weight = b.weight(name, heads * body.head_size) if norm.weighted else ones(body.head_size)
     if norm.plus_one and not b.source.gguf:  # whose converters have added it
         weight = weight.plus(1)
     factors = np.ones(body.head_size) if norm.last else _factors(rotary)  # the norm takes any factor away

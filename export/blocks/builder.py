@@ -15,10 +15,10 @@ import numpy as np
 from flatlm.export.constants import LazyConstants
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Norm
-from flatlm.export.names import Names
+from flatlm.export.names import EXPERT, Names
 from flatlm.export.rope import Rotary
 from flatlm.export.sources.source import Source
-from flatlm.export.weights import Affine, Weight, beside, ones
+from flatlm.export.weights import Affine, Weight, beside, ones, together
 from flatlm.runtime.format.graph import Attribute, Node, Tensor
 
 
@@ -77,12 +77,29 @@ class Builder:
     def stored(self, part: str, kind: str = ".weight") -> Weight:
         """The same, of whatever shape."""
         place, source = f"{self.branch}{part}", self.source
-        stored = f"{self.names.stored(place, self.layer, source.gguf)}{kind}"
-        found = Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
+        found = self._stored(self.names.stored(place, self.layer, source.gguf), kind)
         for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)
-        self.made.placed.add(stored)
         return found
+
+    def _stored(self, name: str, kind: str) -> Weight:
+        """As the checkpoint has it, which has found its place with that."""
+        stored, source = f"{name}{kind}", self.source
+        self.made.placed.add(stored)
+        return Weight(source.shape(stored), lambda: source.read(stored), f"{source.name}: {stored}")
+
+    def of_experts(self, part: str, experts: int, *shape: int, kind: str = ".weight") -> Weight:
+        """A weight of all experts of a layer, [E, …]: stored as one, or one for each expert.
+
+        A name of the second kind has the expert's number in the place of `EXPERT`; files that store all as
+        one keep the word.
+        """
+        name = self.names.stored(f"{self.branch}{part}", self.layer, self.source.gguf)
+        if EXPERT not in name or f"{name}{kind}" in self.source.names():
+            return self.weight(part, experts, *shape, kind=kind)
+        return together(
+            [self._stored(name.replace(EXPERT, str(e)), kind).require(shape) for e in range(experts)]
+        )
 
     def affine(self, part: str, *shape: int, bias: bool = False) -> Affine:
         """A linear layer of the checkpoint, [n, k]."""
@@ -104,7 +121,7 @@ class Builder:
 
     def norm(self, part: str, x: str, norm: Norm) -> tuple[str, Weight | None]:
         """A norm of the stream, its output times `scale`; the bias it has, for the readers to take in."""
-        weight, shift = self.norm_weights(part, norm)
+        weight, shift = self.norm_weights(norm.place or part, norm)
         constant = self.constant(f"{self.name(part)}.weight", weight)
         options: dict[str, Attribute] = {"centered": 1} if norm.centered else {}
         options["epsilon"] = self.config.epsilon

@@ -17,6 +17,7 @@ from flatlm.export.layers import (
     Branch,
     Decoder,
     DeltaNet,
+    Experts,
     Gated,
     Layer,
     Mamba2,
@@ -33,6 +34,7 @@ from flatlm.runtime.format.graph import Graph
 
 from .attention import attention
 from .builder import Builder
+from .experts import experts
 from .mlp import gated, plain
 from .recurrent import delta_net, mamba2, short_conv
 
@@ -53,6 +55,7 @@ def beside(b: Builder, x: str, body: Beside) -> str:
 BODIES: Mapping[type, Callable[[Builder, str, Any], str]] = {
     Attention: attention,
     Gated: gated,
+    Experts: experts,
     ShortConv: short_conv,
     DeltaNet: delta_net,
     Mamba2: mamba2,

@@ -10,10 +10,10 @@ have one scale, and results are wrong (1.32).
 
 from __future__ import annotations
 
-# `whole_x`, integers in float32, as two int8 digits → `acc_float`.
+# `whole_x`, integers in float32, as two int8 digits: `low_x`, and `high_x` of the columns `wide`.
 # onnxruntime's product of no columns is not zero, so the first column's high digit takes part where it
 # is 0 as well.
-PRODUCT = """
+DIGITS = """
     one_digit = Constant <value_float = 127.0> ()
     is_wide = Greater (limit, one_digit)
     wide_float = Cast <to = 1> (is_wide)
@@ -34,7 +34,10 @@ PRODUCT = """
     wide_1 = NonZero (takes_part)
     wide = Squeeze (wide_1, first_axis)
     high_x = Gather <axis = -1> (all_high, wide)
+"""
 
+# `plane` in the order of the columns, and its columns of two digits
+_WEIGHTS = """
     own_order = Slice (order, first_axis, columns)
     low_weight = Gather <axis = 0> (plane, own_order)
     wide_size = Shape (wide)
@@ -48,30 +51,35 @@ PRODUCT = """
             wide_order = Gather (order, wide)
             wide_weight = Gather <axis = 0> (plane, wide_order)
         }>
-    is_signed = Cast <to = 9> (signed)
+"""
+
+# Either product of digits and weights → `low_acc`, `high_acc`
+_EITHER = """    is_signed = Cast <to = 9> (signed)
     low_acc, high_acc = If (is_signed) <
-        then_branch = signed_product () => (signed_low, signed_high) {
+        then_branch = signed_product () => (signed_low, signed_high) {{
             signed_x_zero = Cast <to = 3> (zero)
             signed_zero = Cast <to = 3> (offset)
-            signed_low_x = Cast <to = 3> (low_x)
+            signed_low_x = Cast <to = 3> ({low})
             lowered = BitwiseXor (low_weight, sign_bit)
             signed_low_weight = Cast <to = 3> (lowered)
             signed_low = MatMulInteger (signed_low_x, signed_low_weight, signed_x_zero, signed_zero)
-            signed_high_x = Cast <to = 3> (high_x)
+            signed_high_x = Cast <to = 3> ({high})
             lowered_high = BitwiseXor (high_weight, sign_bit)
             signed_high_weight = Cast <to = 3> (lowered_high)
             signed_high = MatMulInteger (signed_high_x, signed_high_weight, signed_x_zero, signed_zero)
-        },
-        else_branch = unsigned_product () => (unsigned_low, unsigned_high) {
+        }},
+        else_branch = unsigned_product () => (unsigned_low, unsigned_high) {{
             unsigned_zero = Cast <to = 2> (zero_point_int)
-            positive_low = Add (low_x, digit)
+            positive_low = Add ({low}, digit)
             unsigned_low_x = Cast <to = 2> (positive_low)
             unsigned_low = MatMulInteger (unsigned_low_x, low_weight, sign_bit, unsigned_zero)
-            positive_high = Add (high_x, digit)
+            positive_high = Add ({high}, digit)
             unsigned_high_x = Cast <to = 2> (positive_high)
             unsigned_high = MatMulInteger (unsigned_high_x, high_weight, sign_bit, unsigned_zero)
-        }>
-    digit_int = Cast <to = 6> (digit)
+        }}>
+"""
+
+_SUMS = """    digit_int = Cast <to = 6> (digit)
     shifted_acc = Mul (high_acc, digit_int)
     padded_acc = Add (low_acc, shifted_acc)
 
@@ -88,3 +96,12 @@ PRODUCT = """
             cut_acc = Slice (padded_acc, first_axis, rows_1, last)
         }>
     acc_float = Cast <to = 1> (acc)"""
+
+
+def either(low: str, high: str) -> str:
+    """Lines for the products of these digits with `low_weight` and `high_weight` → `low_acc`, `high_acc`."""
+    return _EITHER.format(low=low, high=high)
+
+
+# `whole_x` · `plane` → `acc_float`
+PRODUCT = DIGITS + _WEIGHTS + either("low_x", "high_x") + _SUMS

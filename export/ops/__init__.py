@@ -14,7 +14,10 @@ from . import (
     attend,
     causal_conv,
     embedding,
+    expert_sum,
+    experts,
     flat_embedding,
+    flat_experts,
     flat_linear,
     gated,
     grouped_norm,
@@ -28,6 +31,7 @@ from . import (
     parts,
     rotary_table,
     rotate,
+    route,
     soft_cap,
 )
 from .function import Function
@@ -52,6 +56,10 @@ _FUNCTIONS = {
         output_gate.OUTPUT_GATE,
         soft_cap.FUNCTION,
         add.ADD,
+        route.ROUTE,
+        experts.EXPERTS,
+        flat_experts.FLAT_EXPERTS,
+        expert_sum.EXPERT_SUM,
         parts.PARTS,
         mul.MUL,
         causal_conv.CAUSAL_CONV,
@@ -71,6 +79,17 @@ def of(op: str) -> Function:
 def linears(nodes: Iterable[Node]) -> list[Node]:
     """Those that multiply by a matrix of weights."""
     return [node for node in nodes if of(node.op).matrix == "linear"]
+
+
+def expert_layers(nodes: Iterable[Node]) -> list[Node]:
+    """Those that multiply by the matrices of a token's experts."""
+    return [node for node in nodes if of(node.op).matrix == "experts"]
+
+
+def is_router(node: Node, nodes: Iterable[Node]) -> bool:
+    """Whether experts are chosen by its outputs. It has 8 bits, and inputs of two digits: where a choice
+    differs the model does, and it has few weights."""
+    return any(other.op == "Route" and other.inputs[0] in node.outputs for other in nodes)
 
 
 def tables(nodes: Iterable[Node]) -> list[Node]:

@@ -46,7 +46,8 @@ class Function:
     body: Callable[[Node], str] | None = None
     file_inputs: tuple[str, ...] = ()  # that a call in a file has beyond a Graph's, at the end
 
-    matrix: Literal["linear", "table", ""] = ""  # inputs[1] is W: y = x · Wᵀ + b, or rows of W by id
+    # inputs[1] is W: y = x · Wᵀ + b, or rows of W by id, or y = x · W[e]ᵀ + b[e] of chosen experts
+    matrix: Literal["linear", "table", "experts", ""] = ""
     parameters: Callable[[Graph, Node], int] | None = None  # in the constants, without scales and biases
 
     # How a scale folds through it. Multiplies each output channel by its factor [width], in the constants:

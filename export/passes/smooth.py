@@ -3,9 +3,9 @@
 Per channel, x / s and W · s with s = max|x|^α / max|W|^(1 − α) (SmoothQuant, arXiv 2211.10438). x / s costs
 nothing where x is made by something linear in a vector of weights:
 
-    norm ─► linear                             the norm's weight takes 1 / s
+    norm ─► linear                             the norm's weight takes 1 / s, for all who read it
     qkv ─► heads ─► append ─► attend ─► out    the rows of v do, shared by the queries of one key/value head
-    gate, up ─► act(gate) · up ─► down         the rows of up do
+    gate, up ─► act(gate) · up ─► down         the rows of up do; of experts, each its own
     up ─► max(up, 0)² ─► down                  the rows of up take √(1 / s)
 
 Which function lets a scale through, and which takes it, each says itself (`ops`: origin, scale).
@@ -48,11 +48,18 @@ class Fold:
     width: int  # channels that `source` makes
     between: tuple[Node, ...] = ()  # through which the scale goes, from the linear to the source
     power: int = 1  # by which it grows on that way
+    others: tuple[Node, ...] = ()  # that read the same, and are divided with it: a router beside experts
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether both ends are experts, each of which may have an s of its own: s is [E, k]."""
+        return ops.of(self.source.op).matrix == "experts"
 
     @property
     def gated(self) -> bool:
         """Whether each input channel is made of channels of its own, as those of silu(gate) · up are."""
-        return len(self.between) == 1 and ops.of(self.between[0].op).rows is not None
+        alone = len(self.between) == 1 and not self.by_expert
+        return alone and ops.of(self.between[0].op).rows is not None
 
     def picked(self, channel: np.ndarray) -> np.ndarray:
         """Input channels of the linear, of a `gated` one → the channels of `source` they are made of."""
@@ -63,31 +70,38 @@ class Fold:
 
 
 def folds(block: Graph) -> list[Fold]:
-    """Every fold of the block; a linear whose input comes from elsewhere, or is read twice, has none."""
+    """Every fold of the block; a linear has none whose input comes from elsewhere, or is read by something
+    else than linears. Of several that read one value the largest stands for all.
+    """
     producer = {name: node for node in block.nodes for name in node.outputs}
     readers: dict[str, int] = {}
     for node in block.nodes:
         for name in node.inputs:
             readers[name] = readers.get(name, 0) + 1
-    found = (_fold(linear, producer, readers, block) for linear in ops.linears(block.nodes))
+    together: dict[str, list[Node]] = {}
+    for node in block.nodes:
+        if ops.of(node.op).matrix in ("linear", "experts"):
+            together.setdefault(node.inputs[0], []).append(node)
+    found = (_fold(nodes, producer, readers, block) for nodes in together.values())
     return [fold for fold in found if fold is not None]
 
 
 def _fold(
-    linear: Node, producer: Mapping[str, Node], readers: Mapping[str, int], graph: Graph
+    linears: list[Node], producer: Mapping[str, Node], readers: Mapping[str, int], graph: Graph
 ) -> Fold | None:
-    """From the linear back through functions that let a scale through, to one that can take it."""
-    value, weight = linear.inputs[:2]
-    width = graph.constants[weight].shape[1]
+    """From linears back through functions that let a scale through, to one that can take it."""
+    linear, *others = sorted(linears, key=lambda node: -np.prod(graph.constants[node.inputs[1]].shape))
+    value, width = linear.inputs[0], graph.constants[linear.inputs[1]].shape[-1]
     channels, between = Channels(value, np.arange(width), width), list[Node]()
-    alone = readers[weight] == 1  # a tied head's weight is not
-    while alone := alone and readers[channels.value] == 1:
+    alone = all(readers[node.inputs[1]] == 1 for node in linears)  # a tied head's weight is not
+    while alone := alone and readers[channels.value] == (1 if between else len(linears)):
         maker = producer.get(channels.value)
         if maker is None:
             return None
         function = ops.of(maker.op)
         if function.scale is not None:
-            return Fold(linear, maker, channels.index, channels.width, tuple(between), channels.power)
+            steps = tuple(between)
+            return Fold(linear, maker, channels.index, channels.width, steps, channels.power, tuple(others))
         found = function.origin(graph, maker, channels) if function.origin else None
         if found is None:
             return None
@@ -149,12 +163,18 @@ class Tied:
 
 def apply(graph: Graph, fold: Fold, s: np.ndarray) -> None:
     """Folds s into the constants of `graph`; the function it computes stays the same."""
-    name, take = fold.linear.inputs[1], ops.of(fold.source.op).scale
+    take = ops.of(fold.source.op).scale
     assert take is not None, fold.source.op
-    graph.constants[name] = Tensor.of((graph.array(name) * s).astype(np.float32))
-    inverse = np.ones(fold.width, np.float32)
-    inverse[fold.index] = 1 / s if fold.power == 1 else s ** (-1 / fold.power)
+    for name in (node.inputs[1] for node in (fold.linear, *fold.others)):
+        graph.constants[name] = Tensor.of((graph.array(name) * columns(s)).astype(np.float32))
+    inverse = np.ones((*s.shape[:-1], fold.width), np.float32)
+    inverse[..., fold.index] = 1 / s if fold.power == 1 else s ** (-1 / fold.power)
     take(graph, fold.source, inverse)
+
+
+def columns(s: np.ndarray) -> np.ndarray:
+    """s [k], or [E, k] of experts, as a factor of their weights."""
+    return s if s.ndim == 1 else s[:, None]
 
 
 def search(

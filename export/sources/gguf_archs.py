@@ -28,6 +28,9 @@ class GgufArchitecture:
     """How a GGUF architecture is read.
 
     permuted: rows of q and k lie with the elements that turn together side by side, not in two halves
+    act: the activation of its MLPs, as config.json says it; files do not say
+    windowed: the model type of a file that has attention.sliding_window, where it is another
+    local_theta: base of layers with a window in files that do not say; None: that of the others
     keys: key of the metadata, without the architecture → key of config.json; the value stays as it is
     more: what else of config.json follows, from the metadata and what was read of them so far
     obeyed: keys that `more` reads
@@ -35,9 +38,27 @@ class GgufArchitecture:
 
     model_type: str
     permuted: bool = False
+    act: str = "silu"
+    windowed: str = ""
+    local_theta: float | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Settings, Config], Config] = _nothing
     obeyed: frozenset[str] = frozenset()
+
+
+def _gemma(facts: Settings, config: Config) -> Config:
+    """llama.cpp's scale of the scores: by the head's size, in the models of 27B by the stream's."""
+    largest = config["num_hidden_layers"] in (46, 62)
+    size = config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"]
+    return {"query_pre_attn_scalar": size}
+
+
+def _lfm2(facts: Settings, config: Config) -> Config:
+    """Layers without key/value heads are convolutions; the MLP's width is worked out."""
+    heads = facts.one_or_more("attention.head_count_kv", int)
+    heads = heads * config["num_hidden_layers"] if len(heads) == 1 else heads
+    kinds = ["full_attention" if count else "conv" for count in heads]
+    return {"layer_types": kinds, "block_auto_adjust_ff_dim": False}
 
 
 def _granite(facts: Settings, config: Config) -> Config:
@@ -72,9 +93,20 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_TANH = "gelu_pytorch_tanh"
+_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    "arcee": GgufArchitecture("arcee", permuted=True, act="relu2"),
     "ernie4_5": GgufArchitecture("ernie4_5"),
     "exaone": GgufArchitecture("exaone"),
+    "exaone4": GgufArchitecture("exaone4"),
+    "gemma": GgufArchitecture("gemma", act=_TANH),
+    "gemma2": GgufArchitecture("gemma2", act=_TANH, keys=_CAPS, more=_gemma),
+    "gemma3": GgufArchitecture("gemma3_text", act=_TANH, local_theta=1e4, keys=_CAPS, more=_gemma),
+    "glm4": GgufArchitecture("glm4"),
     "granite": GgufArchitecture(
         "granite",
         permuted=True,
@@ -91,6 +123,13 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
             ssm.group_count ssm.inner_size ssm.time_step_rank
         """),
     ),
+    "hunyuan-dense": GgufArchitecture("hunyuan_v1_dense"),
+    "lfm2": GgufArchitecture(
+        "lfm2",
+        keys={"shortconv.l_cache": "conv_L_cache"},
+        more=_lfm2,
+        obeyed=_words("attention.head_count_kv"),
+    ),
     "llama": GgufArchitecture("llama", permuted=True),
     "minicpm": GgufArchitecture(
         "minicpm",
@@ -105,6 +144,7 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         more=_ministral3,
         obeyed=_words("attention.temperature_scale rope.scaling.yarn_log_multiplier"),
     ),
+    "olmo2": GgufArchitecture("olmo2", windowed="olmo3"),
     "phi3": GgufArchitecture("phi3"),
     "qwen2": GgufArchitecture("qwen2"),
     "qwen3": GgufArchitecture("qwen3"),

@@ -15,6 +15,7 @@ import numpy as np
 from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.sources.gguf_archs import GgufArchitecture, decimal
+from flatlm.export.windows import FULL, SLIDING
 from flatlm.runtime.errors import UnsupportedError
 from flatlm.runtime.settings import Settings
 
@@ -23,6 +24,7 @@ _OBEYED = words("""
     embedding_length feed_forward_length block_count context_length
     attention.head_count attention.head_count_kv attention.key_length attention.value_length
     attention.layer_norm_rms_epsilon attention.layer_norm_epsilon attention.scale attention.sliding_window
+    attention.sliding_window_pattern rope.freq_base_swa
     rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor rope.scale_linear
     rope.scaling.original_context_length rope.scaling.attn_factor rope.scaling.yarn_attn_factor
     rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
@@ -75,25 +77,33 @@ class Facts:
             "intermediate_size": facts.need("feed_forward_length", int, **_SIZE),
             "num_hidden_layers": facts.need("block_count", int, **_SIZE),
             "num_attention_heads": heads,
-            "num_key_value_heads": facts.get("attention.head_count_kv", int, heads, **_SIZE),
+            "num_key_value_heads": max(facts.one_or_more("attention.head_count_kv", int, low=0) or [heads]),
             "head_dim": head_size,
             "max_position_embeddings": facts.need("context_length", int, **_SIZE),
             "vocab_size": embedding[0],
             "rms_norm_eps": decimal(epsilon),
-            "hidden_act": "silu",
-            **_rope(facts, head_size, self.factors),
+            "hidden_act": read_as.act,
+            **_window(facts),
+            **self._rope(facts, head_size),
             **self._biases(),
             "num_experts": facts.get("expert_count", int, 0),
         }
         for key, ours in read_as.keys.items():
             if key in facts:
                 config[ours] = decimal(facts[key]) if isinstance(facts[key], float) else facts[key]
-        if window := facts.get("attention.sliding_window", int, 0):
-            config |= {"use_sliding_window": True, "sliding_window": window}
         config |= read_as.more(facts, config)
         return {self.architecture.key(key): value for key, value in config.items()} | {
             "model_type": read_as.model_type
         }
+
+    def _rope(self, facts: Settings, head_size: int) -> dict[str, Any]:
+        """Keys of rope; where types of layers may have their own, those with a window have no scaling."""
+        found, usual = _rope(facts, head_size, self.factors), self.read_as.local_theta
+        if not self.architecture.rope_by_layer_type:
+            return found
+        theta = facts.get("rope.freq_base_swa", float, usual or found["rope_theta"], above=0)
+        sliding = {"rope_type": "default", "rope_theta": decimal(theta)}
+        return {"rope_parameters": {SLIDING: sliding, FULL: found["rope_parameters"]}}
 
     def _biases(self) -> dict[str, bool]:
         """Under each key by which some config says that there are biases."""
@@ -127,6 +137,20 @@ def _of_architecture(metadata: Settings, name: str, read_as: GgufArchitecture) -
                 f"{metadata.place} has {start}{key} = {value!r:.80}; flatlm's layers have the same sizes"
             )
     return Settings(values, metadata.place, metadata.error, start)
+
+
+def _window(facts: Settings) -> dict[str, Any]:
+    """Keys of a window, null where there is none, and which layers have it where the file says."""
+    window = facts.get("attention.sliding_window", int, 0)
+    if not window:
+        return {"sliding_window": None}
+    found: dict[str, Any] = {"use_sliding_window": True, "sliding_window": window}
+    pattern = facts.values.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        found["layer_types"] = [SLIDING if one else FULL for one in pattern]
+    elif pattern is not None:
+        found["sliding_window_pattern"] = facts.need("attention.sliding_window_pattern", int, low=1)
+    return found
 
 
 def _rope(facts: Settings, head_size: int, factors: Mapping[str, np.ndarray]) -> dict[str, Any]:

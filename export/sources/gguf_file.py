@@ -85,6 +85,8 @@ def open_gguf(path: Path) -> GgufFile:
     for tensor in opened.tensors.values():
         require_byte_order(path.name, tensor)
     read_as = ARCHITECTURES[name]
+    if read_as.windowed and f"{name}.attention.sliding_window" in metadata:
+        read_as = dataclasses.replace(read_as, model_type=read_as.windowed)
     known = architecture(read_as.model_type)
     tensors = _renamed(path, opened, known.names)
     embedding = f"{known.names.stored('embedding', gguf=True)}.weight"

@@ -64,9 +64,18 @@ class Source(Protocol):
         """Whether two weights are one matrix stored twice: equal, as far as their storage can tell."""
 
 
+_FOLLOWING = (
+    "rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+
+
 def is_ignored(name: str) -> bool:
-    """A weight nobody reads: old checkpoints store the rotary frequencies, which follow from the config."""
-    return name.endswith("rotary_emb.inv_freq")
+    """A weight nobody reads: old checkpoints store rotary frequencies and masks, which the config implies."""
+    return name.endswith(_FOLLOWING)
 
 
 def require_finite(values: np.ndarray, name: str, file: str) -> None:

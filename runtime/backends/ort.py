@@ -19,11 +19,10 @@ from flatlm.runtime.errors import BackendError
 from flatlm.runtime.format.artifact import MODEL, Artifact
 from flatlm.runtime.format.functions import SIGNED
 from flatlm.runtime.format.widths import caches_of
+from flatlm.runtime.memory import give_back
 from flatlm.runtime.states.snapshots import Snapshots
 
 CHUNK = 256  # tokens of one call: bounds the logits, 4 · V bytes a token (156 MB at V = 151,936)
-
-
 PART = "onnxruntime runs files, not the {} of one: take native or numpy"
 
 
@@ -66,7 +65,7 @@ class OrtBackend:
             signed = self._ort.OrtValue.ortvalue_from_numpy(np.array(1, np.uint8))
             options.add_external_initializers([SIGNED], [signed])
         session = sessions.open_session(self._ort, model, options, self._device)
-        sessions.give_back()
+        give_back()
         return session
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import logging
 import os
@@ -129,9 +128,3 @@ def failures(ort: Any) -> tuple[type[Exception], ...]:
     """What onnxruntime raises: exceptions of its own, which share no base class, and two of Python's."""
     state, names = ort.capi.onnxruntime_pybind11_state, "Fail InvalidGraph InvalidProtobuf NotImplemented"
     return (RuntimeError, ValueError, *(getattr(state, name) for name in names.split()))
-
-
-def give_back() -> None:
-    """Free memory goes back to the system where the C library keeps it (glibc): 1 GB after a load."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flatlm.runtime.commands.common import add_json, print_json, say
+from flatlm.runtime.commands.common import add_json, add_model, model_path, print_json, say
 
 PACKAGES = {  # package: what it is for
     "numpy": "everything",
@@ -25,12 +25,18 @@ PACKAGES = {  # package: what it is for
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's flags."""
     parser.set_defaults(run=run)
+    add_model(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print machine, packages, processor and kernels. Status 1 where a model would run on slow numpy."""
+    """Print machine, packages, processor and kernels. Status 1 where a model would run on slow numpy.
+
+    Of a model that is named: what a token reads of it, and whether it fits.
+    """
     report: dict[str, Any] = {"machine": _machine(), "packages": _packages(), "processor": _processor()}
+    if args.model or args.model_flag:
+        report["model"] = _model(model_path(args))
     report["operations"] = _operations(report["processor"])
     slow = _slow(report["processor"])
     if args.json:
@@ -58,6 +64,24 @@ def _machine() -> dict[str, Any]:
         "caches": caches() or thermal.HIDDEN,
         **thermal.facts(),
     }
+
+
+def _model(path: Path) -> dict[str, str]:
+    from flatlm.runtime import memory
+    from flatlm.runtime.format.artifact import open_artifact
+    from flatlm.runtime.reading import reading
+
+    graph = open_artifact(path).graph
+    read, free = reading(graph), memory.available_bytes()
+    facts = {"weights": f"{read.all / 1e6:,.1f} MB"}
+    if read.experts:
+        facts["read for a token"] = str(read)
+    if free is not None:
+        fits = "fits" if read.all <= free else "does not fit"
+        if read.resident <= free < read.all:
+            fits = "what a token reads fits: other experts are read from the disk as they are needed"
+        facts["memory"] = fits
+    return {**facts, "memory of a sequence": memory.sequence_text(graph)}
 
 
 def _packages() -> dict[str, str]:

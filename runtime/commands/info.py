@@ -23,12 +23,15 @@ def run(args: argparse.Namespace) -> int:
     from flatlm.runtime.format.artifact import open_artifact
     from flatlm.runtime.format.describe import describe
     from flatlm.runtime.memory import sequence_text
+    from flatlm.runtime.reading import reading
 
     artifact = open_artifact(model_path(args))
     if args.json:
         print_json(asdict(artifact.manifest))
     else:
         more = {"memory of a sequence": sequence_text(artifact.graph), **_sampling(Path(artifact.path))}
+        if (read := reading(artifact.graph)).experts:
+            more["read for a token"] = str(read)
         print(describe(artifact, more))
     return 0
 

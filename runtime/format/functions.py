@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 
 from flatlm.kernels_arm import layout
+from flatlm.kernels_arm.expert_layout import packed_shape
 from flatlm.runtime import ops
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.graph import Graph, Node, Tensor
@@ -105,7 +106,8 @@ def _check_packed(node: Node, name: str, tensor: Tensor) -> None:
     bits = {"uint4": 4, "int8": 8}.get(tensor.dtype)
     if bits is None:
         raise misfit(node, f"tensor {name!r} is {tensor.dtype}, not uint4 or int8")
-    wanted = layout.packed_shape(int(node.attrs["rows"]), int(node.attrs["columns"]), bits)
+    experts = int(node.attrs.get("experts", 1))
+    wanted = packed_shape(experts, int(node.attrs["rows"]), int(node.attrs["columns"]), bits)
     if tensor.shape != wanted:
         raise misfit(node, f"tensor {name!r} has shape {list(tensor.shape)}, not {list(wanted)}")
     if node.attrs["offset"] != layout.offset_of(bits):

@@ -195,7 +195,7 @@ def _read_node(message: memoryview) -> Node:
             attrs.update([_read_attribute(wire.message(value))])
     name, function, domain = ("".join(strings[number]) for number in (3, 4, 7))
     op = function.partition("_")[0]  # what follows are options, which stand in the attributes, too
-    if op in ops.PRODUCTS and strings[1][-1:] == [functions.SIGNED]:
+    if op in ops.QUANTIZING and strings[1][-1:] == [functions.SIGNED]:
         del strings[1][-1]
     node = Node(op, tuple(strings[1]), tuple(strings[2]), attrs, name)
     if (op in functions.STANDARD) != (domain == "") or domain not in ("", functions.DOMAIN):

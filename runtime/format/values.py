@@ -22,6 +22,7 @@ Values = tuple[Value, ...]
 
 IDS, POSITIONS = Value("token ids"), Value("positions")
 UNKNOWN_CACHE = Value("a cache that no node has")  # an input of the graph, until a node takes it
+_EXPERT_ROWS = "rows of experts"
 CACHE, NEW_CACHE = "a cache in ", "a new cache in "  # and the type
 STATE, NEW_STATE = "a state in ", "a new state in "  # the same of a size that does not grow
 
@@ -38,6 +39,35 @@ def table(half: int) -> Value:
 def heads(number: int, size: int) -> Value:
     """Rows of `number` heads of `size` columns each."""
     return Value("heads", (number, size))
+
+
+def choice(experts: int, kept: int) -> Value:
+    """Which `kept` of `experts` each token goes to."""
+    return Value("a choice of experts", (experts, kept))
+
+
+def shares(kept: int) -> Value:
+    """Of each token's `kept` experts."""
+    return Value("shares of experts", (kept,))
+
+
+def expert_rows(columns: int, kept: int) -> Value:
+    """For each token a row of so many columns from each of its `kept` experts."""
+    return Value(_EXPERT_ROWS, (columns, kept))
+
+
+def are_of_experts(value: Value) -> bool:
+    return value.kind == _EXPERT_ROWS
+
+
+def kept_of(value: Value) -> int:
+    """Experts of a token, of rows or a choice; of what is neither, some: see `columns_of`."""
+    return (*value.size, 1, 1)[1]
+
+
+def like(value: Value, columns: int) -> Values:
+    """Rows of so many columns: of experts as `value` is, or a stream."""
+    return (expert_rows(columns, kept_of(value)),) if are_of_experts(value) else streams(columns)
 
 
 def columns_of(value: Value) -> int:

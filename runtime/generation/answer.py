@@ -93,6 +93,9 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where SamplingOptions ask for them
     reading: Reading | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        return self.content
+
     @functools.cached_property
     def message(self) -> Message:
         """The answer in its parts."""
@@ -181,6 +184,7 @@ class Answer:
         self.reason = ""  # why it ended
         self.cancelled = False  # it will end before the next step
         self.pieces: list[tuple[str, str]] = []  # of text, and the drafter whose token completed it
+        self.marks: list[int] = []  # by piece: how many tokens of the answer it is complete with
 
     @property
     def ended(self) -> bool:
@@ -256,6 +260,7 @@ class Answer:
 
     def _give(self, piece: str, count: int) -> None:
         """A piece that is complete with the token `count` of the answer."""
+        self.marks.append(count)  # before its piece: who reads from another thread finds it there
         self.pieces.append((piece, "" if self.drafted is None else self.drafted.source_of(count - 1)))
 
 

@@ -54,6 +54,10 @@ class ChunkSize:
     def __init__(self, most: int = PREFILL_CHUNK, seconds: float | None = None) -> None:
         self.most, self.seconds, self.tokens = most, seconds, most
 
+    def within(self, seconds: float) -> None:
+        """From now on a chunk takes no longer than that; the first ones are short, for nothing is known."""
+        self.seconds, self.tokens = seconds, min(self.most, 2 * LEAST_CHUNK)
+
     def measured(self, rows: int, seconds: float) -> None:
         """A step that read a chunk computed `rows` rows in that time."""
         if self.seconds is None or seconds <= 0:

@@ -18,7 +18,10 @@ from flatlm.runtime.ops import (
     attend,
     causal_conv,
     embedding,
+    expert_sum,
+    experts,
     flat_embedding,
+    flat_experts,
     flat_linear,
     flat_linear_token,
     gated,
@@ -33,6 +36,7 @@ from flatlm.runtime.ops import (
     parts,
     rotary_table,
     rotate,
+    route,
     soft_cap,
 )
 from flatlm.runtime.ops.function import Function, Product, Stateful
@@ -56,6 +60,10 @@ _MODULES: tuple[Function, ...] = (
     embedding,
     linear,
     add,
+    route,
+    experts,
+    flat_experts,
+    expert_sum,
     parts,
     mul,
     causal_conv,
@@ -67,6 +75,7 @@ _STATEFUL: tuple[Stateful, ...] = (append, causal_conv, linear_attention)
 
 OPS = {module.NAME: module for module in _MODULES}
 PRODUCTS = {module.NAME: module for module in _PRODUCTS}
+QUANTIZING = {*PRODUCTS, flat_experts.NAME}  # whose input becomes integers
 STATEFUL = {module.NAME: module for module in _STATEFUL}
 
 
@@ -93,6 +102,11 @@ def computed(node: Node) -> list[str]:
 def is_product(node: Node) -> bool:
     """Whether it multiplies by packed weights."""
     return node.op in PRODUCTS
+
+
+def quantizes(node: Node) -> bool:
+    """Whether its first input becomes integers, in records of its own."""
+    return node.op in QUANTIZING
 
 
 def has_state(node: Node) -> bool:

@@ -13,8 +13,8 @@ from flatlm.kernels_arm import ops, reference
 from flatlm.kernels_arm.records import Rows, record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
 from flatlm.runtime.format.signature import Attr, Signature, Traits, misfit
-from flatlm.runtime.format.values import Values, columns_of, streams
-from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.format.values import Values, columns_of, like
+from flatlm.runtime.lowering import Group, Lowering, require_stream
 from flatlm.runtime.ops.function import Operation, Step
 
 NAME, TRAITS = "Activation", Traits()
@@ -45,7 +45,7 @@ def numbers(node: Node) -> tuple[float, ...]:
 
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
-    both = streams(columns_of(given[0]))
+    both = like(given[0], columns_of(given[0]))
     return both, both
 
 
@@ -66,6 +66,7 @@ def rows_of(lowering: Lowering, node: Node) -> Rows:
 def lower(lowering: Lowering, group: Group) -> None:
     """ACT_ROWS."""
     node = group.node
+    require_stream(lowering, node)
     columns = columns_of(lowering.values[node.outputs[0]])
     x, out = lowering.array(node.inputs[0]), lowering.rows(node.outputs[0], columns)
     lowering.add(node, record(

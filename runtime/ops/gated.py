@@ -13,8 +13,8 @@ from flatlm.kernels_arm import ops, reference
 from flatlm.kernels_arm.records import Rows, record
 from flatlm.runtime.format.graph import Attribute, Graph, Node
 from flatlm.runtime.format.signature import Signature, Traits
-from flatlm.runtime.format.values import Values, columns_of, streams
-from flatlm.runtime.lowering import Group, Lowering
+from flatlm.runtime.format.values import Values, columns_of, like
+from flatlm.runtime.lowering import Group, Lowering, require_stream
 from flatlm.runtime.ops.activation import ACT, act_of
 from flatlm.runtime.ops.function import Operation, Step
 
@@ -32,7 +32,7 @@ def check(graph: Graph, node: Node) -> None:
 
 def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     half = columns_of(given[0]) // 2
-    return streams(2 * half), streams(half)
+    return like(given[0], 2 * half), like(given[0], half)
 
 
 def numpy(graph: Graph, node: Node) -> Operation:
@@ -52,6 +52,7 @@ def rows_of(lowering: Lowering, node: Node) -> Rows:
 def lower(lowering: Lowering, group: Group) -> None:
     """GATE_ROWS."""
     node = group.node
+    require_stream(lowering, node)
     columns = columns_of(lowering.values[node.outputs[0]])
     x, out = lowering.array(node.inputs[0]), lowering.rows(node.outputs[0], columns)
     lowering.add(node, record(

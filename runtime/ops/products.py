@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from flatlm.kernels_arm import lookups, records, reference
@@ -28,7 +30,12 @@ _INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of, activation.NAME: 
 
 def check(graph: Graph, node: Node) -> None:
     check_excess(graph, node)
-    name, levels = node.inputs[LIMIT], int(node.attrs["levels"])
+    check_levels(graph, node, node.inputs[LIMIT])
+
+
+def check_levels(graph: Graph, node: Node, name: str) -> None:
+    """FormatError where the limits of the constant `name` are not those of pieces of `levels` steps."""
+    levels = int(node.attrs["levels"])
     if levels not in (7, 127):
         raise misfit(node, f"levels are 7 or 127, not {levels}")
     pieces = graph.array(name) / np.float32(levels)
@@ -45,24 +52,33 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
 # ---- by numpy
 def product(graph: Graph, node: Node, inverse_scale: np.floating | None) -> Operation:
     """Integer products through float32 BLAS in exact pieces. inverse_scale None: each token has its own."""
-    weights = graph.totals(node).T.astype(np.float32)  # [k, n]
     scale, bias = (graph.array(node.inputs[i]) for i in (SCALE, BIAS))
     levels = int(node.attrs["levels"])
     limit = graph.array(node.inputs[LIMIT]).astype(np.int32)
-    wide = np.flatnonzero(limit > 127)
+    sums = exact_product(graph.totals(node).T.astype(np.float32), limit)
 
     def run(step: Step, x: np.ndarray) -> tuple[np.ndarray, ...]:
         if inverse_scale is None:
             integers, size = reference.quantize_token(x, limit, levels)
         else:
             integers, size = reference.quantize(x, np.float32(inverse_scale), limit), None
+        return (reference.scale_product(sums(integers), scale, bias, size),)
+
+    return run
+
+
+def exact_product(weights: np.ndarray, limit: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """X int32 [m, k] → X · weights as int32 [m, n]; weights: integer-valued float32 [k, n]."""
+    wide = np.flatnonzero(limit > 127)
+
+    def sums(integers: np.ndarray) -> np.ndarray:
         low, high = reference.digits(integers, limit)
         acc = _exact(low, weights)
         if wide.size:
             acc += reference.DIGIT * _exact(high[:, wide], weights[wide])
-        return (reference.scale_product(acc, scale, bias, size),)
+        return acc
 
-    return run
+    return sums
 
 
 def _exact(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -84,13 +100,8 @@ def lower_product(lowering: Lowering, group: Group) -> None:
     inverse = node.inputs[BIAS + 1] if integers.inverse_scale is not None else None
     made = (node.inputs[X], node.op, node.attrs["levels"], node.inputs[LIMIT], inverse, last)
     if lowering.quantized not in ((*made, True), (*made, sparse)):
-        inside = group.before[0] if group.before else None
-        if inside:
-            rows = _INSIDE[inside.op](lowering, inside)
-        else:
-            rows = records.Rows(lowering.array(node.inputs[X]))
         lowering.add(node, records.quantize_record(
-            integers, rows, lowering.digits, lowering.keep, by_row=sparse, last=last
+            integers, rows_before(lowering, group), lowering.digits, lowering.keep, by_row=sparse, last=last
         ))  # fmt: skip
         lowering.quantized = (*made, sparse)  # with rows for the excess to be looked up in, or not
     if group.add:  # into the residual stream, where that ends
@@ -102,6 +113,14 @@ def lower_product(lowering: Lowering, group: Group) -> None:
         integers, weights, out, lowering.digits, lowering.keep, add=group.add is not None, last=last
     ))  # fmt: skip
     lowering.need(integers.scratch)
+
+
+def rows_before(lowering: Lowering, group: Group) -> records.Rows:
+    """The rows that a group's quantization reads, and what it does to them first."""
+    if not group.before:
+        return records.Rows(lowering.array(group.node.inputs[X]))
+    (inside,) = group.before
+    return _INSIDE[inside.op](lowering, inside)
 
 
 def _weights(lowering: Lowering, node: Node, integers: records.Integers) -> records.Weights:

@@ -220,7 +220,7 @@ async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
             if news is None:
                 yield event({"type": "ping"}, "ping")
                 continue
-            for delta, _ in news.deltas:
+            for delta in (said.delta for said in news.said):
                 said = True
                 for one in blocks.events(delta):
                     yield one

@@ -17,12 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
-from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, responses
+from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, page, responses
 from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
+from flatlm.runtime.server.openapi import document
 from flatlm.runtime.server.shop import Call, Shop
 from flatlm.runtime.server.warm import warm
-from flatlm.runtime.server.wire import GoneError
+from flatlm.runtime.server.wire import GoneError, reply
 
 Handler = Callable[[Call], Awaitable[Response]]
 QUIET = ("/health", "/v1/health", "/metrics")  # asked every few seconds by those who watch
@@ -38,7 +39,7 @@ class Endpoint(NamedTuple):
     summary: str
 
 
-ENDPOINTS = (
+ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/v1/chat/completions", openai.chat_completions, "OpenAI: answer messages"),
     Endpoint("POST", "/chat/completions", openai.chat_completions, "OpenAI: answer messages"),
     Endpoint(
@@ -64,7 +65,7 @@ ENDPOINTS = (
     Endpoint("GET", "/metrics", llamacpp.metrics, "Prometheus' counters"),
     Endpoint("GET", "/health", llamacpp.health, "whether the model is loaded"),
     Endpoint("GET", "/v1/health", llamacpp.health, "whether the model is loaded"),
-    Endpoint("GET", "/", ollama.running, "Ollama: that it is there"),
+    Endpoint("GET", "/", page.index, "the chat page; to programs, that Ollama's API is there"),
     Endpoint("GET", "/api/version", ollama.version, "Ollama: the version of its API"),
     Endpoint("GET", "/api/tags", ollama.tags, "Ollama: the models"),
     Endpoint("GET", "/api/ps", ollama.ps, "Ollama: the models that are loaded"),
@@ -76,6 +77,13 @@ ENDPOINTS = (
     Endpoint("POST", "/api/embeddings", ollama.embed, "Ollama: refused, with the reason"),
     Endpoint("POST", "/embeddings", openai.embeddings, "OpenAI: refused, with the reason"),
 )
+
+
+async def openapi(call: Call) -> Response:
+    return reply(document(ENDPOINTS))
+
+
+ENDPOINTS = (*ENDPOINTS, Endpoint("GET", "/openapi.json", openapi, "this document"))
 
 
 def application(shop: Shop, access: Access) -> ASGIApp:

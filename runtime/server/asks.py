@@ -63,6 +63,8 @@ def sampling_of(body: Settings, defaults: SamplingOptions, top: int | None = Non
             found = from_json({option: _tolerant(option, value)}, SamplingOptions, start=found)
         except UsageError as error:
             raise UsageError(f"{name}: {error}", param=name) from None
+    if defaults.n >= 0 and (found.n < 0 or found.n > defaults.n):
+        found = replace(found, n=defaults.n)  # the server's -n is the most that anybody gets
     stops = tuple(body.one_or_more("stop", str))
     if len(stops) > MOST_STOPS or any(len(stop) > MOST_STOP for stop in stops):
         raise UsageError(

@@ -131,7 +131,7 @@ class Host:
             raise
         self.failure = None
         self._shelve(self.llm)
-        self.scheduler.chunk.seconds = CHUNK_SECONDS
+        self.scheduler.chunk.within(CHUNK_SECONDS)
         self.used, self.load_seconds = time.monotonic(), time.monotonic() - started
         self.counts["loads"] += 1
 

@@ -40,10 +40,10 @@ class Reply:
     tokens: bool  # ids beside texts
     fields: Sequence[str]  # of a whole answer, where not all are wanted; a/b is field b of a
 
-    def part(self, index: int, text: str) -> dict[str, Any]:
+    def part(self, index: int, text: str, ids: Sequence[int] = ()) -> dict[str, Any]:
         answer = self.order.tickets[index].answer
         written = 0 if answer is None else answer.written
-        part = {"index": index, "content": text, "tokens": [], "stop": False, "id_slot": -1}
+        part = {"index": index, "content": text, "tokens": list(ids), "stop": False, "id_slot": -1}
         return {**part, "tokens_predicted": written, "tokens_evaluated": self.order.prompt_tokens(index)}
 
     def rated(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -86,11 +86,10 @@ def picked(whole: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     found = {}
     for path in fields:
         value: Any = whole
-        *_, name = keys = path.split("/")
-        for key in keys:
+        for key in path.split("/"):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
-            found[name] = value
+            found[path] = value
     return found
 
 
@@ -141,11 +140,9 @@ async def _events(made: Reply, progress: bool) -> AsyncIterator[bytes]:
                 spent = 1e3 * made.order.tickets[index].completion.timings.prefill_seconds
                 state = {"total": total, "cache": held, "processed": read, "time_ms": spent}
                 yield event({**made.part(index, ""), "prompt_progress": state})
-            rated = news.logprobs
-            for delta, _ in news.deltas:
-                text = delta.text if isinstance(delta, Content) else ""
-                yield event({**made.part(index, text), **made.rated(rated)})
-                rated = ()
+            for said in news.said:
+                text = said.delta.text if isinstance(said.delta, Content) else ""
+                yield event({**made.part(index, text, said.ids), **made.rated(said.logprobs)})
             if news.ended:
                 yield event(made.whole(index, ""))
     except Exception as error:  # noqa: BLE001  told, not swallowed

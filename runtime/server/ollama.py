@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.generation.answer import Completion, Prompt
@@ -140,7 +140,7 @@ async def _lines(made: Reply, order: Order) -> AsyncIterator[bytes]:
             if news is None:
                 yield line(made.part(""))
                 continue
-            for delta, _ in news.deltas:
+            for delta in (said.delta for said in news.said):
                 if isinstance(delta, Content):
                     yield line(made.part(delta.text))
                 elif isinstance(delta, Reasoning):
@@ -233,11 +233,6 @@ def _full(host: Host) -> str:
 
 async def version(call: Call) -> Response:
     return reply({"version": VERSION})
-
-
-async def running(call: Call) -> Response:
-    """What Ollama says at / to who only wants to know whether it is there."""
-    return PlainTextResponse("Ollama is running")
 
 
 async def tags(call: Call) -> Response:

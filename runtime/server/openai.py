@@ -28,7 +28,7 @@ from flatlm.runtime.server.asks import (
 from flatlm.runtime.server.failures import NotSupported, openai_body
 from flatlm.runtime.server.forms import openai_form, with_form
 from flatlm.runtime.server.hosts import Host
-from flatlm.runtime.server.orders import News, follow, timings_of, usage
+from flatlm.runtime.server.orders import News, Said, follow, timings_of, usage
 from flatlm.runtime.server.shop import Call
 from flatlm.runtime.server.tickets import Asked, Order
 from flatlm.runtime.server.wire import DONE, event, reply
@@ -65,23 +65,16 @@ class Reply:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def deltas(self, news: News) -> list[dict[str, Any]]:
-        """Events with what is new; log probabilities go with the first.
-
-        `source` is the drafter that guessed it, which other clients do not read.
-        """
-        events = []
-        logprobs = self.logprobs(news.logprobs, news.start) if news.logprobs else None
-        for delta, source in news.deltas or ([(Content(""), "")] if news.logprobs else []):
-            choice: dict[str, Any] = {"index": news.index, "finish_reason": None, "logprobs": logprobs}
-            if self.chat:
-                choice["delta"] = shown(delta)
-            elif isinstance(delta, Content):
-                choice["text"] = delta.text
-            one = {**self.head(True), "choices": [choice]}
-            events.append({**one, "flatlm": {"source": source}} if source else one)
-            logprobs = None
-        return events
+    def said(self, index: int, said: Said) -> dict[str, Any]:
+        """An event with what is new. The drafter that guessed it other clients do not read."""
+        logprobs = self.logprobs(said.logprobs, said.start) if said.logprobs else None
+        choice: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": logprobs}
+        if self.chat:
+            choice["delta"] = shown(said.delta)
+        elif isinstance(said.delta, Content):
+            choice["text"] = said.delta.text
+        one = {**self.head(True), "choices": [choice]}
+        return {**one, "flatlm": {"source": said.source}} if said.source else one
 
     def logprobs(self, found: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
         if self.chat:
@@ -229,7 +222,7 @@ def _of_news(made: Reply, order: Order, news: News) -> list[dict[str, Any]]:
         spent = 1e3 * completion.timings.prefill_seconds
         progress = {"total": total, "cache": held, "processed": read, "time_ms": spent}
         events.append({**made.head(True), "choices": [choice], "prompt_progress": progress})
-    events += made.deltas(news)
+    events += [made.said(index, said) for said in news.said]
     if made.timings:
         for one in events:
             one["timings"] = timings_of(completion.timings)

@@ -4,11 +4,11 @@ read it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from flatlm.runtime.generation.answer import Completion, Timings
+from flatlm.runtime.generation.answer import Answer, Completion, Timings
 from flatlm.runtime.generation.logprobs import TokenLogprob
 from flatlm.runtime.server.engine import Engine
 from flatlm.runtime.server.failures import Busy
@@ -19,16 +19,85 @@ from flatlm.runtime.text.tools.deltas import CallDelta, Content, Delta
 from flatlm.runtime.text.tools.reader import Reader
 
 
+class Said(NamedTuple):
+    """A piece of an answer, the tokens that it is complete with, and where it stands."""
+
+    delta: Delta
+    source: str = ""  # the drafter whose token completed it
+    start: int = 0  # characters of the answer before it
+    ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprob] = ()  # of `ids`, where they were asked for
+
+
 @dataclass(frozen=True)
 class News:
     """What is new of an answer. `read`: (held before, read so far, all) of its prompt while that is read."""
 
     index: int
-    deltas: Sequence[tuple[Delta, str]] = ()  # and the drafter whose token completed each
-    start: int = 0  # characters of the answer before them
-    logprobs: Sequence[TokenLogprob] = ()  # where they were asked for; not one for each delta
+    said: Sequence[Said] = ()
     ended: bool = False
     read: tuple[int, int, int] | None = None
+
+
+class Watch:
+    """How much of one answer its reader was told."""
+
+    def __init__(self, index: int, ticket: Ticket) -> None:
+        self._index, self._ticket = index, ticket
+        self._reader = reader_of(ticket)
+        self._read, self._pieces, self._tokens, self._shown = -1, 0, 0, 0
+        self.ended = False
+
+    def news(self) -> Iterator[News]:
+        """What is new. An error of the answer is raised."""
+        ticket = self._ticket
+        over, answer = ticket.ended, ticket.answer  # in this order: what comes after is seen next time
+        if ticket.error is not None:
+            raise ticket.error
+        if answer is None:
+            return
+        yield from self._reading(answer)
+        pieces = answer.pieces[self._pieces :]
+        said = [one for place, piece in enumerate(pieces) for one in self._said(answer, place, piece)]
+        self._pieces += len(pieces)
+        if over:
+            said += [Said(delta, start=self._shown) for delta in self._reader.finish()]
+            rest = self._taken(answer, None)
+            said += [Said(Content(""), "", self._shown, *rest)] if rest[1] else []
+        self.ended = over
+        if said or over:
+            yield News(self._index, [] if ticket.silent else said, over)
+
+    def _reading(self, answer: Answer) -> Iterator[News]:
+        """How far the prompt is read: first what was held, last all."""
+        total, begun = len(answer.prompt.ids), answer.sequence.slot >= 0 or answer.written > 0
+        if self._read < 0 and begun:
+            self._read = answer.reused
+            yield News(self._index, read=(answer.reused, answer.reused, total))
+        now = min(answer.sequence.read, total) if answer.reading else total
+        if 0 <= self._read < now:
+            self._read = now
+            yield News(self._index, read=(answer.reused, now, total))
+
+    def _said(self, answer: Answer, place: int, piece: tuple[str, str]) -> list[Said]:
+        text, source = piece
+        deltas = self._reader.push(text)
+        found = []
+        if deltas:
+            taken = self._taken(answer, answer.marks[self._pieces + place])
+            found = [Said(deltas[0], source, self._shown, *taken)]
+            found += [Said(delta, source, self._shown) for delta in deltas[1:]]
+        self._shown += len(text)
+        return found
+
+    def _taken(self, answer: Answer, mark: int | None) -> tuple[list[int], list[TokenLogprob]]:
+        """The ids up to the `mark`-th that were not told yet, and their log probabilities."""
+        if answer.text is None:
+            return [], []
+        ids = answer.text.tokens[self._tokens : mark]
+        logprobs = answer.logprobs[self._tokens : self._tokens + len(ids)]
+        self._tokens += len(ids)
+        return ids, logprobs
 
 
 async def follow(order: Order) -> AsyncIterator[News | None]:
@@ -36,37 +105,14 @@ async def follow(order: Order) -> AsyncIterator[News | None]:
 
     An error of an answer is raised.
     """
-    given, told, ended = [0] * len(order.tickets), [-1] * len(order.tickets), set[int]()
-    rated, shown = [0] * len(order.tickets), [0] * len(order.tickets)
-    readers = [reader_of(ticket) for ticket in order.tickets]
-    while len(ended) < len(order.tickets):
+    watches = [Watch(index, ticket) for index, ticket in enumerate(order.tickets)]
+    while not all(watch.ended for watch in watches):
         if not await order.bell.heard(SILENCE):
             yield None
-        for index, ticket in enumerate(order.tickets):
-            if index in ended:
-                continue
-            over, answer = ticket.ended, ticket.answer  # in this order: what comes after is seen next time
-            if ticket.error is not None:
-                raise ticket.error
-            if answer is None:
-                continue
-            read = answer.sequence.read
-            if answer.reading and not over and read != told[index]:
-                told[index] = read
-                yield News(index, read=(answer.reused, read, len(answer.prompt.ids)))
-            pieces = answer.pieces[given[index] :]
-            given[index] += len(pieces)
-            if over:
-                ended.add(index)
-            if pieces or over:
-                reader = readers[index]
-                deltas = [(delta, source) for text, source in pieces for delta in reader.push(text)]
-                deltas += [(delta, "") for delta in reader.finish()] if over else []
-                certain = len(answer.text.tokens) if answer.text is not None else 0
-                logprobs = [] if ticket.silent else answer.logprobs[rated[index] : certain]
-                rated[index] += len(logprobs)
-                yield News(index, [] if ticket.silent else deltas, shown[index], logprobs, over)
-                shown[index] += sum(len(text) for text, _ in pieces)
+        for watch in watches:
+            if not watch.ended:
+                for news in watch.news():
+                    yield news
 
 
 class Plain:

@@ -252,7 +252,7 @@ async def _events(made: Reply, order: Order) -> AsyncIterator[bytes]:
             if news is None:
                 yield PING
                 continue
-            for delta, _ in news.deltas:
+            for delta in (said.delta for said in news.said):
                 for one in events.of(delta):
                     yield one
         for one in events.end() if events.items else [*events.of(Content("")), *events.end()]:

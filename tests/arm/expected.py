@@ -30,6 +30,8 @@ MODELS = (
     *((14, "int8", "token", mixer) for mixer in MIXERS),
     (11, "float32", "static", "plain", "gelu", "output_gate"),
     (12, "int8", "token", "relu2", "head_gate", "norms"),
+    (20, "float32", "token", "experts"),
+    (21, "int8", "static", "sigmoid_experts"),
     (13, "float32", "static", "softcap", "slopes", "sinks", "window", "logit_cap"),
     (14, "int8", "token", "softcap", "slopes", "sinks", "window", "no_rotation", "positions"),
     (15, "float32", "token", "qk_norm", "own", "centered", "no_rotation", "norms"),

@@ -33,6 +33,8 @@ def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with what its class in transformers 5 adds and moves."""
     usual = {} if "hidden_activation" in config else {"hidden_act": "silu"}
     c = {**usual, "context": config["max_position_embeddings"], **config}
+    if share := c.pop("rotary_pct", None):
+        c["partial_rotary_factor"] = share
     given = c.get("rope_scaling") or c.get("rope_parameters") or {}
     outer = {key: c[key] for key in _ROPE_KEYS if c.get(key) is not None}
     if not any(isinstance(value, dict) for value in given.values()):
@@ -51,7 +53,13 @@ def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     return c
 
 
-_WINDOWS = {"gemma2": 2, "gemma3_text": 6, "olmo3": 4, "exaone4": 4}  # each so-manieth layer has none
+_WINDOWS = {
+    "gemma2": 2,
+    "gemma3_text": 6,
+    "olmo3": 4,
+    "exaone4": 4,
+    "cohere2": 4,
+}  # each so-manieth layer has none
 
 
 def _layers_of_two_kinds(c: dict[str, Any]) -> None:

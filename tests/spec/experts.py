@@ -189,13 +189,17 @@ def qwen2_moe(c, W):
     return llama(
         c,
         W,
-        mlp=lambda w, at, c, i: moe(
-            w,
-            at,
-            c,
-            normalize=c["norm_topk_prob"],
-            shared=gated(w, f"{at}.shared_expert", c),
-            shared_gate=(w(f"{at}.shared_expert_gate.weight"), None),
+        mlp=lambda w, at, c, i: (
+            gated(w, at, c)
+            if w.has(f"{at}.gate_proj.weight")
+            else moe(
+                w,
+                at,
+                c,
+                normalize=c["norm_topk_prob"],
+                shared=gated(w, f"{at}.shared_expert", c),
+                shared_gate=(w(f"{at}.shared_expert_gate.weight"), None),
+            )
         ),
     )
 

@@ -103,7 +103,7 @@ def gpt2(c, W):
             c["n_head"],
             c["n_head"],
             D // c["n_head"],
-            (D // c["n_head"]) ** -0.5,
+            (D // c["n_head"]) ** -0.5 / (i + 1 if c.get("scale_attn_by_inverse_layer_idx") else 1),
         )
         layers.append(
             Layer(

@@ -7,16 +7,21 @@ captured as a graph, one for each sequence and number of tokens, and launched as
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flatlm.runtime import ops
 from flatlm.runtime.backends import Segment, check_fit, check_ids, ort, still_open
 from flatlm.runtime.backends import ort_session as sessions
 from flatlm.runtime.format.artifact import Artifact
+from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.widths import caches_of
+from flatlm.runtime.memory import available_bytes, give_back
+from flatlm.runtime.ops.packed import sizes
 
 from .exact import REWRITES
 from .fast import FAST
@@ -25,6 +30,7 @@ from .model import plan_of
 
 CAPTURED = 17  # tokens of a step up to which it is captured: a draft of 16 and the token before it
 # Forms of products (products.py), best first; the next is tried where one does not fit or is refused
+WIDE = 9  # bytes a weight that onnxruntime needs in this machine's memory to make float64 of int8
 FORMS = {"cpu": ("uint8",), "cuda": ("double", "int8")}
 
 
@@ -36,7 +42,8 @@ def open_plan(artifact: Artifact, *, device: str = "cpu", **options: Any) -> Pla
     """A PlanBackend with the best form of products that the device computes, as CUDA graphs if it captures
     them. Raises as PlanBackend does.
     """
-    attempts = [(form, captures) for captures in (True, False) for form in FORMS.get(device, ("",))]
+    forms = _forms(artifact.graph, device)
+    attempts = [(form, captures) for captures in (True, False) for form in forms]
     failures: list[sessions.DeviceError] = []
     for form, captures in attempts:
         try:
@@ -51,6 +58,15 @@ def open_plan(artifact: Artifact, *, device: str = "cpu", **options: Any) -> Pla
             )
         return opened
     raise failures[0]
+
+
+def _forms(graph: Graph, device: str) -> Sequence[str]:
+    """Those of the device, without float64 where this machine could not make so many weights of it."""
+    forms, free = FORMS.get(device, ("",)), available_bytes()
+    weights = sum(math.prod(sizes(graph, node)) for node in graph.nodes if ops.is_product(node))
+    if free is not None and WIDE * weights > free:
+        forms = tuple(form for form in forms if form != "double")
+    return forms
 
 
 class PlanBackend:
@@ -97,13 +113,12 @@ class PlanBackend:
         table = FAST if self.fast else REWRITES
         plan = plan_of(artifact.path, artifact.graph, self.form, table)
         options = sessions.session_options(self._ort, threads)
-        values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in plan.arrays.values()]
-        options.add_external_initializers(list(plan.arrays), values)
+        plan.hand_over(self._ort, options)
         settings = {"enable_cuda_graph": "1"} if self.captures else {}
         model = plan.model.SerializeToString()
         session = sessions.open_session(self._ort, model, options, self._device, settings)
-        del plan, values, options
-        sessions.give_back()
+        del plan, options
+        give_back()
         return session
 
     def _empty(self) -> SequenceCache:

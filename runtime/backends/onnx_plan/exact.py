@@ -126,6 +126,8 @@ def rewrite(call: Call, table: Mapping[str, Rewrite], caches: set[str]) -> None:
     known = table.get(call.node.op)
     if known is None and ops.has_state(call.node):
         raise Refused(f"the function {call.node.op!r} of {call.node.name!r} has a state that is no K/V cache")
+    if known is None and ops.quantizes(call.node):
+        raise Refused(f"the function {call.node.op!r} of {call.node.name!r} has packed weights of its own")
     if known is None and caches & set(call.node.inputs):
         raise Refused(f"the function {call.node.op!r} of {call.node.name!r} reads a cache")
     if known is not None:

@@ -66,7 +66,8 @@ def read(node: onnx.NodeProto) -> set[str]:
     found = set(node.input)
     for attribute in node.attribute:
         inner = attribute.g.node
-        found |= set().union(*map(read, inner)) - {name for one in inner for name in one.output}
+        made = {name for one in inner for name in one.output} | {one.name for one in attribute.g.input}
+        found |= set().union(*map(read, inner)) - made
     return found - {""}
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flatlm.runtime.format.functions import DOMAIN
-from flatlm.runtime.format.graph import Graph, Node, Tensor
+from flatlm.runtime.format.functions import DOMAIN, SIGNED
+from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.widths import LOGITS, caches_of
 
 from .calls import Call, Rewrite
@@ -27,15 +28,23 @@ from .exact import KEYS, QUERIES, REWRITES, WRITE, rewrite
 from .functions import MICROSOFT, OPSET, Refused, made
 
 ROWS = "plan.rows"
-SMALL = 1 << 16  # bytes up to which a constant stands in the model's message
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+SMALL = 1 << 16  # bytes up to which a new constant stands in the model's message
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A model for onnxruntime, and its constants that are handed over beside it."""
+    """A model for onnxruntime, which reads the file's own constants in `folder`, and those that are new."""
 
     model: onnx.ModelProto
     arrays: dict[str, np.ndarray]
+    folder: Path
+
+    def hand_over(self, ort: Any, options: Any) -> None:
+        """What is not in the model's message, to a session's options."""
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays.values()]
+        options.add_external_initializers(list(self.arrays), values)
+        options.add_session_config_entry(DATA_FOLDER, str(self.folder))
 
 
 def plan_of(folder: Path, graph: Graph, product: str, table: Mapping[str, Rewrite] = REWRITES) -> Plan:
@@ -45,31 +54,29 @@ def plan_of(folder: Path, graph: Graph, product: str, table: Mapping[str, Rewrit
     """
     if fixed := [cache.past for cache in caches_of(graph) if not cache.grows]:
         raise Refused(f"its state {fixed[0]} is no cache with a place for each position")
-    file = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-    return _Maker(file, graph, product, table).plan()
+    return _Maker(folder, graph, product, table).plan()
 
 
 class _Maker:
-    def __init__(
-        self, file: onnx.ModelProto, graph: Graph, product: str, table: Mapping[str, Rewrite]
-    ) -> None:
-        self._file, self._graph, self._product, self._table = file, graph, product, table
-        self._bodies = {(function.name, function.overload): function for function in file.functions}
+    def __init__(self, folder: Path, graph: Graph, product: str, table: Mapping[str, Rewrite]) -> None:
+        self._folder, self._graph, self._product, self._table = folder, graph, product, table
+        self._file = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+        self._bodies = {(function.name, function.overload): function for function in self._file.functions}
         self._functions: dict[tuple[str, str], onnx.FunctionProto] = {}
         self._arrays: dict[str, np.ndarray] = {}
 
     def plan(self) -> Plan:
         nodes = self._nodes()
-        used = dict.fromkeys(name for node in nodes for name in node.input)
-        constants = {name: self._graph.constants[name] for name in used if name in self._graph.constants}
-        tensors = {name: _array(tensor) for name, tensor in constants.items()}
-        large = {n: a for n, a in (tensors | self._arrays).items() if a.nbytes > SMALL}
-        small = {n: a for n, a in (tensors | self._arrays).items() if n not in large}
-        inputs, outputs = self._values()
-        initializers = [
-            *(numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in small.items()),
-            *(_beside(name, array) for name, array in large.items()),
+        used = {name for node in nodes for name in node.input}
+        initializers = [one for one in self._file.graph.initializer if one.name in used - {SIGNED}]
+        if SIGNED in used:  # by a function that no rewrite knows
+            self._arrays[SIGNED] = np.array(self._product != "uint8", np.uint8)
+        large = {name: array for name, array in self._arrays.items() if array.nbytes > SMALL}
+        initializers += [
+            _beside(name, array) if name in large else numpy_helper.from_array(array, name)
+            for name, array in self._arrays.items()
         ]
+        inputs, outputs = self._values()
         model = helper.make_model(
             helper.make_graph(nodes, "plan", inputs, outputs, initializers),
             functions=list(self._functions.values()),
@@ -77,7 +84,7 @@ class _Maker:
             ir_version=self._file.ir_version,
             producer_name="flatlm",
         )
-        return Plan(model, large)
+        return Plan(model, large, self._folder)
 
     def _nodes(self) -> list[onnx.NodeProto]:
         caches = {cache.present for cache in caches_of(self._graph)}
@@ -128,12 +135,6 @@ class _Maker:
             inputs.append(helper.make_tensor_value_info(cache.past, kind, shape))
             outputs.append(helper.make_tensor_value_info(cache.present, kind, shape))
         return inputs, outputs
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    if tensor.dtype == "uint4":
-        raise AssertionError("packed weights are unpacked by the rewrite of whoever reads them")
-    return tensor.data.reshape(tensor.shape)
 
 
 def _beside(name: str, array: np.ndarray) -> TensorProto:
