@@ -85,6 +85,19 @@ class Names:
         return dataclasses.replace(self, outer=outer, layer=layer, **others)
 
 
+# How weights begin that see or hear, in checkpoints whose text half is read.
+OTHER_HALVES = tuple(
+    f"{root}{name}."
+    for root in ("", "model.")
+    for name in (
+        "vision_tower",
+        "multi_modal_projector",
+        "visual",
+        "audio_tower",
+        "embed_vision",
+        "embed_audio",
+    )
+)
 NAMES = Names(
     outer={
         "embedding": Name("embed_tokens", "token_embd"),

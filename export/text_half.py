@@ -37,6 +37,6 @@ def text_half(source: Source, names: Names) -> Source:
     for name in held:
         if name.endswith(head) and name.removesuffix(head) in roots:
             ours[name] = head
-        elif name.startswith(root):
+        elif name.startswith(root) and not name.startswith(names.ignored):
             ours[name] = f"{names.root}{name.removeprefix(root)}"
     return source.renamed(ours)

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flatlm.export.archs import build_graph
+from flatlm.export.registry import architecture
 from flatlm.export.sources import open_source
-from flatlm.export.sources.gguf_config import config_of
+from flatlm.export.sources.gguf_archs import ARCHITECTURES
+from flatlm.export.sources.gguf_config import Facts
 from flatlm.export.sources.gguf_tokenizer import tokenizer_files
 from flatlm.runtime import settings as outside
 from flatlm.runtime.errors import FlatlmError, FormatError, SourceError, UsageError
@@ -289,17 +291,23 @@ METADATA = {
 }
 
 
+def config_of(metadata: Settings) -> dict[str, Any]:
+    """The config that the metadata of a Llama says, whose embedding has four rows."""
+    shapes = {"model.embed_tokens.weight": (4, 64)}
+    return Facts(metadata, ARCHITECTURES["llama"], architecture("llama"), shapes, {}).config("llama")
+
+
 @COMMON
 @given(st.dictionaries(st.sampled_from([*METADATA]), ANY, max_size=2))
 @example({"tokenizer.ggml.bos_token_id": 4294967295})
 @example({"llama.attention.head_count": [3, 3]})
 def test_any_values_in_the_metadata_of_a_gguf_file(changes):
     metadata = Settings(METADATA | changes, "tiny.gguf", SourceError)
-    holds(lambda: config_of(metadata, "llama", [], 4))
+    holds(lambda: config_of(metadata))
     holds(lambda: tokenizer_files(metadata, 128))
 
 
 def test_the_metadata_that_is_changed_above_is_read():
     metadata = Settings(METADATA, "tiny.gguf", SourceError)
-    assert config_of(metadata, "llama", [], 4)["num_key_value_heads"] == 1
+    assert config_of(metadata)["num_key_value_heads"] == 1
     assert tokenizer_files(metadata, 128)["chat_template.jinja"] == b"{{ messages }}"

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 with experts, which are chosen with a bias, beside some that all tokens go to."""
+"""ERNIE 4.5 with experts: they are chosen with a bias, beside some that all tokens go to."""
 
 from __future__ import annotations
 

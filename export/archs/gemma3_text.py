@@ -9,6 +9,7 @@ from flatlm.export.archs.gemma2 import sandwiched
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Decoder, QkNorm
+from flatlm.export.names import OTHER_HALVES
 from flatlm.export.older_configs import Values, with_layer_types, with_two_ropes
 from flatlm.runtime.settings import Settings
 
@@ -23,11 +24,19 @@ def _as_new(values: Values) -> Values:
     return with_two_ropes(with_layer_types(values, every), values.get("rope_local_base_freq") or 1e4)
 
 
+# Of files that see: their text_config leaves out what is as usual.
+SIZES = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+}
 ARCHITECTURE = dataclasses.replace(
     gemma2.ARCHITECTURE,
     decoder=decoder,
     obeyed=gemma2.OBEYED | words("hidden_act rope_local_base_freq"),
-    defaults=gemma2.DEFAULTS,
+    defaults={**gemma2.DEFAULTS, **SIZES},
+    names=gemma2.NAMES.but(ignored=OTHER_HALVES),
     rope_by_layer_type=True,
     as_new=_as_new,
 )

@@ -1,4 +1,4 @@
-"""Granite 3 with experts, which are chosen by their logits and stored as one; four multipliers are folded."""
+"""Granite 3 with experts: they are chosen by their logits and stored as one; four multipliers are folded."""
 
 from __future__ import annotations
 

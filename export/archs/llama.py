@@ -1,4 +1,4 @@
-"""Llama, and models of its shape (SmolLM2, TinyLlama, …). Biases and activation are the config's choice."""
+"""Llama 2 and 3, SmolLM2, TinyLlama and their like: biases and activation are the config's choice."""
 
 from __future__ import annotations
 

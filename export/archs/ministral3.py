@@ -10,6 +10,7 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
+from flatlm.export.names import NAMES, OTHER_HALVES
 from flatlm.export.rope import parameters
 from flatlm.export.windows import SLIDING, windows
 from flatlm.runtime.settings import Settings
@@ -36,5 +37,6 @@ _ROPE = {
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=words("sliding_window"),
+    names=NAMES.but(ignored=OTHER_HALVES),
     defaults={"rope_parameters": _ROPE, "rms_norm_eps": 1e-5, "head_dim": 128},
 )

@@ -6,6 +6,7 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.layers import Attention, Decoder, Gated, pre_norm
+from flatlm.export.names import NAMES, OTHER_HALVES
 from flatlm.export.windows import SLIDING, windows
 from flatlm.runtime.settings import Settings
 
@@ -19,5 +20,6 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=words("sliding_window"),
+    names=NAMES.but(ignored=OTHER_HALVES),
     defaults={"sliding_window": 4096},  # null is none
 )

@@ -30,6 +30,7 @@ class GgufArchitecture:
     permuted: rows of q and k lie with the elements that turn together side by side, not in two halves
     act: the activation of its MLPs, as config.json says it; files do not say
     windowed: the model type of a file that has attention.sliding_window, where it is another
+    also: other model types whose files are of this architecture and read as it
     local_theta: base of layers with a window in files that do not say; None: that of the others
     keys: key of the metadata, without the architecture → key of config.json; the value stays as it is
     more: what else of config.json follows, from the metadata and what was read of them so far
@@ -40,6 +41,7 @@ class GgufArchitecture:
     permuted: bool = False
     act: str = "silu"
     windowed: str = ""
+    also: tuple[str, ...] = ()
     local_theta: float | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Settings, Config], Config] = _nothing
@@ -117,6 +119,7 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
             "logit_scale": "logits_scaling",
         },
         more=_granite,
+        also=("granitemoehybrid",),
         # Of Granite 4 without recurrences the file tells the sizes that those would have.
         obeyed=_words("""
             rope.scaling.finetuned expert_shared_feed_forward_length ssm.conv_kernel ssm.state_size
@@ -130,7 +133,7 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         more=_lfm2,
         obeyed=_words("attention.head_count_kv"),
     ),
-    "llama": GgufArchitecture("llama", permuted=True),
+    "llama": GgufArchitecture("llama", permuted=True, also=("internlm3", "mistral")),
     "minicpm": GgufArchitecture(
         "minicpm",
         permuted=True,
