@@ -40,7 +40,7 @@ PLAIN_ACTS = {**ACTS, "xielu": XIELU}  # of Activation, which may have numbers o
 ACT_NUMBERS = {"xielu": ("positive", "negative", "linear")}
 
 # float32 rows → packed int8 digits. KIND says what is applied to a row first.
-PLAIN, NORM, GATED, ACTED, CENTERED = range(5)
+PLAIN, NORM, GATED, ACTED, CENTERED, CLAMPED = range(6)
 Q_KIND, Q_IN, Q_IN_STRIDE, Q_COLUMNS, Q_PADDED, Q_FLOATS, Q_LIMITS, Q_WEIGHT, Q_OUT, Q_SUMS = range(1, 11)
 Q_EXTRAS, Q_GROUPS, Q_ROWS, Q_LAST, Q_SHARES, Q_STEPS, Q_WIDES, Q_WIDE, Q_ACT, Q_EACH = range(11, 21)
 # Q_FLOATS: float32 [inverse_scale or levels, epsilon, columns, numbers of the activation …]

@@ -44,12 +44,15 @@ def tiny(folder: Path, model_type: str, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_safetensors(folder / "model.safetensors", tiny_weights(config))
-    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    write_tokenizer(folder, config["vocab_size"], BASE["max_position_embeddings"])
     return folder
 
 
 def tiny_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, **BASE, **USUAL.get(model_type, {}), **changes}
+    own = USUAL.get(model_type, {})
+    others = OTHER_NAMES.get(model_type, {})
+    base = {others.get(key, key): value for key, value in BASE.items() if others.get(key, key)}
+    return {"model_type": model_type, **base, **own, **changes}
 
 
 def tiny_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -578,6 +581,24 @@ def ernie4_5_moe(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
+def gpt_oss(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide, count = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
+
+    def layer(at: str) -> Shapes:
+        here = f"{at}.mlp.experts"
+        return {
+            **attention(c, f"{at}.self_attn", "qkvo"),
+            f"{at}.self_attn.sinks": (c["num_attention_heads"],),
+            **linear(f"{at}.mlp.router", count, hidden, True),
+            f"{here}.gate_up_proj": (count, hidden, 2 * wide),
+            f"{here}.gate_up_proj_bias": (count, 2 * wide),
+            f"{here}.down_proj": (count, wide, hidden),
+            f"{here}.down_proj_bias": (count, hidden),
+        } | norms(c, at, "input_layernorm", "post_attention_layernorm")
+
+    return whole(c, layer)
+
+
 QWEN_MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -593,6 +614,21 @@ MULTIPLIERS = {
 LAYER_NORM = {"layer_norm_eps": 1e-5}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
 FALCON_FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
+# Keys of BASE by what a model type calls them; "": it has none.
+_GPT = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "num_key_value_heads": "",
+    "intermediate_size": "",
+    "rope_theta": "",
+}
+OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {**_GPT, "hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
+    "bloom": {**_GPT, "max_position_embeddings": "seq_length"},
+    "opt": {"num_key_value_heads": "", "intermediate_size": "ffn_dim", "rms_norm_eps": "", "rope_theta": ""},
+    "gpt_neox": {"num_key_value_heads": "", "rms_norm_eps": "layer_norm_eps"},
+}
 QWEN_HYBRID = {
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -666,6 +702,14 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "ministral3": {"head_dim": 8},
     "qwen2_moe": {**QWEN_MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 28},
     "qwen3_moe": {**QWEN_MOE, "head_dim": 14},
+    "gpt_oss": {
+        "head_dim": 12,
+        "num_hidden_layers": 3,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": False},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
     "granitemoe": {**MULTIPLIERS, "num_local_experts": 6, "num_experts_per_tok": 3},
@@ -694,41 +738,23 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "glm4": {"head_dim": 8, "partial_rotary_factor": 0.5},
     "hunyuan_v1_dense": {"head_dim": 8},
     "exaone4": {"sliding_window": None},
-    "olmo3": {"sliding_window": 5},
+    "olmo3": {"sliding_window": 5, "rope_theta": 5e5},
     "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
     "arcee": {"hidden_act": "relu2"},
     "phi": {**LAYER_NORM, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5, "num_key_value_heads": 4},
-    "gpt2": {
-        "num_key_value_heads": None,
-        "n_embd": 48,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 128,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "gpt2": {"activation_function": "gelu_new", "tie_word_embeddings": True},
     "opt": {
-        "num_key_value_heads": None,
-        "ffn_dim": 72,
         "activation_function": "relu",
         "tie_word_embeddings": True,
     },
     "gpt_neox": {
         "hidden_size": 64,
-        "num_key_value_heads": None,
         **LAYER_NORM,
         "hidden_act": "gelu",
         "partial_rotary_factor": 0.25,
         "use_parallel_residual": True,
     },
-    "bloom": {
-        "num_key_value_heads": None,
-        "n_layer": 2,
-        "n_head": 4,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "bloom": {"tie_word_embeddings": True},
     "stablelm": {
         "hidden_size": 64,
         **LAYER_NORM,
@@ -770,6 +796,7 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "gpt2": gpt2,
     "gpt_neox": by_head,
     "falcon_h1": falcon_h1,
+    "gpt_oss": gpt_oss,
     "granite": llama,
     "granite_swa": granite_swa,
     "granitemoe": granitemoe,
