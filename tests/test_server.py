@@ -52,9 +52,15 @@ def test_an_answer_is_the_one_that_the_model_gives_without_a_server(served, tmp_
     assert found["usage"]["completion_tokens"] == expected.timings.generated_tokens
 
 
-def test_answers_under_load_are_those_alone(served, tmp_path):
+@pytest.mark.parametrize("drafted", [False, True])
+def test_answers_under_load_are_those_alone(tmp_path, drafted):
     """Streamed and not, drawn and greedy, beside strangers that are given up in the middle."""
-    llm = tiny_llm(tmp_path, slots=1)
+    llm = tiny_llm(tmp_path / "alone", slots=1)
+    with serving(lambda: tiny_llm(tmp_path / "served", drafted=drafted), cache_ram=1) as served:
+        ask_all(served, llm)
+
+
+def ask_all(served, llm):
     jobs = [
         {
             "messages": [{"role": "user", "content": f"{'x' * (i * 7 % 90)} question {i % 11}"}],
@@ -62,7 +68,7 @@ def test_answers_under_load_are_those_alone(served, tmp_path):
             "temperature": float(i % 3),
             "seed": i,
         }
-        for i in range(60)
+        for i in range(48)
     ]
 
     def given_up(i):
