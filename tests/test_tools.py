@@ -198,6 +198,10 @@ def test_text_that_is_no_call_is_given_as_it_is(family, schemas, text, places):
         ("llama-python", "[add(1, 2)]"),
         ("llama-python", "[add(a=__import__('os'))]"),
         ("lfm2", "<|tool_call_start|>[add(**{})]x<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(**{'a': 1})]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(a=1j, b={1, 2}, c=1e999)]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(a=" + "-" * 9000 + "1)]<|tool_call_end|>"),
+        ("hermes", '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
         ("mistral", "[TOOL_CALLS] and no list"),
         ("mistral-named", "[TOOL_CALLS]add[ARGS]{oh}"),
         ("gemma", "<|tool_call>call add<tool_call|>"),
@@ -207,6 +211,18 @@ def test_text_that_is_no_call_is_given_as_it_is(family, schemas, text, places):
 @given(places=st.lists(st.integers(0, 400), max_size=10))
 def test_what_does_not_parse_is_text_and_nothing_of_it_is_lost(name, text, places):
     assert parts(read(Reading(BY_NAME[name], SCHEMAS), cut(text, places))) == (text, "", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": "\\ud800é"}}</tool_call>'),
+        ("lfm2", "<|tool_call_start|>[add(a='\\ud800é')]<|tool_call_end|>"),
+    ],
+)
+def test_half_a_character_in_arguments_stays_an_escape(name, text):
+    (call,) = folded(read(Reading(BY_NAME[name], SCHEMAS), [text])).tool_calls
+    assert call.arguments == '{"a": "\\ud800\\u00e9"}' and call.arguments.encode()
 
 
 def test_channels_of_harmony_are_thoughts_and_text():

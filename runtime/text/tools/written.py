@@ -76,7 +76,7 @@ def as_python(text: str, schemas: Schemas) -> list[Written]:
 
 
 def _of_python(call: ast.expr) -> Written:
-    if not isinstance(call, ast.Call) or call.args:
+    if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
         raise Malformed("no call with keywords")
     arguments = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     return _written(ast.unparse(call.func), arguments)
@@ -178,9 +178,21 @@ def _written(name: Any, arguments: Any) -> Written:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise Malformed("no name, or arguments that are no object")
     try:
-        return Written(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-    except (TypeError, ValueError):
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        if not _is_unicode(name):
+            raise Malformed("a name that is no text")
+        return Written(name, text if _is_unicode(text) else json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
         raise Malformed("arguments that JSON cannot hold") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent: halves of a character, which escapes can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Brackets:
