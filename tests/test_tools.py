@@ -73,6 +73,19 @@ WRITTEN = {  # family: what its models write for ADD and SAY, one after the othe
         '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": -2}}\n</tool_call>\n'
         '<tool_call>\n{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}\n</tool_call>',
     ],
+    "glm": [
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\n"
+        "<arg_value>-2</arg_value>\n</tool_call>\n<tool_call>say<arg_key>text</arg_key>"
+        '<arg_value>a "b"</arg_value><arg_key>loud</arg_key><arg_value>true</arg_value></tool_call>'
+    ],
+    "nemotron": [
+        '<TOOLCALL>[{"name": "add", "arguments": {"a": 1, "b": -2}}, '
+        '{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}]</TOOLCALL>'
+    ],
+    "apriel": [
+        '<tool_calls>[{"name": "add", "arguments": {"a": 1, "b": -2}}, '
+        '{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}]</tool_calls>'
+    ],
     "llama": [
         '{"name": "add", "parameters": {"a": 1, "b": -2}}'
         '{"name": "say", "parameters": {"text": "a \\"b\\"", "loud": true}}',
@@ -433,7 +446,7 @@ def template_of(family):
     )
 
 
-FORMED = [family for family in (*FAMILIES, HARMONY) if family.form]
+FORMED = [*FAMILIES, HARMONY]
 
 
 @pytest.mark.parametrize("family", FORMED, ids=lambda family: family.name)
@@ -529,6 +542,7 @@ SOME = {
 }
 FREE = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "string"}}}
 NONE = {"type": "object"}
+PAIRS = "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n"
 TAGS = "<parameter={}>\n{}\n</parameter>\n"
 
 
@@ -567,6 +581,12 @@ TAGS = "<parameter={}>\n{}\n</parameter>\n"
                 '{who:<|"|>me<|"|>,all:[]}',
             ],
             ["{}", '{who:<|"|>him<|"|>}', '{who:"me"}', '{who:<|"|>me<|"|>,at:{t:<|"|>a<|"|>}}'],
+        ),
+        (
+            "glm",
+            SOME,
+            [PAIRS.format("who", "me"), PAIRS.format("who", "you") + PAIRS.format("n", "3")],
+            ["", PAIRS.format("who", "him"), PAIRS.format("n", "3")],
         ),
         ("gemma", FREE, ["{}", "{a:true}", '{b:<|"|><|"|>}'], ["{a:1}", "{,a:true}"]),
     ],

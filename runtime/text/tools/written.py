@@ -3,6 +3,7 @@
     JSON        {"name": "add", "arguments": {"a": 1}}, or a list of such objects
     Python      [add(a=1, b="x")]
     tags        <function=add>\\n<parameter=a>\\n1\\n</parameter>\\n</function>
+    pairs       add\\n<arg_key>a</arg_key>\\n<arg_value>1</arg_value>
     name first  add[ARGS]{"a": 1}
     Gemma's     call:add{a:1,b:<|"|>x<|"|>}
 
@@ -116,6 +117,17 @@ def as_tags(text: str, schemas: Schemas) -> list[Written]:
     known = schemas.get(match[1].strip(), {}).get("properties", {})
     found = re.findall(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", match[2], re.DOTALL)
     return [_written(match[1].strip(), {name: _typed(value, known.get(name, {})) for name, value in found})]
+
+
+def as_pairs(text: str, schemas: Schemas) -> list[Written]:
+    """A name, then keys and values between tags, as GLM 4.5 and later write them."""
+    match = re.fullmatch(r"\s*([\w.-]+)\s*((?:<arg_key>.*)?)", text, re.DOTALL)
+    if match is None:
+        raise Malformed("no name with pairs")
+    known = schemas.get(match[1], {}).get("properties", {})
+    pair = r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>"
+    found = re.findall(pair, match[2], re.DOTALL)
+    return [_written(match[1], {name: _typed(value, known.get(name, {})) for name, value in found})]
 
 
 def _typed(text: str, schema: Any) -> Any:
