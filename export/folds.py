@@ -59,6 +59,25 @@ def half_of_experts(number: int) -> Fold:
     return fold
 
 
+def alternate_of_experts(number: int) -> Fold:
+    """Every other output of each expert, from the first or second on: of [E, k, n] or of biases [E, n]."""
+
+    def fold(weight: Weight, c: DecoderConfig) -> Weight:
+        experts, *rest, outputs = weight.shape
+        chosen = weight.require((experts, *rest, outputs // 2 * 2))
+        return chosen.mapped(lambda w: w[..., number::2].swapaxes(1, -1), (experts, outputs // 2, *rest))
+
+    return fold
+
+
+def transposed_of_experts(weight: Weight, c: DecoderConfig) -> Weight:
+    """[E, k, n] → [E, n, k]; biases stay as they are."""
+    if len(weight.shape) < 3:
+        return weight
+    experts, k, n = weight.shape
+    return weight.mapped(lambda w: w.swapaxes(1, 2), (experts, n, k))
+
+
 def flat(weight: Weight, c: DecoderConfig) -> Weight:
     """[1, n] → [n]."""
     return weight.reshaped(weight.shape[-1])

@@ -26,12 +26,14 @@ class Name:
 
     folds: from what Hugging Face's checkpoints store to what the place wants, in their order
     gguf_folds: the same for GGUF files where they store it otherwise; None: as Hugging Face
+    bare: Hugging Face's checkpoints store the weight without .weight and the bias with _bias after the name
     """
 
     hf: str
     gguf: str
     folds: tuple[Fold, ...] = ()
     gguf_folds: tuple[Fold, ...] | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,12 @@ class Names:
         if layer is not None:
             return f"{self.root}{self.layers}.{layer}.{ours}"
         return ours if place == HEAD else f"{self.root}{ours}"
+
+    def kind(self, place: str, layer: int | None, kind: str, gguf: bool) -> str:
+        """How a source spells .weight and .bias of a place."""
+        name = (self.outer if layer is None else self.layer)[place]
+        spelled = {".weight": "", ".bias": "_bias"} if name.bare and not gguf else {}
+        return spelled.get(kind, kind)
 
     def folds(self, place: str, layer: int | None, gguf: bool) -> tuple[Fold, ...]:
         """From what a source stores to what the place wants."""

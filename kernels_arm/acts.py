@@ -175,3 +175,14 @@ def gate_row(act, gates, ups, first, last, y):
         _gate_relu2(gates, ups, first, last, y)
     elif act == SIGMOID:
         _gate_sigmoid(gates, ups, first, last, y)
+
+
+@kernel
+def clamped_row(gates, ups, first, last, y, floats):
+    """y = act(gate) · up, as `expert_reference.clamped_gate`; floats: address of its four `clamps`."""
+    minus_alpha, most = splat_float(get_f32(floats)), splat_float(get_f32(floats + 4))
+    low, high = splat_float(get_f32(floats + 8)), splat_float(get_f32(floats + 12))
+    for at in range(4 * first, 4 * last, 64):
+        gate = smaller(load_floats(gates + at), most)
+        active = gate / (splat_float(ONE) + exp16(gate * minus_alpha))
+        store_floats(y + at, active * smaller(greater(load_floats(ups + at), low), high))

@@ -54,6 +54,21 @@ def route(
     return experts, shares * np.float32(scale)
 
 
+def clamps(alpha: float, limit: float) -> tuple[np.float32, ...]:
+    """−alpha, the most of a gate, the least and the most of what it is multiplied by."""
+    one, most = np.float32(1), np.float32(limit)
+    return np.float32(-alpha), most, one - most, one + most
+
+
+def clamped_gate(gate_up: np.ndarray, alpha: float, limit: float) -> np.ndarray:
+    """[m, 2·I] → [m, I]: g / (1 + e^(−alpha · g)) · u of g = min(gate, limit), u = up within 1 ± limit."""
+    minus_alpha, most, low, high = clamps(alpha, limit)
+    gate, up = np.split(gate_up, 2, axis=-1)
+    gate = np.minimum(gate, most)
+    active: np.ndarray = gate / (np.float32(1) + exp(gate * minus_alpha))
+    return active * np.minimum(np.maximum(up, low), high)
+
+
 def expert_sum(rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """float32 [m, kept, n], shares [m, kept] → [m, n]: their sum, in the order in which they were chosen."""
     total = np.zeros((len(rows), rows.shape[-1]))

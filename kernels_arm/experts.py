@@ -166,27 +166,42 @@ def excess_of(value):
 @kernel
 def add_entries(op, panel, row, out):
     """The panel's excess times a row of digits, added to `out`, int32 [16]."""
+    extras, padded = get_i64(op + 8 * P_EXTRAS), get_i64(op + 8 * P_PADDED)
+    if extras == 0:
+        _add_entries(op, panel, row, out, False, False)
+    elif 4 * extras == padded:
+        _add_entries(op, panel, row, out, True, False)
+    else:
+        _add_entries(op, panel, row, out, False, True)
+
+
+@inlined
+def _add_entries(op, panel, row, out, all_wide, some_wide):
     padded, starts, high = get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_STARTS), get_i64(op + 8 * X_HIGH)
     deltas, values = get_i64(op + 8 * X_DELTA), get_i64(op + 8 * X_VALUE)
-    first, last = np.int64(get_i32(starts + 4 * panel)), np.int64(get_i32(starts + 4 * panel + 4))
-    all_wide = 4 * get_i64(op + 8 * P_EXTRAS) == padded
-    column, r, total = 0, 0, np.int32(0)
-    for entry in range(first, last):
-        if entry > first:
-            column += np.int64(get_u8(deltas + entry))
-        while column >= padded:
-            set_i32(out + 4 * r, get_i32(out + 4 * r) + total)
-            column, r, total = column - padded, r + 1, np.int32(0)
-            if r == 16:  # of a damaged file
-                return
-        excess = excess_of(np.int32(get_i8(values + entry)))
-        if excess != 0:
-            x = np.int32(get_i8(row + column))
-            place = column + padded if all_wide else np.int64(get_i32(high + 4 * column))
-            if place > 0:
-                x += np.int32(128) * np.int32(get_i8(row + place))
+    entry, last = np.int64(get_i32(starts + 4 * panel)), np.int64(get_i32(starts + 4 * panel + 4))
+    at, end = row, row + padded  # a weight's digit, and where those of its row of weights end
+    for r in range(16):  # what a damaged file has after them is left
+        total = np.int32(0)
+        while entry < last and at < end:
+            excess, x = excess_of(np.int32(get_i8(values + entry))), np.int32(get_i8(at))
+            if all_wide:
+                x += np.int32(128) * np.int32(get_i8(at + padded))
+            elif some_wide:
+                place = np.int64(get_i32(high + 4 * (at - row)))
+                if place > 0:
+                    x += np.int32(128) * np.int32(get_i8(row + place))
             total += x * excess
-    set_i32(out + 4 * r, get_i32(out + 4 * r) + total)
+            entry += 1
+            at += next_gap(deltas, entry, last)
+        at -= padded
+        set_i32(out + 4 * r, get_i32(out + 4 * r) + total)
+
+
+@inlined
+def next_gap(deltas, entry, last):
+    """From the entry before to this one, which may be none of the panel's."""
+    return np.int64(get_u8(deltas + min(entry, last - 1)))
 
 
 @kernel
@@ -194,17 +209,16 @@ def expand_entries(op, panel, out):
     """Add the panel's excess to its weights as int8 [padded/4, 16, 4] at `out`."""
     padded, starts = get_i64(op + 8 * P_PADDED), get_i64(op + 8 * P_STARTS)
     deltas, values = get_i64(op + 8 * X_DELTA), get_i64(op + 8 * X_VALUE)
-    first, last = np.int64(get_i32(starts + 4 * panel)), np.int64(get_i32(starts + 4 * panel + 4))
-    column, r = 0, 0
-    for entry in range(first, last):
-        if entry > first:
-            column += np.int64(get_u8(deltas + entry))
-        while column >= padded:
-            column, r = column - padded, r + 1
-        if r >= 16:  # of a damaged file
-            return
-        weight = out + (column >> 2) * 64 + r * 4 + (column & 3)
-        set_i8(weight, get_i8(weight) + excess_of(np.int32(get_i8(values + entry))))
+    entry, last = np.int64(get_i32(starts + 4 * panel)), np.int64(get_i32(starts + 4 * panel + 4))
+    position = 0
+    for r in range(16):
+        first = padded * r
+        while entry < last and position < first + padded:
+            column = position - first
+            weight = out + (column >> 2) * 64 + r * 4 + (column & 3)
+            set_i8(weight, get_i8(weight) + excess_of(np.int32(get_i8(values + entry))))
+            entry += 1
+            position += next_gap(deltas, entry, last)
 
 
 # ------------------------------------------------------------------------------------------------- products

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from .acts import ONE, ZERO, act_row, gate_row
+from .acts import ONE, ZERO, act_row, clamped_row, gate_row
 from .jit import inlined, kernel
 from .norms import center_row, norm_row
 from .ops import (
     ACTED,
     CENTERED,
+    CLAMPED,
     EMBED_BITS,
     EMBED_COLUMNS,
     EMBED_EXCESS,
@@ -247,6 +248,10 @@ def prepare_row(op, x, token, first, last, scratch):
     elif kind == GATED:
         up = x + 4 * get_i64(op + 8 * Q_COLUMNS)
         gate_row(get_i64(op + 8 * Q_ACT), x, up, first, last, scratch)
+        x = scratch
+    elif kind == CLAMPED:
+        up = x + 4 * get_i64(op + 8 * Q_COLUMNS)
+        clamped_row(x, up, first, last, scratch, get_i64(op + 8 * Q_FLOATS) + 12)
         x = scratch
     elif kind == ACTED:
         act_row(get_i64(op + 8 * Q_ACT), x, first, last, scratch, get_i64(op + 8 * Q_FLOATS) + 12)

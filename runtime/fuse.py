@@ -19,9 +19,9 @@ from dataclasses import replace
 from flatlm.runtime import ops
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.lowering import Group
-from flatlm.runtime.ops import activation, add, append, attend, gated, norm, rotate
+from flatlm.runtime.ops import activation, add, append, attend, clamped_gate, gated, norm, rotate
 
-_TAKEN_IN = (norm.NAME, gated.NAME, activation.NAME)  # by a product's quantization
+_TAKEN_IN = (norm.NAME, gated.NAME, activation.NAME, clamped_gate.NAME)  # by a product's quantization
 
 
 def fuse(graph: Graph) -> list[Group]:

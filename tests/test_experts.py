@@ -21,6 +21,7 @@ from flatlm.kernels_arm.expert_records import (
 from flatlm.kernels_arm.layout import padded
 from flatlm.kernels_arm.records import Integers, Rows, zeros
 from flatlm.kernels_arm.team import aligned
+from flatlm.runtime.backends.native import NativeBackend
 from flatlm.runtime.backends.numpy import NumpyBackend
 from flatlm.runtime.errors import FormatError
 from flatlm.runtime.format.functions import check_graph
@@ -292,6 +293,24 @@ def test_gradients_of_shares_are_those_of_small_steps(route):
         slope = ((ends[0][1] - ends[1][1]) * y[0] / 2e-2).sum(-1)
         where = kept[0] & kept[1]
         np.testing.assert_allclose(found[0][..., e][where], slope[where], atol=2e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("cuts", [[1, 4, 0, 3], [2, 2, 6, 1], [5, 0, 0, 0]], ids=str)
+def test_guesses_with_every_cut_of_acceptance_leave_the_plain_logits(cuts, threads):
+    """A pass over rows of which some were wrong guesses, cut back, is as if they had not been."""
+    graph = quantized_graph(3, "int8", "token", "topk_experts")
+    ids, wrong = np.random.default_rng(4).integers(0, VOCABULARY, (2, CONTEXT))
+    expected = NumpyBackend(SimpleNamespace(graph=graph)).forward(ids[:20], 20)
+    backend, at, rows = NativeBackend(SimpleNamespace(graph=graph), threads=threads), 0, []
+    for taken in [*cuts, 20]:
+        taken = min(taken, 20 - at)
+        guessed = np.concatenate([ids[at : at + taken], wrong[: min(3, CONTEXT - at - taken)]])
+        rows.append(backend.forward(guessed, len(guessed))[:taken])
+        at += taken
+        assert backend.truncate(at) == at
+    assert same_bits(np.concatenate(rows), expected)
+    backend.close()
 
 
 # ----------------------------------------------------------------------------------------------- bad files

@@ -270,6 +270,7 @@ def test_every_function_has_a_body_with_the_inputs_of_its_signature(kv):
     nodes = [
         *quantized_graph(0, kv, "static", "qk_norm", "window").nodes,
         *quantized_graph(0, kv, "token", "sigmoid_experts").nodes,
+        *quantized_graph(0, kv, "token", "topk_experts").nodes,
         *quantized_graph(0, kv, "token", "plain", "head_gate", "logit_cap").nodes,
     ]
     nodes += [*float_graph().nodes, *float_experts().nodes]

@@ -147,7 +147,9 @@ class Maker:
             attrs, inputs = {**attrs, "selected": 1}, (router, f"{at}.route.select")
         self.graph.nodes.append(Node("Route", inputs, names, attrs, f"{at}.route"))
         up = self.of_experts(f"{at}.experts.gate_up", normed, names[0], 2 * 19, HIDDEN, bits, 0.2)
-        act = self.node("Gated", f"{at}.experts.act", up, act="silu")
+        clamp = {"alpha": 1.7, "limit": 0.75} if option == "topk_experts" else {}
+        op, attrs = ("ClampedGate", clamp) if clamp else ("Gated", {"act": "silu"})
+        act = self.node(op, f"{at}.experts.act", up, **attrs)
         down = self.of_experts(f"{at}.experts.down", act, names[0], HIDDEN, 19, 12 - bits, 1.0)
         return self.node("ExpertSum", f"{at}.experts.sum", down, *names)
 

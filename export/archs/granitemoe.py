@@ -35,15 +35,14 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
 
 
 _FUSED = "block_sparse_moe.input_linear"  # in GGUF files, gate and up are apart
+OF_EXPERTS = {
+    "mlp.router": Name("block_sparse_moe.router.layer", "ffn_gate_inp"),
+    "mlp.experts.gate": Name(_FUSED, "ffn_gate_exps", (half_of_experts(0),), gguf_folds=()),
+    "mlp.experts.up": Name(_FUSED, "ffn_up_exps", (half_of_experts(1),), gguf_folds=()),
+    "mlp.experts.down": Name("block_sparse_moe.output_linear", "ffn_down_exps"),
+}
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=MULTIPLIERS | words("attention_bias num_local_experts num_experts_per_tok"),
-    names=names.NAMES.but(
-        layer={
-            "mlp.router": Name("block_sparse_moe.router.layer", "ffn_gate_inp"),
-            "mlp.experts.gate": Name(_FUSED, "ffn_gate_exps", (half_of_experts(0),), gguf_folds=()),
-            "mlp.experts.up": Name(_FUSED, "ffn_up_exps", (half_of_experts(1),), gguf_folds=()),
-            "mlp.experts.down": Name("block_sparse_moe.output_linear", "ffn_down_exps"),
-        }
-    ),
+    names=names.NAMES.but(layer=OF_EXPERTS),
 )

@@ -77,6 +77,7 @@ class Builder:
     def stored(self, part: str, kind: str = ".weight") -> Weight:
         """The same, of whatever shape."""
         place, source = f"{self.branch}{part}", self.source
+        kind = self.names.kind(place, self.layer, kind, source.gguf)
         found = self._stored(self.names.stored(place, self.layer, source.gguf), kind)
         for fold in self.names.folds(place, self.layer, source.gguf):
             found = fold(found, self.config)

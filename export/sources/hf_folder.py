@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flatlm.export.sources.mxfp4 import METHOD, Mxfp4, joined
 from flatlm.export.sources.safetensors_file import Place, decode, read_header, require_readable
 from flatlm.export.sources.small_files import small_files
 from flatlm.export.sources.source import (
@@ -39,7 +40,7 @@ class HfFolder:
     digest: str
     config: Settings
     files: Files
-    tensors: Mapping[str, Place]
+    tensors: Mapping[str, Place | Mxfp4]
     notes: Sequence[str] = ()
     gguf: bool = False
 
@@ -71,7 +72,7 @@ class HfFolder:
             for i in range(0, len(left), _COMPARED)
         )
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> Place | Mxfp4:
         if name not in self.tensors:
             raise missing_weight(self.name, name)
         require_readable(name, self.tensors[name])
@@ -88,13 +89,14 @@ def open_hf_folder(folder: Path, name: str | None = None) -> HfFolder:
         hint = f"; did you mean {ggufs[0]}?" if (ggufs := sorted(folder.glob("*.gguf"))) else ""
         raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder{hint}")
     config = settings.read(folder / "config.json", SourceError)
-    if quantization := config.values.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    quantization = config.values.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization and method != METHOD:
         raise UnsupportedError(
             f"{name} is already quantized (quantization_config, method {method or 'unknown'!s:.40}); "
             "flatlm starts from fp32, fp16 or bf16 weights: give the original checkpoint"
         )
-    tensors = _tensors(folder)
+    tensors = joined(_tensors(folder))
     for weight, place in tensors.items():
         if not is_ignored(weight):
             require_readable(weight, place)

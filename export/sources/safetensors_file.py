@@ -13,6 +13,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -86,7 +87,16 @@ def _place(path: Path, header: Settings, name: str, start: int, size: int) -> Pl
     return Place(path, dtype, shape, start + begin)
 
 
-def require_readable(name: str, place: Place) -> None:
+class Stored(Protocol):
+    """Where a tensor lies, and how."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def require_readable(name: str, place: Stored) -> None:
     """UnsupportedError where the tensor's dtype is not read."""
     if place.dtype not in DTYPES:
         raise UnsupportedError(

@@ -11,7 +11,7 @@ from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.signature import Attr, Constant, misfit
 from flatlm.runtime.format.values import Values, streams
 from flatlm.runtime.lowering import Group, Lowering
-from flatlm.runtime.ops import activation, gated, norm
+from flatlm.runtime.ops import activation, clamped_gate, gated, norm
 from flatlm.runtime.ops.function import Operation, Step
 from flatlm.runtime.ops.packed import EXCESS, MATRIX, WEIGHT, check_excess, sizes
 
@@ -25,7 +25,12 @@ LIMIT, DELTA, VALUE = -3, -2, -1
 ATTRS = {**MATRIX, "levels": Attr(int)}
 
 # what a quantization does to a row first
-_INSIDE = {norm.NAME: norm.rows_of, gated.NAME: gated.rows_of, activation.NAME: activation.rows_of}
+_INSIDE = {
+    norm.NAME: norm.rows_of,
+    gated.NAME: gated.rows_of,
+    activation.NAME: activation.rows_of,
+    clamped_gate.NAME: clamped_gate.rows_of,
+}
 
 
 def check(graph: Graph, node: Node) -> None:

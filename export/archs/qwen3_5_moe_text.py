@@ -1,0 +1,24 @@
+"""Qwen3.5 and Qwen3.6 with experts: beside those, one that all tokens go to by a sigmoid of its own."""
+
+from __future__ import annotations
+
+from flatlm.export.architecture import Architecture
+from flatlm.export.archs import qwen3_5_text as dense
+from flatlm.export.archs.qwen2_moe import OF_EXPERTS, OF_SHARED, SPARSE, among, routed
+from flatlm.export.config_keys import words
+from flatlm.export.decoder_config import DecoderConfig
+from flatlm.export.layers import Decoder
+from flatlm.runtime.settings import Settings
+
+
+def decoder(c: DecoderConfig, settings: Settings, fused: bool = False) -> Decoder:
+    """`fused`: as of `DeltaNet`."""
+    shared = settings.need("shared_expert_intermediate_size", int, low=1)
+    experts = routed(c, settings, shared=shared, shared_gate=True)
+    return dense.layered(c, settings, among(c, settings, experts), fused)
+
+
+OBEYED = dense.OBEYED | SPARSE | words("shared_expert_intermediate_size")
+DEFAULTS = {**dense.DEFAULTS, "norm_topk_prob": True, "intermediate_size": 5120}
+NAMES = dense.NAMES.but(layer={**OF_EXPERTS, **OF_SHARED})
+ARCHITECTURE = Architecture(decoder, obeyed=OBEYED, defaults=DEFAULTS, names=NAMES, layer_types=dense.KINDS)
