@@ -48,7 +48,9 @@ def groups_of(settings: Settings, key: str, heads: int) -> int:
 def least_step(settings: Settings) -> float:
     """Below which no step falls: the first of time_step_limit. The second must be no limit."""
     limit = settings.values.get("time_step_limit")
-    least, most = limit if isinstance(limit, list) and len(limit) == 2 else (0.0, math.inf)
+    if limit is None:
+        return 0.0
+    least, most = limit if isinstance(limit, list) and len(limit) == 2 else (None, None)
     if isinstance(most, Mapping):  # as transformers 5 writes what JSON has no number for
         most = float(most.get("__float__", "nan"))
     if not isinstance(least, (int, float)) or not 0 <= least < 1e3 or most != math.inf:

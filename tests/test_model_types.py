@@ -138,6 +138,7 @@ CASES: list[Case] = [
     ("granitemoehybrid", {"layer_types": ["linear_attention"] * 2, "mamba_proj_bias": True}),
     ("nemotron_h", {}),
     ("nemotron_h", {"tie_word_embeddings": True, "n_groups": 1, "time_step_min": 0.05}),
+    ("lfm3", {}),
     ("qwen3_next", {}),
     ("qwen3_5_moe_text", {"mlp_only_layers": [1]}),
     ("lfm2", {}),
