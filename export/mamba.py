@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 from flatlm.export.config_keys import words
 from flatlm.export.folds import squeezed
 from flatlm.export.layers import Mamba2
