@@ -53,10 +53,10 @@ class Names:
     def stored(self, place: str, layer: int | None = None, gguf: bool = False) -> str:
         """What a source calls a place: Hugging Face's name, with all that stands before it.
 
-        In a GGUF file that stores the place otherwise (`gguf_folds`) it is called by the place itself.
+        In a GGUF file that stores the place otherwise (`gguf_folds`) it keeps its name of there.
         """
         name = (self.outer if layer is None else self.layer)[place]
-        ours = place if gguf and name.gguf_folds is not None else name.hf
+        ours = name.gguf if gguf and name.gguf_folds is not None else name.hf
         if layer is not None:
             return f"{self.root}{self.layers}.{layer}.{ours}"
         return ours if place == HEAD else f"{self.root}{ours}"

@@ -30,6 +30,7 @@ class GgufArchitecture:
     permuted: rows of q and k lie with the elements that turn together side by side, not in two halves
     act: the activation of its MLPs, as config.json says it; files do not say
     windowed: the model type of a file that has attention.sliding_window, where it is another
+    sparse: how files with experts are read, where they are of the same architecture
     also: other model types whose files are of this architecture and read as it
     local_theta: base of layers with a window in files that do not say; None: that of the others
     keys: key of the metadata, without the architecture → key of config.json; the value stays as it is
@@ -42,10 +43,17 @@ class GgufArchitecture:
     act: str = "silu"
     windowed: str = ""
     also: tuple[str, ...] = ()
+    sparse: GgufArchitecture | None = None
     local_theta: float | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Settings, Config], Config] = _nothing
     obeyed: frozenset[str] = frozenset()
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """All that files of this architecture may hold."""
+        sparse = self.sparse.model_types if self.sparse else ()
+        return tuple(filter(None, (self.model_type, self.windowed, *self.also, *sparse)))
 
 
 def _gemma(facts: Settings, config: Config) -> Config:
@@ -61,6 +69,11 @@ def _lfm2(facts: Settings, config: Config) -> Config:
     heads = heads * config["num_hidden_layers"] if len(heads) == 1 else heads
     kinds = ["full_attention" if count else "conv" for count in heads]
     return {"layer_types": kinds, "block_auto_adjust_ff_dim": False}
+
+
+def _always_normalized(facts: Settings, config: Config) -> Config:
+    """llama.cpp's qwen3moe: the shares of the chosen experts add up to one, and every layer has experts."""
+    return {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}
 
 
 def _granite(facts: Settings, config: Config) -> Config:
@@ -96,12 +109,14 @@ def _words(text: str) -> frozenset[str]:
 
 
 _TANH = "gelu_pytorch_tanh"
+_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 _CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "arcee": GgufArchitecture("arcee", permuted=True, act="relu2"),
+    "bloom": GgufArchitecture("bloom", act=_TANH),
     "ernie4_5": GgufArchitecture("ernie4_5"),
     "exaone": GgufArchitecture("exaone"),
     "exaone4": GgufArchitecture("exaone4"),
@@ -133,7 +148,16 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         more=_lfm2,
         obeyed=_words("attention.head_count_kv"),
     ),
-    "llama": GgufArchitecture("llama", permuted=True, also=("internlm3", "mistral")),
+    "llama": GgufArchitecture(
+        "llama",
+        permuted=True,
+        also=("internlm3", "mistral"),
+        sparse=GgufArchitecture(
+            "mixtral",
+            permuted=True,
+            keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        ),
+    ),
     "minicpm": GgufArchitecture(
         "minicpm",
         permuted=True,
@@ -147,10 +171,20 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         more=_ministral3,
         obeyed=_words("attention.temperature_scale rope.scaling.yarn_log_multiplier"),
     ),
+    "nemotron": GgufArchitecture("nemotron", act="relu2"),
     "olmo2": GgufArchitecture("olmo2", windowed="olmo3"),
+    "olmoe": GgufArchitecture("olmoe", keys=_EXPERTS),
+    "phi2": GgufArchitecture("phi", act="gelu_new"),
     "phi3": GgufArchitecture("phi3"),
     "qwen2": GgufArchitecture("qwen2"),
     "qwen3": GgufArchitecture("qwen3"),
+    "qwen3moe": GgufArchitecture(
+        "qwen3_moe",
+        keys={**_EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"},
+        more=_always_normalized,
+    ),
     "seed_oss": GgufArchitecture("seed_oss"),
     "smollm3": GgufArchitecture("smollm3", permuted=True),
+    "stablelm": GgufArchitecture("stablelm", keys={"use_parallel_residual": "use_parallel_residual"}),
+    "starcoder2": GgufArchitecture("starcoder2", act=_TANH),
 }

@@ -15,7 +15,7 @@ from flatlm.runtime import ops
 
 from .calls import Call, Rewrite
 from .functions import Refused, integer, parsed, read
-from .products import PRODUCTS
+from .products import PRODUCTS, weights_of
 
 # Values of the plan beside those of the file
 WRITE = "plan.write"  # int64 [1]: the first new position
@@ -25,7 +25,7 @@ QUERIES = "plan.query_column"  # int64 [T, 1]: the positions of the new tokens
 
 def product(call: Call) -> None:
     """FlatLinear and FlatLinearToken: quantization and scales are the file's, the product between is ours."""
-    found = PRODUCTS[call.product](call.graph.totals(call.node), limit(call))
+    found = PRODUCTS[call.product](weights_of(call.graph, call.node), limit(call))
     call.replace(["acc_float"], found.nodes)
     call.kind = found.kind
     for name, array in found.arrays.items():

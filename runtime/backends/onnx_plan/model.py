@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flatlm.runtime.format.functions import DOMAIN, SIGNED
+from flatlm.runtime.format.functions import DOMAIN
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.format.widths import LOGITS, caches_of
 
@@ -68,9 +68,7 @@ class _Maker:
     def plan(self) -> Plan:
         nodes = self._nodes()
         used = {name for node in nodes for name in node.input}
-        initializers = [one for one in self._file.graph.initializer if one.name in used - {SIGNED}]
-        if SIGNED in used:  # by a function that no rewrite knows
-            self._arrays[SIGNED] = np.array(self._product != "uint8", np.uint8)
+        initializers = [one for one in self._file.graph.initializer if one.name in used]
         large = {name: array for name, array in self._arrays.items() if array.nbytes > SMALL}
         initializers += [
             _beside(name, array) if name in large else numpy_helper.from_array(array, name)

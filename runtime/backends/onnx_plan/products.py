@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flatlm.kernels_arm import layout
+from flatlm.runtime.format.graph import Graph, Node
+
 Arrays = dict[str, np.ndarray]  # of a node: what a product reads, by the name in its body
 
 
@@ -115,31 +118,54 @@ _UINT8_WIDE = f"""
 """
 
 
-def double(totals: np.ndarray, limit: np.ndarray) -> Product:
-    """`totals`: the integer weights, int8 [n, k]; `limit` [k]: the largest integer of each channel."""
-    return Product("double", _DOUBLE, {"matrix": np.ascontiguousarray(totals.T)})
+def weights_of(graph: Graph, node: Node) -> np.ndarray:
+    """The integers of a product, int8 [k, n]: `Graph.totals`, but by columns at once.
+
+    Bytes are put in order before they are parted into nibbles: a third of the time.
+    """
+    name, rows, columns = node.inputs[1], int(node.attrs["rows"]), int(node.attrs["columns"])
+    bits = graph.bits(name)
+    panels, steps, panel, lanes, halves = layout.packed_shape(rows, columns, bits)
+    data = graph.array(name).view(np.uint8).reshape(panels, steps, panel, lanes)
+    ordered = np.ascontiguousarray(data.transpose(1, 3, 0, 2))  # [step, lane, panel, row]
+    if bits == 8:
+        matrix = ordered.view(np.int8)
+    else:
+        matrix = np.empty((steps, halves, lanes, panels, panel), np.int8)
+        for half in range(halves):
+            nibbles = ordered >> (4 * half) & 15
+            np.subtract(nibbles.view(np.int8), np.int8(layout.offset_of(bits)), out=matrix[:, half])
+    matrix = matrix.reshape(steps * lanes * halves, panels * panel)
+    delta, value = (graph.array(name) for name in node.inputs[-2:])
+    if delta.size:
+        table = layout.decode_excess(delta, value, *matrix.shape[::-1])
+        matrix[table.columns, table.rows] += table.excess
+    return np.ascontiguousarray(matrix[:columns, :rows])
 
 
-def int8(totals: np.ndarray, limit: np.ndarray) -> Product:
+def double(weights: np.ndarray, limit: np.ndarray) -> Product:
+    """`weights`: of `weights_of`, from now on the product's; `limit` [k]: each channel's largest integer."""
+    return Product("double", _DOUBLE, {"matrix": weights})
+
+
+def int8(weights: np.ndarray, limit: np.ndarray) -> Product:
     """As `double`."""
     wide = limit > 127
-    plane: Arrays = {"matrix": np.ascontiguousarray(totals.T)}
     if not wide.any():
-        return Product("int8", _INT8, plane)
-    return Product("int8_both", _INT8_BOTH, {**plane, "wide_flags": wide.astype(np.float32)})
+        return Product("int8", _INT8, {"matrix": weights})
+    return Product("int8_both", _INT8_BOTH, {"matrix": weights, "wide_flags": wide.astype(np.float32)})
 
 
-def uint8(totals: np.ndarray, limit: np.ndarray) -> Product:
+def uint8(weights: np.ndarray, limit: np.ndarray) -> Product:
     """As `double`."""
-    wide = limit > 127
-    plane = np.ascontiguousarray(totals.T).view(np.uint8) ^ np.uint8(128)
-    arrays: Arrays = {"matrix": plane}
+    wide, matrix = limit > 127, weights.view(np.uint8)
+    matrix ^= np.uint8(128)
     if not wide.any():
-        return Product("uint8", _UINT8, arrays)
-    arrays["wide_flags"] = wide.astype(np.float32)
+        return Product("uint8", _UINT8, {"matrix": matrix})
+    arrays: Arrays = {"matrix": matrix, "wide_flags": wide.astype(np.float32)}
     if wide.all():
         return Product("uint8_all_wide", _UINT8_ALL_WIDE, arrays)
-    arrays |= {"wide_channels": np.flatnonzero(wide), "wide_matrix": plane[wide]}
+    arrays |= {"wide_channels": np.flatnonzero(wide), "wide_matrix": matrix[wide]}
     return Product("uint8_wide", _UINT8_WIDE, arrays)
 
 
