@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from flatlm.export.config_keys import words
 from flatlm.export.folds import squeezed
@@ -51,8 +50,8 @@ def least_step(settings: Settings) -> float:
     if limit is None:
         return 0.0
     least, most = limit if isinstance(limit, list) and len(limit) == 2 else (None, None)
-    if isinstance(most, Mapping):  # as transformers 5 writes what JSON has no number for
-        most = float(most.get("__float__", "nan"))
+    if most == {"__float__": "Infinity"}:  # as transformers 5 writes what JSON has no number for
+        most = math.inf
     if not isinstance(least, (int, float)) or not 0 <= least < 1e3 or most != math.inf:
         raise settings.wrong("time_step_limit", "a number from 0 on, and infinity")
     return float(least)
