@@ -26,6 +26,7 @@ class Name:
 
     folds: from what Hugging Face's checkpoints store to what the place wants, in their order
     gguf_folds: the same for GGUF files where they store it otherwise; None: as Hugging Face
+    whole: of what each expert has, how checkpoints that store all experts as one have it
     bare: Hugging Face's checkpoints store the weight without .weight and the bias with _bias after the name
     """
 
@@ -34,6 +35,7 @@ class Name:
     folds: tuple[Fold, ...] = ()
     gguf_folds: tuple[Fold, ...] | None = None
     bare: bool = False
+    whole: Name | None = None
 
 
 @dataclass(frozen=True, slots=True)

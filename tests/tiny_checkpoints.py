@@ -157,6 +157,11 @@ def granitemoehybrid(c: Mapping[str, Any]) -> Shapes:
         recurs = c["layer_types"][int(at.rpartition(".")[2])] in ("mamba", "linear_attention")
         biased = "qkvo" * c.get("attention_bias", False)
         mixer = mamba(c, f"{at}.mamba") if recurs else attention(c, f"{at}.self_attn", biased)
+        if count := c["num_local_experts"]:
+            moe, small = f"{at}.block_sparse_moe", c["intermediate_size"]
+            mixer |= {f"{moe}.router.layer.weight": (count, hidden)}
+            mixer |= {f"{moe}.input_linear.weight": (count, 2 * small, hidden)}
+            mixer |= {f"{moe}.output_linear.weight": (count, hidden, small)}
         return {
             **mixer,
             f"{at}.shared_mlp.input_linear.weight": (2 * wide, hidden),
@@ -190,6 +195,17 @@ def experts(
             shapes |= linear(f"{at}.{e}.{name}", wide, c["hidden_size"])
         shapes |= linear(f"{at}.{e}.{down}", c["hidden_size"], wide)
     return shapes
+
+
+def sparse(c: Mapping[str, Any], at: str) -> Shapes:
+    """Router, experts, and one that all tokens go to. `whole`: all experts are stored as one."""
+    count, wide, hidden = c["num_experts"], c["moe_intermediate_size"], c["hidden_size"]
+    shapes = linear(f"{at}.gate", count, hidden) | linear(f"{at}.shared_expert_gate", 1, hidden)
+    shapes |= gated({**c, "intermediate_size": c["shared_expert_intermediate_size"]}, f"{at}.shared_expert")
+    if c.get("whole"):
+        shapes |= {f"{at}.experts.gate_up_proj": (count, 2 * wide, hidden)}
+        return shapes | {f"{at}.experts.down_proj": (count, hidden, wide)}
+    return shapes | experts(c, f"{at}.experts", count, wide)
 
 
 def qwen_moe(c: Mapping[str, Any]) -> Shapes:
@@ -456,6 +472,8 @@ def qwen3_5(c: Mapping[str, Any]) -> Shapes:
         if c["layer_types"][int(at.rpartition(".")[2])] == "linear_attention":
             here, channels = f"{at}.linear_attn", 2 * hk * dk + hv * dv
             rows = {"in_proj_qkv": channels, "in_proj_z": hv * dv, "in_proj_b": hv, "in_proj_a": hv}
+            if c["model_type"] == "qwen3_next":
+                rows = {"in_proj_qkvz": channels + hv * dv, "in_proj_ba": 2 * hv}
             shapes: Shapes = {f"{here}.{name}.weight": (n, hidden) for name, n in rows.items()}
             shapes |= {f"{here}.conv1d.weight": (channels, 1, 4), f"{here}.norm.weight": (dv,)}
             shapes |= {f"{here}.A_log": (hv,), f"{here}.dt_bias": (hv,)}
@@ -464,7 +482,7 @@ def qwen3_5(c: Mapping[str, Any]) -> Shapes:
             shapes = attention(c, f"{at}.self_attn")
             shapes |= linear(f"{at}.self_attn.q_proj", 2 * heads * c["head_dim"], hidden)
             shapes |= {f"{at}.self_attn.{part}_norm.weight": (c["head_dim"],) for part in "qk"}
-        shapes |= gated(c, f"{at}.mlp")
+        shapes |= sparse(c, f"{at}.mlp") if "num_experts" in c else gated(c, f"{at}.mlp")
         return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
 
     return whole(c, layer)
@@ -558,6 +576,17 @@ def gpt_oss(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
+QWEN3_5 = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "partial_rotary_factor": 0.25,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 20,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 QWEN_MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -609,17 +638,9 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
         "mlp_rows": 56,  # of two thirds of 72, rounded up to 14
         "tie_word_embeddings": True,
     },
-    "qwen3_5_text": {
-        "num_hidden_layers": 3,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "head_dim": 16,
-        "partial_rotary_factor": 0.25,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 20,
-        "linear_value_head_dim": 12,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-    },
+    "qwen3_5_moe_text": {**QWEN3_5, **QWEN_MOE, "shared_expert_intermediate_size": 28},
+    "qwen3_next": {**QWEN3_5, **QWEN_MOE, "shared_expert_intermediate_size": 28},
+    "qwen3_5_text": QWEN3_5,
     "minicpm": {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 20},
     "exaone": {"num_layers": 2, "activation_function": "silu", "layer_norm_epsilon": 1e-5},
     "ernie4_5": {"head_dim": 12},
@@ -770,7 +791,9 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "qwen2_moe": qwen_moe,
     "qwen3": llama,
     "qwen3_moe": qwen_moe,
+    "qwen3_5_moe_text": qwen3_5,
     "qwen3_5_text": qwen3_5,
+    "qwen3_next": qwen3_5,
     "seed_oss": llama,
     "smollm3": llama,
     "stablelm": stablelm,

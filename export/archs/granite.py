@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.layers import Attention, Branch, Decoder, Gated, Layer, Mixer
+from flatlm.export.layers import Attention, Body, Branch, Decoder, Gated, Layer, Mixer
 from flatlm.runtime.settings import Settings
 
 
@@ -24,9 +24,14 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     return multiplied(c, settings, [("attention", attention)] * c.layers)
 
 
-def multiplied(c: DecoderConfig, settings: Settings, mixers: Sequence[tuple[str, Mixer]]) -> Decoder:
-    """A model whose layers mix so, by name, with the multipliers of the stream, of branches and of logits."""
-    mlp = Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+def multiplied(
+    c: DecoderConfig, settings: Settings, mixers: Sequence[tuple[str, Mixer]], mlp: Body | None = None
+) -> Decoder:
+    """A model whose layers mix so, by name, with the multipliers of the stream, of branches and of logits.
+
+    `mlp`: None, Granite's own
+    """
+    mlp = mlp or Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
     scale = settings.get("residual_multiplier", float, 1.0, above=0)
     last = Branch("mlp", mlp, scale=scale)
     return Decoder(

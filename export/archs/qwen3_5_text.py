@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flatlm.export import names
 from flatlm.export.architecture import Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import of_gated_heads, squeezed
-from flatlm.export.layers import Attention, Branch, Decoder, DeltaNet, Gated, Layer, Norm, QkNorm
+from flatlm.export.layers import Attention, Body, Branch, Decoder, DeltaNet, Gated, Layer, Norm, QkNorm
 from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
 _PLUS_ONE = Norm(plus_one=True)
 
 
-def decoder(c: DecoderConfig, settings: Settings, fused: bool = False) -> Decoder:
-    """`fused`: as of `DeltaNet`."""
+def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
+    return mixed(c, settings, [Gated(c.act, c.intermediate_size)] * c.layers)
+
+
+def mixed(c: DecoderConfig, settings: Settings, mlps: Sequence[Body], fused: bool = False) -> Decoder:
+    """The mixers of this type with an MLP for each layer. `fused`: as of `DeltaNet`."""
     delta = Branch("delta", _delta_net(settings, fused), _PLUS_ONE)
     bias, gate = settings.get("attention_bias", bool, False), settings.get("attn_output_gate", bool, True)
     if not gate:
@@ -23,8 +29,11 @@ def decoder(c: DecoderConfig, settings: Settings, fused: bool = False) -> Decode
     sizes, norm = (c.num_heads, c.kv_num_heads, c.head_size), QkNorm(plus_one=True)
     body = Attention(*sizes, qkv_bias=bias, out_bias=bias, qk_norm=norm, gate=True)
     branches = {"linear_attention": delta, "full_attention": Branch("attention", body, _PLUS_ONE)}
-    mlp = Branch("mlp", Gated(c.act, c.intermediate_size), _PLUS_ONE)
-    return Decoder([Layer((branches[kind], mlp)) for kind in _kinds(c, settings)], _PLUS_ONE)
+    layers = [
+        Layer((branches[kind], Branch("mlp", mlp, _PLUS_ONE)))
+        for kind, mlp in zip(_kinds(c, settings), mlps, strict=True)
+    ]
+    return Decoder(layers, _PLUS_ONE)
 
 
 def _delta_net(settings: Settings, fused: bool) -> DeltaNet:
