@@ -94,7 +94,7 @@ CASES: list[Case] = [
     ("olmoe", {"norm_topk_prob": True, "num_key_value_heads": 4}),
     ("mixtral", {}),
     ("granitemoe", {}),
-    ("lfm2_moe", {}),
+    ("lfm2_moe", {"tie_word_embeddings": True}),
     ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False, "num_dense_layers": 0}),
     ("ernie4_5_moe", {}),
     ("ernie4_5_moe", {"moe_num_shared_experts": 0, "moe_layer_start_index": 0}),
