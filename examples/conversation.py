@@ -16,7 +16,7 @@ def main(model: str, questions: Iterable[str] = sys.stdin) -> None:
         messages = [{"role": "system", "content": "Answer in one sentence."}]
         for question in questions:
             messages.append({"role": "user", "content": question.strip()})
-            while len(llm.chat_ids(messages)) + ROOM > llm.backend.context and len(messages) > 2:
+            while llm.count_tokens(messages) + ROOM > llm.backend.context and len(messages) > 2:
                 del messages[1:3]  # a question and its answer; what is left is not computed again
             answer = llm.chat(messages, n=ROOM, temp=0.4, repeat_penalty=1.1)
             messages.append({"role": "assistant", "content": answer.text})

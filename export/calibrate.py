@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flatlm.export import ops
 from flatlm.export.parallel import each
 from flatlm.runtime.errors import UsageError
+from flatlm.runtime.format.graph import Graph
+from flatlm.runtime.format.widths import POSITION_IDS
 
 WINDOW = 512  # tokens
 SAMPLE = 512  # rows on which a layer's smoothing is tried
@@ -27,6 +30,12 @@ def text(path: Path | None = None) -> str:
         return (path or _TEXT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"calibration text {path or _TEXT}: {error}; give a readable UTF-8 file") from error
+
+
+def longest(graph: Graph) -> int:
+    """Tokens of a window: no more than a table of positions has rows for."""
+    positions = any(POSITION_IDS in node.inputs for node in ops.tables(graph.nodes))
+    return min(WINDOW, int(graph.metadata["context_length"])) if positions else WINDOW
 
 
 def windows(ids: np.ndarray, count: int, length: int = WINDOW) -> np.ndarray:

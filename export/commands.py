@@ -1,4 +1,4 @@
-"""The verbs `export` and `pull` of the command line."""
+"""The verbs `export`, `models` and `pull` of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flatlm.export import frontier, target
+from flatlm.export import frontier, model_types, target
 from flatlm.export.recipe import RECIPES, Recipe
 from flatlm.export.shelve import name_for, origin_of
 from flatlm.runtime import models, names
@@ -181,4 +181,28 @@ def run_pull(args: argparse.Namespace) -> int:
     from flatlm.export.pull import pull
 
     print(pull(args.name, None if args.folder is None else Path(args.folder), sys.stderr))
+    return 0
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """`flatlm models`."""
+    parser.set_defaults(run=run_models)
+    parser.description = f"The model types that can be exported. {model_types.TESTED}"
+    add_json(parser)
+
+
+def run_models(args: argparse.Namespace) -> int:
+    """Print a line for each; with --json all that is known of them."""
+    types = model_types.model_types()
+    if args.json:
+        print_json({"models": [dataclasses.asdict(one) for one in types], "tested": model_types.TESTED})
+        return 0
+    names = {one.model_type: ", ".join(one.gguf) or "-" for one in types}
+    wide, wide_gguf = (max(map(len, column)) for column in (names, names.values()))
+    print(f"{'model_type':<{wide}}  {'GGUF':<{wide_gguf}}  models")
+    for one in types:
+        weights = f" (tried: {one.weights})" if one.weights else ""
+        gguf = names[one.model_type]
+        print(f"{one.model_type:<{wide}}  {gguf:<{wide_gguf}}  {one.models}: {one.shape}{weights}")
+    say(f"{len(types)} model types. {model_types.TESTED}")
     return 0

@@ -118,8 +118,7 @@ def _compare(
 ) -> dict[str, Any]:
     """The file as written, read back, against the float model: KL and top-1 agreement on a little text."""
     progress(0, 2)
-    length = min(CHECK_TOKENS, int(written.metadata["context_length"]))
-    window = tokens[-calibrate.WINDOW :][None, :length]
+    window = tokens[-calibrate.longest(written) :][None, :CHECK_TOKENS]
     scores = execute.evaluate(written, window, reference=float_graph)
     progress(2, 2)
     if scores.kl is None or not np.isfinite(scores.kl):

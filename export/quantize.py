@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flatlm.runtime.format import nested
-from flatlm.runtime.format.graph import Graph, Node, in_body
+from flatlm.runtime.format.graph import Graph, Node, in_body, within_layer
 from flatlm.runtime.progress import Progress
 
 from . import calibrate, execute, ops
@@ -86,8 +86,7 @@ def quantize(
     done, blocks). `journal`: goes on from what is there, and writes down each block.
     """
     journal = journal or Journal()
-    length = min(calibrate.WINDOW, int(graph.metadata["context_length"]))
-    windows = calibrate.windows(tokens, recipe.windows, length)
+    windows = calibrate.windows(tokens, recipe.windows, calibrate.longest(graph))
     decided = survey(graph, recipe, windows, tell("looking at the inputs of each layer"), journal)
     if recipe.weight_bits == "auto":
         decided = measure(graph, decided, tell("weighing what each layer may lose"), journal)
@@ -100,12 +99,21 @@ def quantize(
                 keys.apply(result, meeting, decided.keys[meeting.name])
         to_int8(result)
     nested.join(result)
-    report = Report(recipe, tuple(layers), *sizes_of(result))
+    report = Report(recipe, tuple(layers), *sizes_of(result), unsmoothed=_unsmoothed(graph, decided))
     if not chosen:
         return result, report
     fixed = fixed_bytes(graph, decided)
     line, (point,) = sizes(frontier(decided.variants), fixed), sizes([point_of(chosen)], fixed)
     return result, dataclasses.replace(report, frontier=line, chosen=point)
+
+
+def _unsmoothed(graph: Graph, decided: Decisions) -> tuple[str, ...]:
+    """Kinds of layers whose inputs are made by nothing that could take a scale."""
+    if not decided.recipe.does("smooth"):
+        return ()
+    linears = (node for node in ops.linears(graph.body) if not ops.is_router(node, graph.nodes))
+    left = (node.name for node in linears if decided.of(node.name).smoothing is None)
+    return tuple(dict.fromkeys(map(within_layer, left)))
 
 
 def _decide_ways(graph: Graph, chosen: Mapping[str, Variant], decided: Decisions) -> None:

@@ -52,6 +52,7 @@ class Report:
     frontier: tuple[Size, ...] = ()  # what could have been chosen, where there was a choice
     chosen: Size | None = None  # what was: predicted bytes and KL
     notes: tuple[str, ...] = ()  # on how the source was read
+    unsmoothed: tuple[str, ...] = ()  # kinds of layers that read what no scale can be moved out of
 
     @property
     def body(self) -> list[LayerReport]:
@@ -106,6 +107,7 @@ class Report:
             "share_4bit_work": self.share_low,
             "share_4bit_work_paper": PAPER_SHARE,
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"unsmoothed": list(self.unsmoothed)} if self.unsmoothed else {}),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -138,6 +140,11 @@ class Report:
             f"{100 * self.extra_columns:.1f} % columns, {100 * self.extra_work:.1f} % multiplications "
             f"({100 * self.extra_work_native:.1f} % in flatlm's kernels)"
         )
+        if self.unsmoothed:
+            lines.append(
+                f"not smoothed: {', '.join(self.unsmoothed)}; no norm, value or product before them could "
+                "take a scale, wide channels alone tame their inputs"
+            )
         lines += [_unreached(layer) for layer in self.layers if layer.unreached]
         if self.recipe.low_levels == 7:
             lines.append(

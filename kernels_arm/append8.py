@@ -138,6 +138,7 @@ def run_rotate8(op, step, first, last, scratch):
     for token in range(first, last):
         span = span_from(span, token)
         position = past_of(span) + token
+        place = position % context
         row = get_i64(op + 8 * I_QKV) + get_i64(op + 8 * I_STRIDE) * token
         cos = get_i64(op + 8 * I_COS) + 4 * half * position
         sin = get_i64(op + 8 * I_SIN) + 4 * half * position
@@ -155,6 +156,6 @@ def run_rotate8(op, step, first, last, scratch):
             at, scales = context * width * cached, 4 * context * cached
             key_scales, value_scales = get_i64(op + 8 * I_KEY_SCALES), get_i64(op + 8 * I_VALUE_SCALES)
             key = turned if turns else k
-            write_key(key, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, position)
+            write_key(key, size, get_i64(op + 8 * I_KEYS) + at, key_scales + scales, place)
             v, values = k + 4 * size * groups, get_i64(op + 8 * I_VALUES) + at
-            write_value(v, size, values, value_scales + scales, position, scratch)
+            write_value(v, size, values, value_scales + scales, place, scratch)

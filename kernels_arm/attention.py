@@ -42,6 +42,7 @@ from .ops import (
     A_OUT,
     A_OUT_STRIDE,
     A_QKV,
+    A_RING,
     A_SINKS,
     A_SIZE,
     A_SLOPES,
@@ -244,7 +245,8 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
     count = past + token + (row + rows - 1) // share + 1 - start
     blocks = (count + 15) // 16
     gather_query(op, group, row, rows, token, scratch)
-    keys = get_i64(op + 8 * A_KEYS) + 4 * size * (context * cached + start)
+    place = context * cached + start % get_i64(op + 8 * A_RING)
+    keys = get_i64(op + 8 * A_KEYS) + 4 * size * place
     scores_of(rows, scratch, keys, blocks, size, scores)
     scale, sinks = get_f32(get_i64(op + 8 * A_FLOATS)), get_i64(op + 8 * A_SINKS)
     cap, slopes = get_i64(op + 8 * A_CAP), get_i64(op + 8 * A_SLOPES)
@@ -260,7 +262,7 @@ def attend_rows(op, slot, group, row, rows, token, past, scratch):
         sink = get_f32(sinks + at) if sinks else MINUS_INFINITY
         inverse = softmax_row(scores + 64 * r, weights + 128 * r, rows, visible, blocks, factor, sink)
         set_f32(sums + 4 * r, inverse)
-    values = get_i64(op + 8 * A_VALUES) + 4 * width * (context * cached + start)
+    values = get_i64(op + 8 * A_VALUES) + 4 * width * place
     for lane in range(0, size, 16):
         values_of(rows, weights, values + 4 * lane, count, width, tile)
         for r in range(rows):

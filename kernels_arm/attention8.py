@@ -226,8 +226,8 @@ def attend_block(op, slot, group, row, rows, token, past, block, parts, part_str
     seen = past + token + (row + rows - 1) // share + 1 - start  # positions that the last row sees
     count = (max(0, min(seen, KV_BLOCK)) + 15) // 16
     cached = get_i64(op + 8 * I_GROUPS) * slot + group
-    at = context * width * cached + start * width
-    scales = 4 * (context * cached + start)
+    place = context * cached + start % context  # of a window, the cache is a ring of whole blocks
+    at, scales = width * place, 4 * place
     multiply(rows, get_i64(op + 8 * I_KEYS) + at, count, 16 * width, width, scratch, scores, SCORE_STRIDE)
     for r in range(rows):
         visible, x = (

@@ -9,7 +9,7 @@ walks the matrix once. Of a step of more than KEPT tokens the first are summed u
     keys       float32 [slot, 2, KEPT, j, k padded to 16]   after the floor, in half `floors[slot, 1]`; the
                                                             other is written meanwhile, SETTLE swaps them
     updates    float32 [slot, h, v/32, KEPT, 48]            u of the block and f, of positions after the floor
-    floors     int64 [slot, 2]
+    floors     int64 [slot, 3]
 
     scratch: the block after the step's first tokens, two keys, a query, u, v, 16 lanes
 """
@@ -21,6 +21,7 @@ import numpy as np
 from .acts import ONE, ZERO, exp16
 from .jit import inlined, kernel
 from .ops import (
+    FLOOR_BYTES,
     KEPT,
     L_BETA,
     L_BETA_STRIDE,
@@ -261,7 +262,7 @@ def attend_block(op, step, number, end, head, block, scratch):
     item = (slot * heads + head) * blocks + block
     state, log = get_i64(op + 8 * L_STATE) + BLOCK_ROW * padded * item, get_i64(op + 8 * L_UPDATES)
     log += UPDATE * KEPT * item
-    floors = get_i64(op + 8 * L_FLOORS) + 16 * slot
+    floors = get_i64(op + 8 * L_FLOORS) + FLOOR_BYTES * slot
     pending, half = past - get_i64(floors), get_i64(floors + 8)
     summed = max(tokens - KEPT, 0)  # tokens that the new floor is after
     row_bytes = 4 * padded * get_i64(op + 8 * L_KEY_HEADS)
@@ -327,7 +328,12 @@ def run_settle(op, step):
     number = 0
     while number < get_i64(step + 8 * STEP_SPANS):
         end, span = sequence_end(step, number), span_of(step, number)
-        floors, past = get_i64(op + 8 * S_FLOORS) + 16 * slot_of(span), past_of(span) + first_row(span)
-        set_i64(floors, past + max(rows_until(step, number, end) - KEPT, 0))
+        floors, past = (
+            get_i64(op + 8 * S_FLOORS) + FLOOR_BYTES * slot_of(span),
+            past_of(span) + first_row(span),
+        )
+        rows = rows_until(step, number, end)
+        set_i64(floors, past + max(rows - KEPT, 0))
         set_i64(floors + 8, 1 - get_i64(floors + 8))
+        set_i64(floors + 16, max(get_i64(floors + 16), past + rows))
         number = end

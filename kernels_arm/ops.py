@@ -81,14 +81,16 @@ S_SHARES, S_SHARES_STRIDE, S_ROWS, S_ROWS_STRIDE, S_COLUMNS, S_KEPT, S_TABLE, S_
 )
 
 # rotary embedding in place on q; k and v are appended to the cache, to a sequence's slot of it. R_COS = 0:
-# nothing is turned. TURN: R_HEADS of R_SIZE are turned in place, and no more
+# nothing is turned. TURN: R_HEADS of R_SIZE are turned in place, and no more. R_RING, A_RING: positions after
+# which places are used again; what stands in the first of the R_CONTEXT places stands behind the ring, too
 R_QKV, R_STRIDE, R_HEADS, R_GROUPS, R_SIZE, R_COS, R_SIN, R_KEYS, R_VALUES, R_CONTEXT = range(1, 11)
+R_RING = 11
 
 # softmax(q·kᵀ)·v
 A_QKV, A_STRIDE, A_HEADS, A_GROUPS, A_SIZE, A_FLOATS, A_KEYS, A_VALUES, A_CONTEXT, A_OUT, A_OUT_STRIDE = (
     range(1, 12)
 )
-A_WINDOW, A_SINKS, A_SLOPES, A_CAP = range(12, 16)
+A_WINDOW, A_SINKS, A_SLOPES, A_CAP, A_RING = range(12, 17)
 # keys float32 [slot, g, context/16, d, 16], values float32 [slot, g, context, d padded to 16];
 # A_FLOATS: float32 [scale]; A_WINDOW: positions that a query sees, its own included, or 0: all before it;
 # A_SINKS, A_SLOPES: float32 [h] or 0; A_CAP: float32 [cap, 2 / cap, 2 · cap] or 0
@@ -129,8 +131,9 @@ L_KEYS, L_UPDATES, L_FLOORS = range(19, 22)
 
 # the end of a step of such states: their floors rise
 S_FLOORS = 1
-# L_FLOORS, S_FLOORS: int64 [slots, 2], by slot: positions that are summed up in the states, and which half of
-# L_KEYS holds the keys of those after them
+FLOOR_BYTES = 24
+# L_FLOORS, S_FLOORS: int64 [slots, 3], by slot: positions that are summed up in the states, which half of
+# L_KEYS holds the keys of those after them, and how many positions were ever written
 
 # how sparse excess is gathered (excess.py): addresses and counts
 J_DELTA, J_VALUE, J_ENTRIES, J_COLUMNS, J_PANELS, J_HIGH, J_STARTS, J_BASES, J_LOOKUPS, J_SCRATCH = range(10)
@@ -159,6 +162,7 @@ _SPARSE_TOKENS = {"avx512vnni": 64, "avx2": 16}  # other tiers: 8
 MOST_SPARSE = max(_SPARSE_TOKENS.values())
 ATTEND_ROWS = 8  # query rows that share a load
 KV_BLOCK = 256  # positions of an int8 cache with one maximum and one step of the weights: part of the format
+MOST_STEP = 512  # tokens of a step: enough to reuse each panel of weights, and 10-40 MB of buffers
 KEPT = 32  # positions that states which sum up can be cut back by: 4 spans, more than drafts are long
 VALUE_BLOCK = 32  # columns of a matrix state that are a work item: with 128 rows 16 KiB, half of a small L1
 FEW_TOKENS = SPAN  # of a step of one span, blocks of the context are shared out among threads; else spans

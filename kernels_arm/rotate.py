@@ -10,6 +10,7 @@ from .ops import (
     R_HEADS,
     R_KEYS,
     R_QKV,
+    R_RING,
     R_SIN,
     R_SIZE,
     R_STRIDE,
@@ -42,6 +43,7 @@ def run_rotate(op, step, first, last):
     heads, groups, size = get_i64(op + 8 * R_HEADS), get_i64(op + 8 * R_GROUPS), get_i64(op + 8 * R_SIZE)
     context, keys, values = get_i64(op + 8 * R_CONTEXT), get_i64(op + 8 * R_KEYS), get_i64(op + 8 * R_VALUES)
     half, width, turns = size // 2, (size + 15) // 16 * 16, get_i64(op + 8 * R_COS) != 0
+    ring = get_i64(op + 8 * R_RING)
     span = span_of(step, 0)
     for token in range(first, last):
         span = span_from(span, token)
@@ -55,16 +57,17 @@ def run_rotate(op, step, first, last):
             k = row + 4 * size * (heads + group)
             v = row + 4 * size * (heads + groups + group)
             cached = groups * slot_of(span) + group
-            block = cached * (context // 16) + (position >> 4)
-            place = keys + block * size * 64 + 4 * (position & 15)
-            if turns:
-                rotate_head(k, cos, sin, half, place, 64)
-            else:
+            for at in range(position % ring, context, ring):  # in a ring, once more at its end
+                block = cached * (context // 16) + (at >> 4)
+                place = keys + block * size * 64 + 4 * (at & 15)
+                if turns:
+                    rotate_head(k, cos, sin, half, place, 64)
+                else:
+                    for i in range(size):
+                        set_f32(place + 64 * i, get_f32(k + 4 * i))
+                out = values + 4 * width * (cached * context + at)
                 for i in range(size):
-                    set_f32(place + 64 * i, get_f32(k + 4 * i))
-            out = values + 4 * width * (cached * context + position)
-            for i in range(size):
-                set_f32(out + 4 * i, get_f32(v + 4 * i))
+                    set_f32(out + 4 * i, get_f32(v + 4 * i))
 
 
 @kernel

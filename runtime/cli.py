@@ -39,7 +39,7 @@ VERBS = {  # verb: (module:function, what it does, extra that brings the module'
         "turn a Hugging Face or GGUF model into an artifact",
         "export",
     ),
-    "models": ("flatlm.export.models:register", "show the model types that can be exported", ""),
+    "models": ("flatlm.export.commands:add_models", "show the model types that can be exported", ""),
     "list": ("flatlm.runtime.commands.shelf:register_list", "show the models that have a name", ""),
     "rm": ("flatlm.runtime.commands.shelf:register_rm", "delete models by name", ""),
     "cp": ("flatlm.runtime.commands.shelf:register_cp", "copy a model under another name", ""),

@@ -12,17 +12,18 @@ called from others. `astream` and `astream_chat` are for programs with an event 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatlm.runtime import names
+from flatlm.runtime import embedding, names
 from flatlm.runtime.backends import check_prompt
-from flatlm.runtime.backends.opening import open_chosen
+from flatlm.runtime.backends.opening import open_chosen, open_named
 from flatlm.runtime.background import in_background
-from flatlm.runtime.errors import UsageError
+from flatlm.runtime.errors import BackendError, UsageError
 from flatlm.runtime.generation.answer import Completion, Prompt
 from flatlm.runtime.generation.scheduler import Scheduler
 from flatlm.runtime.generation.stream import Check, Stream, answer_many, superseded
@@ -38,6 +39,7 @@ from flatlm.runtime.text.tools.request import Tooling, readable, tooling_of
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    import numpy as np
     from typing_extensions import Unpack
 
     from flatlm.runtime.backends import Backend
@@ -76,7 +78,7 @@ class LLM:
         from flatlm.runtime.format.artifact import open_artifact
 
         path = names.resolve(path)
-        chosen = of_call(BackendOptions, given, options, DraftOptions)
+        self._options = chosen = of_call(BackendOptions, given, options, DraftOptions)
         drafting = of_call(DraftOptions, given, options, BackendOptions)
         spec = None
         if drafting.draft != "off":
@@ -237,6 +239,28 @@ class LLM:
         """How many tokens `chat` would read of this: messages, or a user's text, in the chat template."""
         return len(self.chat_prompt(messages, **options).ids)
 
+    def embed(self, texts: str | Sequence[str], pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+        """Vectors of texts, float32 [width] of one, [texts, width] of several: the mean of the last hidden
+        states of a text's tokens, or by `pooling="last"` that of its last token; of length 1 if `normalize`.
+
+        `batch` texts are computed side by side, each as it would be alone. BackendError where the backend
+        cannot.
+        """
+        self._open()
+        given = [texts] if isinstance(texts, str) else texts
+        ids = [self.tokenizer.encode(text, most=self.backend.context) for text in given]
+        vectors = embedding.embed(self._without_head, ids, pooling, normalize)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    @functools.cached_property
+    def _without_head(self) -> Backend:
+        """The same model once more, with hidden states in the place of logits; the weights are shared."""
+        if self.artifact is None or self.backend.name not in embedding.ABLE:
+            raise BackendError(f"vectors of texts need one of the backends {', '.join(embedding.ABLE)}")
+        model = replace(self.artifact, graph=embedding.headless(self.artifact.graph))
+        options = replace(self._options, ctx=self.backend.context, batch=self.backend.slots)
+        return open_named(self.backend.name, model, options)
+
     def stream_prompt(self, wanted: Prompt, progress: Progress | None = None) -> Stream:
         """The answer to a prompt as an iterator over pieces of text.
 
@@ -305,6 +329,8 @@ class LLM:
         if self._worker is not None:
             self._worker.shutdown(wait=False)
         self.backend.close()
+        if "_without_head" in self.__dict__:
+            self._without_head.close()
         if self.speculator is not None:
             self.speculator.close()
             self.speculator = None

@@ -66,13 +66,14 @@ class Lowering:
         products: Mapping[str, records.Integers],
         kernels: Library,
         *,
+        context: int,
         batch: int,
         logit_rows: int,
     ) -> None:
         self.graph, self.values, self.states, self.kernels = graph, values, states, kernels
         self.products = products  # how their inputs become integers, by the name of the node
         self.batch, self.logit_rows = batch, logit_rows
-        self.context = max(state.context for state in states.values())  # positions of the longest state
+        self.context = max(context, *(state.context for state in states.values()))  # of the longest state
         self.records: list[np.ndarray] = []
         self.names: list[str] = []  # the node of each record
         self.keep: list[np.ndarray] = []  # what the records point to

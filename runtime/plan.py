@@ -74,7 +74,9 @@ def lower(
     products = {
         node.name: ops.PRODUCTS[node.op].integers(graph, node) for node in graph.nodes if ops.is_product(node)
     }
-    lowering = Lowering(graph, values, states, products, kernels, batch=batch, logit_rows=logit_rows)
+    lowering = Lowering(
+        graph, values, states, products, kernels, context=context, batch=batch, logit_rows=logit_rows
+    )
     groups = fuse(graph)
     last_uses = {name: i for i, group in enumerate(groups) for name in group.inputs}
     for i, group in enumerate(groups):
@@ -82,7 +84,7 @@ def lower(
         for name in group.inputs:
             if last_uses[name] == i:
                 lowering.release(name)
-    if any(hasattr(state, "floors") for state in states.values()):
+    if any(getattr(state, "floors", None) for state in states.values()):
         row = records.record(machine.SETTLE, S_FLOORS=floors.array.ctypes.data)
         lowering.add(graph.head, row)
     ids, rows, spans = (np.zeros(shape, np.int64) for shape in (batch, logit_rows, (batch, 4)))

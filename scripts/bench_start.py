@@ -21,7 +21,8 @@ CODE = "import sys; from flatlm.runtime.cli import main; sys.exit(main())"
 def first_byte(command: list[str]) -> float:
     """Seconds until the process writes to stdout."""
     started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing) as process:
         assert process.stdout
         if not os.read(process.stdout.fileno(), 1):
             raise SystemExit(f"no output from {command}")

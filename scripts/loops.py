@@ -25,6 +25,7 @@ from flatlm.runtime.names import resolve
 from flatlm.runtime.options import SamplingOptions
 
 WORDS, TIMES = 8, 4
+BATCH = 10  # answers side by side; each is the one it would be alone
 QUESTIONS = (
     "Why is the sky blue?",
     "Write a haiku about the sea.",
@@ -60,18 +61,20 @@ def count(model: Path, n: int) -> dict[str, Any]:
     """Of one model: how many answers loop in each way, and which settings those are."""
     ways = {"greedy": SamplingOptions(), "as people are answered": published(model) or TALK}
     result: dict[str, Any] = {"model": model.name, "questions": len(QUESTIONS), "n": n}
-    with LLM(model) as llm:
+    with LLM(model, batch=BATCH) as llm:
         for way, options in ways.items():
-            found = []
-            for seed, question in enumerate(QUESTIONS):
-                asked = replace(options, n=n, seed=seed)
-                if loops(llm.chat([{"role": "user", "content": question}], asked).text):
-                    found.append(question)
-                print(
-                    f"\r{model.name}, {way}: {len(found)} of {seed + 1}", end="", file=sys.stderr, flush=True
-                )
+            prompts = [
+                llm.chat_prompt([{"role": "user", "content": question}], replace(options, n=n, seed=seed))
+                for seed, question in enumerate(QUESTIONS)
+            ]
+            looping = list[int]()
+            for done, (number, answer) in enumerate(llm.answer_many(prompts), 1):
+                looping += [number] * loops(answer.text)
+                said = f"{model.name}, {way}: {len(looping)} of {done}"
+                print(f"\r{said}", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
-            result[way] = {"settings": in_words(options), "loops": len(found), "which": found}
+            which = [QUESTIONS[number] for number in sorted(looping)]
+            result[way] = {"settings": in_words(options), "loops": len(which), "which": which}
     return result
 
 

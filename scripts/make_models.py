@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flatlm.export.models import markdown
+from flatlm.export.model_types import markdown
 
-PAGE = Path(__file__).parent.parent / "docs/export.md"
+PAGE = Path(__file__).parent.parent / "docs" / "export.md"
 BEGIN, END = "| `model_type` |", "\n\n"
 
 
 def page(text: str) -> str:
-    """docs/export.md with the table of today."""
+    """The page with the table of today."""
     start = text.index(BEGIN)
     return text[:start] + markdown() + text[text.index(END, start) + 1 :]
 

@@ -116,7 +116,7 @@ def serving(*makers: Callable[[], LLM], access: Access | None = None, **given: A
     opening = Opening(
         BackendOptions(batch=options.parallel),
         keep_seconds=options.sleep_idle_seconds,
-        cache_bytes=(options.cache_ram or 0) << 20,
+        cache_bytes=(64 if options.cache_ram is None else options.cache_ram) << 20,
         cache_folder=folder,
     )
     about = Manifest("made up", "llama", "edge", VOCABULARY, CONTEXT, 1000, 4.5, {})

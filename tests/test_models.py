@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from flatlm.export.archs import architectures
-from flatlm.export.models import model_types
+from flatlm.export.model_types import model_types
 from flatlm.runtime import cli
 from scripts import make_models
 

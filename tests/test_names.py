@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -101,7 +102,10 @@ def test_run_exports_once_and_then_answers(source, models_folder, capsys):
     arguments = ["run", str(source), "Hello", "-n", "3", "--temp", "0", "--json"]
     assert main(arguments) == 0
     first = capsys.readouterr()
-    assert "exported in" in first.err and "A better one takes minutes: flatlm export" in first.err
+    assert (
+        "exported in" in first.err
+        and "It loses about twice what edge does, which takes minutes: flatlm export" in first.err
+    )
     assert read_manifest(models_folder / "tiny-model").recipe == "quick"
     assert main(arguments) == 0
     second = capsys.readouterr()
@@ -236,3 +240,14 @@ def test_push_that_fails_says_which_program(tiny, programs, monkeypatch, capsys)
 )
 def test_ago(seconds, words):
     assert ago(seconds) == words
+
+
+def test_an_exported_model_is_no_source(tiny, capsys):
+    assert main(["export", str(tiny), "--name", "again"]) == 1
+    assert "is an exported model already: `flatlm run" in capsys.readouterr().err
+
+
+def test_an_empty_pipe_is_no_prompt(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    assert main(["generate", "tiny"]) == 2
+    assert "standard input is empty" in capsys.readouterr().err

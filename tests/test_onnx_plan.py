@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from flatlm.export.onnx_writer import write_onnx
+from flatlm.kernels_arm.ops import ACTS, PLAIN_ACTS
 from flatlm.runtime import ops
 from flatlm.runtime.backends import Segment, open_backend
 from flatlm.runtime.backends.native import NativeBackend
@@ -36,7 +37,7 @@ from flatlm.runtime.options import BackendOptions
 from flatlm.runtime.text.tokenizer import load_tokenizer
 from scripts import bench_load
 from tests.plan_nodes import KERNELS, placed
-from tests.tiny_graphs import CONTEXT, HIDDEN, VOCABULARY, quantized_graph
+from tests.tiny_graphs import CONTEXT, HIDDEN, OPTIONS, VOCABULARY, quantized_graph
 
 MODELS = [
     ("float32", "static", "qk_norm"),
@@ -161,6 +162,14 @@ def test_every_node_has_a_cuda_kernel_and_nothing_is_copied_within_a_step(tmp_pa
     assert nodes.without_kernel() == []
     assert nodes.copies == []
     assert {"If", "Loop", "Scan"} & {node.op_type for node, _ in nodes.device} == set()
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS))
+def test_every_option_of_a_function_would_run_on_cuda(tmp_path, option):
+    """In bodies that no rewrite knows, too. If this fails, another operator in the body may do."""
+    plain = ["plain"] if option in {*PLAIN_ACTS} - {*ACTS} else []
+    nodes = placed(plan(tiny(tmp_path, "float32", "token", *plain, option), "double"), tmp_path)
+    assert (nodes.without_kernel(), nodes.copies) == ([], [])
 
 
 def test_a_node_without_a_kernel_is_found(tmp_path):

@@ -206,6 +206,16 @@ def test_smoothing_leaves_the_float_function_unchanged(options):
     assert execute.logits(graph, tokens) == pytest.approx(before, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("options", "left"), [({}, ()), ({"plain": "relu2"}, ()), ({"plain": "gelu"}, ("mlp.down",))], ids=str
+)
+def test_a_report_says_which_layers_no_scale_could_be_moved_out_of(options, left):
+    recipe = dataclasses.replace(RECIPES["w8a8"], windows=1, alphas=(0.5,))
+    _, report = quantize(float_graph(**options), recipe, random_tokens(40))
+    assert report.unsmoothed == left
+    assert ("not smoothed: mlp.down" in report.table()) == bool(left)
+
+
 def test_heads_that_share_a_value_row_share_its_smoothing():
     graph = float_graph()
     fold = next(f for f in smooth.folds(graph) if f.linear.name.endswith("out"))

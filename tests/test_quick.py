@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flatlm.export import exporter
+from flatlm.export.archs import architectures
 from flatlm.export.recipe import RECIPES
 from flatlm.export.sources import open_source
 from flatlm.runtime.backends import open_backend
@@ -15,6 +16,8 @@ from flatlm.runtime.cli import main
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.artifact import open_artifact
 from flatlm.runtime.options import BackendOptions
+from tests.test_model_types import CASES
+from tests.tiny_checkpoints import tiny
 from tests.tiny_models import tiny_model
 
 BACKENDS = ("native", "numpy", "ort")
@@ -85,3 +88,13 @@ def test_the_manifest_says_that_nothing_was_compared(tmp_path, capsys):
 def test_what_needs_calibration_is_refused(changes, named):
     with pytest.raises(UsageError, match=named):
         dataclasses.replace(RECIPES["quick"], **changes)
+
+
+@pytest.mark.parametrize("kind", architectures())
+def test_every_architecture_can_be_had_in_seconds(tmp_path, kind):
+    changes = next(changes for name, changes in CASES if name == kind)
+    path = export(tiny(tmp_path / "source", kind, **changes), tmp_path / "out").path
+    ids = np.random.default_rng(0).integers(0, open_artifact(path).manifest.vocab_size, 12)
+    native, numpy = logits(path, "native", ids), logits(path, "numpy", ids)
+    assert np.isfinite(numpy).all()
+    assert np.array_equal(native.view(np.int32), numpy.view(np.int32))

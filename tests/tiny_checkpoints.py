@@ -44,12 +44,15 @@ def tiny(folder: Path, model_type: str, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_safetensors(folder / "model.safetensors", tiny_weights(config))
-    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    write_tokenizer(folder, config["vocab_size"], BASE["max_position_embeddings"])
     return folder
 
 
 def tiny_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, **BASE, **USUAL.get(model_type, {}), **changes}
+    own = USUAL.get(model_type, {})
+    others = OTHER_NAMES.get(model_type, {})
+    base = {others.get(key, key): value for key, value in BASE.items() if others.get(key, key)}
+    return {"model_type": model_type, **base, **own, **changes}
 
 
 def tiny_weights(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -157,13 +160,15 @@ def granitemoehybrid(c: Mapping[str, Any]) -> Shapes:
         recurs = c["layer_types"][int(at.rpartition(".")[2])] in ("mamba", "linear_attention")
         biased = "qkvo" * c.get("attention_bias", False)
         mixer = mamba(c, f"{at}.mamba") if recurs else attention(c, f"{at}.self_attn", biased)
-        if count := c["num_local_experts"]:
-            moe, small = f"{at}.block_sparse_moe", c["intermediate_size"]
-            mixer |= {f"{moe}.router.layer.weight": (count, hidden)}
-            mixer |= {f"{moe}.input_linear.weight": (count, 2 * small, hidden)}
-            mixer |= {f"{moe}.output_linear.weight": (count, hidden, small)}
+        sparse, count = f"{at}.block_sparse_moe", c["num_local_experts"]
+        stacked = {
+            f"{sparse}.router.layer.weight": (count, hidden),
+            f"{sparse}.input_linear.weight": (count, 2 * c["intermediate_size"], hidden),
+            f"{sparse}.output_linear.weight": (count, hidden, c["intermediate_size"]),
+        }
         return {
             **mixer,
+            **(stacked if count else {}),
             f"{at}.shared_mlp.input_linear.weight": (2 * wide, hidden),
             f"{at}.shared_mlp.output_linear.weight": (hidden, wide),
         } | norms(c, at, "input_layernorm", "post_attention_layernorm")
@@ -197,17 +202,6 @@ def experts(
     return shapes
 
 
-def sparse(c: Mapping[str, Any], at: str) -> Shapes:
-    """Router, experts, and one that all tokens go to. `whole`: all experts are stored as one."""
-    count, wide, hidden = c["num_experts"], c["moe_intermediate_size"], c["hidden_size"]
-    shapes = linear(f"{at}.gate", count, hidden) | linear(f"{at}.shared_expert_gate", 1, hidden)
-    shapes |= gated({**c, "intermediate_size": c["shared_expert_intermediate_size"]}, f"{at}.shared_expert")
-    if c.get("whole"):
-        shapes |= {f"{at}.experts.gate_up_proj": (count, 2 * wide, hidden)}
-        return shapes | {f"{at}.experts.down_proj": (count, hidden, wide)}
-    return shapes | experts(c, f"{at}.experts", count, wide)
-
-
 def qwen_moe(c: Mapping[str, Any]) -> Shapes:
     """Qwen2's, Qwen3's and OLMoE's experts."""
     kind, hidden = c["model_type"], c["hidden_size"]
@@ -220,17 +214,26 @@ def qwen_moe(c: Mapping[str, Any]) -> Shapes:
             if kind != "qwen2_moe":
                 normed = size if kind == "qwen3_moe" else heads * size
                 shapes |= {f"{at}.self_attn.{part}_norm.weight": (normed,)}
-        if int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
-            shapes |= gated(c, f"{at}.mlp")
-        else:
-            shapes |= linear(f"{at}.mlp.gate", c["num_experts"], hidden)
-            shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
-            if shared := c.get("shared_expert_intermediate_size"):
-                shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
-                shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, hidden)
+        shapes |= qwen_mlp(c, at, wide)
         return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
 
     return whole(c, layer)
+
+
+def qwen_mlp(c: Mapping[str, Any], at: str, wide: int) -> Shapes:
+    """Of a layer: experts, and one that is shared, or none of them."""
+    if "num_experts" not in c or int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
+        return gated(c, f"{at}.mlp")
+    shapes = linear(f"{at}.mlp.gate", c["num_experts"], c["hidden_size"])
+    if c.get("whole"):  # all experts are stored as one
+        shapes |= {f"{at}.mlp.experts.gate_up_proj": (c["num_experts"], 2 * wide, c["hidden_size"])}
+        shapes |= {f"{at}.mlp.experts.down_proj": (c["num_experts"], c["hidden_size"], wide)}
+    else:
+        shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+    if shared := c.get("shared_expert_intermediate_size"):
+        shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
+        shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, c["hidden_size"])
+    return shapes
 
 
 def sandwiched(c: Mapping[str, Any]) -> Shapes:
@@ -482,10 +485,34 @@ def qwen3_5(c: Mapping[str, Any]) -> Shapes:
             shapes = attention(c, f"{at}.self_attn")
             shapes |= linear(f"{at}.self_attn.q_proj", 2 * heads * c["head_dim"], hidden)
             shapes |= {f"{at}.self_attn.{part}_norm.weight": (c["head_dim"],) for part in "qk"}
-        shapes |= sparse(c, f"{at}.mlp") if "num_experts" in c else gated(c, f"{at}.mlp")
+        shapes |= qwen_mlp(c, at, c.get("moe_intermediate_size", 0))
         return shapes | norms(c, at, "input_layernorm", "post_attention_layernorm")
 
     return whole(c, layer)
+
+
+def nemotron_h(c: Mapping[str, Any]) -> Shapes:
+    hidden, wide = c["hidden_size"], c["intermediate_size"]
+    usual = {key.replace("ssm_state_size", "mamba_d_state"): value for key, value in c.items()}
+    usual |= {"mamba_n_heads": c["mamba_num_heads"], "mamba_d_head": c["mamba_head_dim"]}
+    usual |= {"mamba_n_groups": c["n_groups"]}
+
+    def layer(at: str) -> Shapes:
+        mixer, kind = f"{at}.mixer", c["layers_block_type"][int(at.rpartition(".")[2])]
+        made = {
+            "linear_attention": lambda: mamba(usual, mixer),
+            "full_attention": lambda: attention(c, mixer),
+            "mlp": lambda: (
+                linear(f"{mixer}.up_proj", wide, hidden) | linear(f"{mixer}.down_proj", hidden, wide)
+            ),
+        }
+        return made[kind]() | norms(c, at, "norm")
+
+    renamed = {"model.": "backbone.", "embed_tokens": "embeddings", "backbone.norm.": "backbone.norm_f."}
+    shapes = whole(c, layer)
+    for old, new in renamed.items():
+        shapes = {name.replace(old, new): shape for name, shape in shapes.items()}
+    return shapes
 
 
 def mixtral(c: Mapping[str, Any]) -> Shapes:
@@ -576,17 +603,6 @@ def gpt_oss(c: Mapping[str, Any]) -> Shapes:
     return whole(c, layer)
 
 
-QWEN3_5 = {
-    "num_hidden_layers": 3,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "head_dim": 16,
-    "partial_rotary_factor": 0.25,
-    "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 20,
-    "linear_value_head_dim": 12,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-}
 QWEN_MOE = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -602,6 +618,32 @@ MULTIPLIERS = {
 LAYER_NORM = {"layer_norm_eps": 1e-5}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 5}
 FALCON_FACTORS = ("embedding", "lm_head", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
+# Keys of BASE by what a model type calls them; "": it has none.
+_GPT = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "num_key_value_heads": "",
+    "intermediate_size": "",
+    "rope_theta": "",
+}
+OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {**_GPT, "hidden_size": "n_embd", "max_position_embeddings": "n_positions"},
+    "bloom": {**_GPT, "max_position_embeddings": "seq_length"},
+    "opt": {"num_key_value_heads": "", "intermediate_size": "ffn_dim", "rms_norm_eps": "", "rope_theta": ""},
+    "gpt_neox": {"num_key_value_heads": "", "rms_norm_eps": "layer_norm_eps"},
+}
+QWEN_HYBRID = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "partial_rotary_factor": 0.25,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 20,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 # What a model type's config.json has beside BASE, and where its checkpoint differs from Llama's.
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "granite": MULTIPLIERS,
@@ -638,9 +680,22 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
         "mlp_rows": 56,  # of two thirds of 72, rounded up to 14
         "tie_word_embeddings": True,
     },
-    "qwen3_5_moe_text": {**QWEN3_5, **QWEN_MOE, "shared_expert_intermediate_size": 28},
-    "qwen3_next": {**QWEN3_5, **QWEN_MOE, "shared_expert_intermediate_size": 28},
-    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_text": QWEN_HYBRID,
+    "qwen3_5_moe_text": {**QWEN_HYBRID, **QWEN_MOE, "shared_expert_intermediate_size": 28},
+    "qwen3_next": {**QWEN_HYBRID, **QWEN_MOE, "shared_expert_intermediate_size": 28},
+    "nemotron_h": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+        "head_dim": 12,
+        "layer_norm_epsilon": 1e-5,
+        "mlp_hidden_act": "relu2",
+        "time_step_min": 0.001,
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 10,
+        "ssm_state_size": 20,
+        "n_groups": 2,
+        "conv_kernel": 4,
+    },
     "minicpm": {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 20},
     "exaone": {"num_layers": 2, "activation_function": "silu", "layer_norm_epsilon": 1e-5},
     "ernie4_5": {"head_dim": 12},
@@ -687,41 +742,23 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
     "glm4": {"head_dim": 8, "partial_rotary_factor": 0.5},
     "hunyuan_v1_dense": {"head_dim": 8},
     "exaone4": {"sliding_window": None},
-    "olmo3": {"sliding_window": 5},
+    "olmo3": {"sliding_window": 5, "rope_theta": 5e5},
     "nanochat": {"head_dim": 8, "hidden_act": "relu2"},
     "arcee": {"hidden_act": "relu2"},
     "phi": {**LAYER_NORM, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5, "num_key_value_heads": 4},
-    "gpt2": {
-        "num_key_value_heads": None,
-        "n_embd": 48,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 128,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "gpt2": {"activation_function": "gelu_new", "tie_word_embeddings": True},
     "opt": {
-        "num_key_value_heads": None,
-        "ffn_dim": 72,
         "activation_function": "relu",
         "tie_word_embeddings": True,
     },
     "gpt_neox": {
         "hidden_size": 64,
-        "num_key_value_heads": None,
         **LAYER_NORM,
         "hidden_act": "gelu",
         "partial_rotary_factor": 0.25,
         "use_parallel_residual": True,
     },
-    "bloom": {
-        "num_key_value_heads": None,
-        "n_layer": 2,
-        "n_head": 4,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
+    "bloom": {"tie_word_embeddings": True},
     "stablelm": {
         "hidden_size": 64,
         **LAYER_NORM,
@@ -791,9 +828,10 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "qwen2_moe": qwen_moe,
     "qwen3": llama,
     "qwen3_moe": qwen_moe,
-    "qwen3_5_moe_text": qwen3_5,
     "qwen3_5_text": qwen3_5,
+    "qwen3_5_moe_text": qwen3_5,
     "qwen3_next": qwen3_5,
+    "nemotron_h": nemotron_h,
     "seed_oss": llama,
     "smollm3": llama,
     "stablelm": stablelm,

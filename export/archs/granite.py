@@ -21,17 +21,12 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
         out_bias=bias,
         scale=settings.get("attention_multiplier", float, 1.0, above=0),
     )
-    return multiplied(c, settings, [("attention", attention)] * c.layers)
+    mlp = Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+    return multiplied(settings, [("attention", attention)] * c.layers, mlp)
 
 
-def multiplied(
-    c: DecoderConfig, settings: Settings, mixers: Sequence[tuple[str, Mixer]], mlp: Body | None = None
-) -> Decoder:
-    """A model whose layers mix so, by name, with the multipliers of the stream, of branches and of logits.
-
-    `mlp`: None, Granite's own
-    """
-    mlp = mlp or Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+def multiplied(settings: Settings, mixers: Sequence[tuple[str, Mixer]], mlp: Body) -> Decoder:
+    """A model whose layers mix so, by name, with the multipliers of the stream, of branches and of logits."""
     scale = settings.get("residual_multiplier", float, 1.0, above=0)
     last = Branch("mlp", mlp, scale=scale)
     return Decoder(

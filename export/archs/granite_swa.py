@@ -9,7 +9,7 @@ from flatlm.export.architecture import Architecture
 from flatlm.export.archs.granite import MULTIPLIERS, multiplied
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.layers import Attention, Decoder
+from flatlm.export.layers import Attention, Decoder, Gated
 from flatlm.export.names import Name
 from flatlm.export.older_configs import Values
 from flatlm.export.rope import Rotary, parameters, rotary, still
@@ -30,7 +30,8 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     )
     each = zip(windows(c, settings), _rotaries(c, settings), strict=True)
     mixers = [dataclasses.replace(attention, window=window, rotary=turn) for window, turn in each]
-    return multiplied(c, settings, [("attention", mixer) for mixer in mixers])
+    mlp = Gated(c.act, c.intermediate_size, bias=settings.get("mlp_bias", bool, False))
+    return multiplied(settings, [("attention", mixer) for mixer in mixers], mlp)
 
 
 def _rotaries(c: DecoderConfig, settings: Settings) -> list[Rotary]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flatlm.export import names
 from flatlm.export.architecture import Architecture
-from flatlm.export.archs.granite import MULTIPLIERS, multiplied
+from flatlm.export.archs.granite import MULTIPLIERS
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import half_of_experts
-from flatlm.export.layers import Attention, Decoder, Experts
+from flatlm.export.layers import Attention, Decoder, Experts, pre_norm
 from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
@@ -23,15 +23,15 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
         out_bias=bias,
         scale=settings.get("attention_multiplier", float, 1.0, above=0),
     )
-    return multiplied(c, settings, [("attention", attention)] * c.layers, routed(c, settings))
-
-
-def routed(c: DecoderConfig, settings: Settings, shared: int = 0) -> Experts:
-    """Experts as config.json has them, chosen by their logits."""
     experts = settings.need("num_local_experts", int, low=1, high=1 << 16)
     kept = settings.need("num_experts_per_tok", int, low=1, high=experts)
-    wide = settings.need("intermediate_size", int, low=1, high=1 << 28)
-    return Experts(c.act, experts, kept, wide, kind="topk_softmax", normalize=False, shared=shared)
+    mlp = Experts(c.act, experts, kept, c.intermediate_size, kind="topk_softmax", normalize=False)
+    layer = pre_norm(attention, mlp, scale=settings.get("residual_multiplier", float, 1.0, above=0))
+    return Decoder(
+        [layer] * c.layers,
+        embedding_scale=settings.get("embedding_multiplier", float, 1.0, above=0),
+        logits_scale=1 / settings.get("logits_scaling", float, 1.0, above=0),
+    )
 
 
 _FUSED = "block_sparse_moe.input_linear"  # in GGUF files, gate and up are apart

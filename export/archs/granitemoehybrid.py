@@ -1,15 +1,15 @@
-"""Granite 4: Granite's shape with a fused MLP, beside experts or alone; Mamba 2 in most layers."""
+"""Granite 4: Granite's shape with a fused MLP, Mamba 2 in most layers; turning or not, experts or none."""
 
 from __future__ import annotations
 
 from flatlm.export import mamba, names
 from flatlm.export.architecture import Architecture
 from flatlm.export.archs.granite import MULTIPLIERS, multiplied
-from flatlm.export.archs.granitemoe import OF_EXPERTS, routed
+from flatlm.export.archs.granitemoe import OF_EXPERTS
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import half
-from flatlm.export.layers import Attention, Decoder, Mixer
+from flatlm.export.layers import Attention, Decoder, Experts, Gated, Mixer
 from flatlm.export.names import Name
 from flatlm.export.rope import still
 from flatlm.runtime.settings import Settings
@@ -33,9 +33,25 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     kinds = kinds or ["mamba"] * c.layers
     if len(kinds) != c.layers:
         raise settings.wrong("layer_types", f"{c.layers} of them, one for each layer")
-    experts = routed(c, settings, c.intermediate_size) if settings.get("num_local_experts", int) else None
-    chosen = [(name, mixers[name]) for name in map(_KINDS.__getitem__, kinds)]
-    return multiplied(c, settings, chosen, experts)
+    return multiplied(
+        settings, [(name, mixers[name]) for name in map(_KINDS.__getitem__, kinds)], _mlp(c, settings)
+    )
+
+
+def _mlp(c: DecoderConfig, settings: Settings) -> Gated | Experts:
+    """Of all tokens; of models with experts, beside those."""
+    experts = settings.get("num_local_experts", int, 0, low=0, high=1 << 16)
+    if not experts:
+        return Gated(c.act, c.intermediate_size)
+    return Experts(
+        c.act,
+        experts,
+        settings.need("num_experts_per_tok", int, low=1, high=experts),
+        settings.need("intermediate_size", int, low=1, high=1 << 28),
+        kind="topk_softmax",
+        normalize=False,
+        shared=c.intermediate_size,
+    )
 
 
 _KINDS = {
@@ -47,14 +63,14 @@ _KINDS = {
 NAMES = names.NAMES.but(
     layer={
         **mamba.names("mamba"),
-        **OF_EXPERTS,
         "mamba.norm": Name("input_layernorm", "attn_norm"),
         "mlp.gate": Name("shared_mlp.input_linear", "ffn_up", (half(0),)),
         "mlp.up": Name("shared_mlp.input_linear", "ffn_up", (half(1),)),
         "mlp.down": Name("shared_mlp.output_linear", "ffn_down"),
-        "mlp.shared.gate": Name("shared_mlp.input_linear", "ffn_gate_shexp", (half(0),), gguf_folds=()),
-        "mlp.shared.up": Name("shared_mlp.input_linear", "ffn_up_shexp", (half(1),), gguf_folds=()),
+        "mlp.shared.gate": Name("shared_mlp.input_linear", "ffn_up_shexp", (half(0),)),
+        "mlp.shared.up": Name("shared_mlp.input_linear", "ffn_up_shexp", (half(1),)),
         "mlp.shared.down": Name("shared_mlp.output_linear", "ffn_down_shexp"),
+        **OF_EXPERTS,
     }
 )
 ARCHITECTURE = Architecture(

@@ -28,7 +28,7 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=words("attention_bias sliding_window"),
-    defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096},
+    defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
     names=NAMES,
     rope_by_layer_type=True,
     as_new=lambda values: with_two_ropes(with_layer_types(values, 4), None),

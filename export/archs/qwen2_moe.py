@@ -33,14 +33,15 @@ def routed(c: DecoderConfig, settings: Settings, shared: int = 0, shared_gate: b
 
 
 def sparse(c: DecoderConfig, settings: Settings, attention: Attention, experts: Experts) -> Decoder:
-    """A model with these experts in the layers that config.json says."""
-    return Decoder([pre_norm(attention, mlp) for mlp in mlps(c, settings, experts)])
+    """A model with these experts, where `among` has them."""
+    return Decoder([pre_norm(attention, mlp) for mlp in among(c, settings, experts)])
 
 
-def mlps(c: DecoderConfig, settings: Settings, experts: Experts) -> list[Gated | Experts]:
-    """Of each layer: experts in every one, or every nth, but for those that config.json leaves out."""
+def among(c: DecoderConfig, settings: Settings, experts: Experts) -> list[Gated | Experts]:
+    """Experts in every layer, or every nth, but for those that config.json leaves out."""
     step = settings.get("decoder_sparse_step", int, 1, low=1)
-    dense, mlp = {*settings.each("mlp_only_layers", int)}, Gated(c.act, c.intermediate_size)
+    dense = {*settings.each("mlp_only_layers", int)}
+    mlp = Gated(c.act, c.intermediate_size)
     return [mlp if i in dense or (i + 1) % step else experts for i in range(c.layers)]
 
 
@@ -50,17 +51,17 @@ OF_EXPERTS = {
     "mlp.experts.up": Name(f"mlp.experts.{names.EXPERT}.up_proj", "ffn_up_exps"),
     "mlp.experts.down": Name(f"mlp.experts.{names.EXPERT}.down_proj", "ffn_down_exps"),
 }
-SHARED = {
+SPARSE = words(
+    "num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step mlp_only_layers"
+)
+OF_SHARED = {
     "mlp.shared.gate": Name("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     "mlp.shared.up": Name("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     "mlp.shared.down": Name("mlp.shared_expert.down_proj", "ffn_down_shexp"),
     "mlp.shared.share": Name("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
 }
-SPARSE = words(
-    "num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step mlp_only_layers"
-)
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=SPARSE | words("qkv_bias shared_expert_intermediate_size"),
-    names=names.NAMES.but(layer={**OF_EXPERTS, **SHARED}),
+    names=names.NAMES.but(layer={**OF_EXPERTS, **OF_SHARED}),
 )

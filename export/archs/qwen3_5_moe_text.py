@@ -1,12 +1,12 @@
-"""Qwen3.5 and Qwen3.6 with experts: Qwen3.5's mixers, Qwen2's experts beside one that all tokens go to."""
+"""Qwen3.5 and Qwen3.6 with experts: beside those, one that all tokens go to by a sigmoid of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from flatlm.export.architecture import Architecture
-from flatlm.export.archs import qwen3_5_text
-from flatlm.export.archs.qwen2_moe import OF_EXPERTS, SHARED, SPARSE, routed
+from flatlm.export.archs import qwen3_5_text as dense
+from flatlm.export.archs.qwen2_moe import OF_EXPERTS, OF_SHARED, SPARSE, among, routed
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.folds import half_of_experts
@@ -15,32 +15,21 @@ from flatlm.export.names import Name
 from flatlm.runtime.settings import Settings
 
 
-def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
+def decoder(c: DecoderConfig, settings: Settings, fused: bool = False) -> Decoder:
+    """`fused`: as of `DeltaNet`."""
     shared = settings.need("shared_expert_intermediate_size", int, low=1)
     experts = routed(c, settings, shared=shared, shared_gate=True)
-    return qwen3_5_text.mixed(c, settings, [experts] * c.layers)
+    return dense.layered(c, settings, among(c, settings, experts), fused)
 
 
-def _or_whole() -> dict[str, Name]:
-    """Checkpoints have each expert by itself, or all as one with gate and up below one another."""
-    fused, down = "mlp.experts.gate_up_proj", Name("mlp.experts.down_proj", "", bare=True)
-    whole = {
-        "gate": Name(fused, "", (half_of_experts(0),), bare=True),
-        "up": Name(fused, "", (half_of_experts(1),), bare=True),
-        "down": down,
-    }
-    places = {part: f"mlp.experts.{part}" for part in whole}
-    return {
-        place: dataclasses.replace(OF_EXPERTS[place], whole=whole[part]) for part, place in places.items()
-    }
-
-
-NAMES = qwen3_5_text.NAMES.but(layer={**OF_EXPERTS, **SHARED, **_or_whole()})
-ARCHITECTURE = Architecture(
-    decoder,
-    obeyed=qwen3_5_text.OBEYED | SPARSE | words("shared_expert_intermediate_size"),
-    keys={"intermediate_size": "moe_intermediate_size"},
-    defaults={**qwen3_5_text.DEFAULTS, "norm_topk_prob": True},
-    names=NAMES,
-    layer_types=qwen3_5_text.KINDS,
-)
+OBEYED = dense.OBEYED | SPARSE | words("shared_expert_intermediate_size")
+DEFAULTS = {**dense.DEFAULTS, "norm_topk_prob": True, "intermediate_size": 5120}
+_FUSED = "mlp.experts.gate_up_proj"
+_WHOLE = {  # where all experts are stored as one, gate and up below one another
+    "mlp.experts.gate": Name(_FUSED, "", (half_of_experts(0),), bare=True),
+    "mlp.experts.up": Name(_FUSED, "", (half_of_experts(1),), bare=True),
+    "mlp.experts.down": Name("mlp.experts.down_proj", "", bare=True),
+}
+_EACH = {place: dataclasses.replace(OF_EXPERTS[place], whole=name) for place, name in _WHOLE.items()}
+NAMES = dense.NAMES.but(layer={**OF_EXPERTS, **_EACH, **OF_SHARED})
+ARCHITECTURE = Architecture(decoder, obeyed=OBEYED, defaults=DEFAULTS, names=NAMES, layer_types=dense.KINDS)

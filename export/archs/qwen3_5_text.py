@@ -17,11 +17,11 @@ _PLUS_ONE = Norm(plus_one=True)
 
 
 def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
-    return mixed(c, settings, [Gated(c.act, c.intermediate_size)] * c.layers)
+    return layered(c, settings, [Gated(c.act, c.intermediate_size)] * c.layers)
 
 
-def mixed(c: DecoderConfig, settings: Settings, mlps: Sequence[Body], fused: bool = False) -> Decoder:
-    """The mixers of this type with an MLP for each layer. `fused`: as of `DeltaNet`."""
+def layered(c: DecoderConfig, settings: Settings, mlps: Sequence[Body], fused: bool = False) -> Decoder:
+    """A model of such layers with these MLPs. `fused`: as of `DeltaNet`."""
     delta = Branch("delta", _delta_net(settings, fused), _PLUS_ONE)
     bias, gate = settings.get("attention_bias", bool, False), settings.get("attn_output_gate", bool, True)
     if not gate:
@@ -29,11 +29,10 @@ def mixed(c: DecoderConfig, settings: Settings, mlps: Sequence[Body], fused: boo
     sizes, norm = (c.num_heads, c.kv_num_heads, c.head_size), QkNorm(plus_one=True)
     body = Attention(*sizes, qkv_bias=bias, out_bias=bias, qk_norm=norm, gate=True)
     branches = {"linear_attention": delta, "full_attention": Branch("attention", body, _PLUS_ONE)}
-    layers = [
-        Layer((branches[kind], Branch("mlp", mlp, _PLUS_ONE)))
-        for kind, mlp in zip(_kinds(c, settings), mlps, strict=True)
-    ]
-    return Decoder(layers, _PLUS_ONE)
+    layers = zip(_kinds(c, settings), mlps, strict=True)
+    return Decoder(
+        [Layer((branches[kind], Branch("mlp", mlp, _PLUS_ONE))) for kind, mlp in layers], _PLUS_ONE
+    )
 
 
 def _delta_net(settings: Settings, fused: bool) -> DeltaNet:

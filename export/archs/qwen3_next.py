@@ -1,34 +1,23 @@
-"""Qwen3-Next: Qwen3.5's mixers, delta nets fused by key head, with Qwen2's experts in most layers."""
+"""Qwen3-Next: what Qwen3.5 with experts became, with rows of a key head together in the checkpoint."""
 
 from __future__ import annotations
 
+import functools
+
 from flatlm.export.architecture import Architecture
-from flatlm.export.archs import qwen3_5_text
-from flatlm.export.archs.qwen2_moe import OF_EXPERTS, SHARED, SPARSE, mlps, routed
-from flatlm.export.config_keys import words
-from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.layers import Decoder
+from flatlm.export.archs import qwen3_5_moe_text as later
+from flatlm.export.archs.qwen3_5_text import KINDS
 from flatlm.export.names import Name
-from flatlm.runtime.settings import Settings
-
-
-def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
-    shared = settings.need("shared_expert_intermediate_size", int, low=1)
-    experts = routed(c, settings, shared=shared, shared_gate=True)
-    return qwen3_5_text.mixed(c, settings, mlps(c, settings, experts), fused=True)
-
 
 ARCHITECTURE = Architecture(
-    decoder,
-    obeyed=qwen3_5_text.OBEYED | SPARSE | words("shared_expert_intermediate_size"),
-    defaults={**qwen3_5_text.DEFAULTS, "norm_topk_prob": True},
-    names=qwen3_5_text.NAMES.but(
+    functools.partial(later.decoder, fused=True),
+    obeyed=later.OBEYED,
+    defaults=later.DEFAULTS,
+    names=later.NAMES.but(
         layer={
-            **OF_EXPERTS,
-            **SHARED,
             "delta.qkvz": Name("linear_attn.in_proj_qkvz", "ssm_in"),
-            "delta.ba": Name("linear_attn.in_proj_ba", "ssm_beta_alpha"),
+            "delta.ba": Name("linear_attn.in_proj_ba", "ssm_ba"),
         }
     ),
-    layer_types=qwen3_5_text.KINDS,
+    layer_types=KINDS,
 )

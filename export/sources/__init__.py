@@ -11,6 +11,7 @@ from flatlm.export.sources.gguf_file import MAGIC, open_gguf
 from flatlm.export.sources.hf_folder import open_hf_folder
 from flatlm.export.sources.source import Source, unknown_source
 from flatlm.runtime.errors import SourceError, UnsupportedError
+from flatlm.runtime.names import MANIFEST
 
 __all__ = ["Source", "default_folder", "open_source"]
 
@@ -23,6 +24,8 @@ def open_source(src: str, progress: TextIO | None = None) -> Source:
     """
     path = Path(src).expanduser()
     if path.is_dir():
+        if (path / MANIFEST).is_file():
+            raise SourceError(f"{path} is an exported model already: `flatlm run {path}`, or give its source")
         return open_hf_folder(path)
     if path.is_file():
         try:

@@ -17,7 +17,7 @@ from flatlm.runtime.memory import require_memory
 from flatlm.runtime.plan import Plan, lower
 from flatlm.runtime.states import cut_back, load, save
 
-BATCH = 512  # tokens of a prefill step: enough to reuse each panel of weights, and 10-40 MB of buffers
+BATCH = ops.MOST_STEP  # tokens of a prefill step
 DEFAULT_CONTEXT = 4096
 
 

@@ -101,26 +101,30 @@ def open_session(
 
 @contextlib.contextmanager
 def advised(ort: Any, what: str) -> Iterator[None]:
-    """What onnxruntime raises inside becomes a DeviceError that says `what` was tried and what may help."""
+    """What onnxruntime raises inside becomes a BackendError that says `what` was tried and what helps, a
+    DeviceError where another way of computing may do.
+    """
     try:
         yield
     except failures(ort) as error:
         raise _advised(ort, what, error) from error
 
 
-def _advised(ort: Any, what: str, error: Exception) -> DeviceError:
+def _advised(ort: Any, what: str, error: Exception) -> BackendError:
     text = " ".join(str(error).split())
-    advice = next((help_ for sign, help_ in _SIGNS.items() if sign in text.lower()), "--device cpu runs it")
-    return DeviceError(f"{what} failed in onnxruntime {ort.__version__}: {text[:400]}; {advice}")
+    kind, advice = next((one for sign, one in _SIGNS.items() if sign in text.lower()), _OTHERWISE)
+    return kind(f"{what} failed in onnxruntime {ort.__version__}: {text[:400]}; {advice}")
 
 
-_FULL = "the device's memory is full: take a shorter --ctx, a smaller model, or --device cpu"
-_SIGNS = {
-    "cudnn": f"cuDNN is not there or does not fit; {ADVICE}",
+# What onnxruntime says → whether another way of computing may do, which a DeviceError means, and what helps
+_FULL = (DeviceError, "the device's memory is full: take a shorter --ctx, a smaller model, or --device cpu")
+_OTHERWISE = (DeviceError, "--device cpu runs it")
+_SIGNS: dict[str, tuple[type[BackendError], str]] = {
+    "cudnn": (BackendError, f"cuDNN is not there or does not fit; {ADVICE}"),
+    "no kernel image": (BackendError, "the wheel was not built for this GPU: docs/gpu.md says for which"),
     "allocate memory": _FULL,
     "out of memory": _FULL,
-    "cublas": f"cuBLAS refuses the product or is not there; {ADVICE}",
-    "no kernel image": "the wheel was not built for this GPU: docs/gpu.md says for which",
+    "cublas": (DeviceError, f"cuBLAS refuses the product or is not there; {ADVICE}"),
 }
 
 

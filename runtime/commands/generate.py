@@ -116,7 +116,10 @@ def _text(args: argparse.Namespace) -> str:
         return "\n\n".join([text for text in (piped().rstrip(),) if text] + [args.prompt])
     if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no prompt: give -p TEXT or -f FILE, or pipe one in")
-    return read_text(args.file or "-")
+    text = read_text(args.file or "-")
+    if not text.strip() and args.file is None:
+        raise UsageError("standard input is empty: give -p TEXT or -f FILE, or pipe a prompt in")
+    return text
 
 
 def _prompt(args: argparse.Namespace, text: str, llm: LLM, talk: bool) -> Prompt:

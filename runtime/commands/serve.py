@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatlm.kernels_arm.files import read_text
-from flatlm.runtime.commands.common import say
+from flatlm.runtime import names
+from flatlm.runtime.commands.common import sampling_of, say, warn_of_threads
 from flatlm.runtime.errors import UsageError
 from flatlm.runtime.memory import available_bytes
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions, add_flags, from_args
@@ -34,7 +35,7 @@ LOOPBACK = ("127.", "localhost", "::1")
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's flags."""
     parser.set_defaults(run=run)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders of exported models")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names or folders of exported models")
     parser.add_argument(
         "-m", "--model", action="append", default=[], metavar="MODEL", help="the same, as a flag"
     )
@@ -67,19 +68,23 @@ def hosts_of(args: argparse.Namespace, options: ServeOptions) -> dict[str, Host]
     paths = [*args.models, *args.model]
     if not paths:
         raise UsageError("give the folder of at least one model", param="model")
-    sampling = from_args(args, SamplingOptions)
+    backend = replace(from_args(args, BackendOptions), batch=options.parallel)
+    warn_of_threads(backend)
     opening = Opening(
-        replace(from_args(args, BackendOptions), batch=options.parallel),
+        backend,
         from_args(args, DraftOptions),
-        sampling if args.n is not None else replace(sampling, n=-1),
+        SamplingOptions(),
         options.sleep_idle_seconds,
         cache_bytes(options),
         None if options.cache_dir is None else Path(options.cache_dir),
         options.cache_disk << 20,
     )
     hosts: dict[str, Host] = {}
-    for path in paths:
-        host = host_of(Path(path), None if hosts else options.alias, opening)
+    for given in paths:
+        path = names.resolve(given)
+        sampling = sampling_of(args, path, True)
+        chosen = replace(opening, sampling=sampling if args.n is not None else replace(sampling, n=-1))
+        host = host_of(path, None if hosts else options.alias, chosen)
         if host.name in hosts:
             raise UsageError(f"two models are called {host.name!r}: give the first another name with --alias")
         hosts[host.name] = host

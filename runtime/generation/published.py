@@ -14,7 +14,7 @@ from flatlm.runtime.options import SamplingOptions
 from flatlm.runtime.text.tokenizer import read_json
 
 FILE = "generation_config.json"
-TALK = SamplingOptions(temp=0.5, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, repeat_last_n=256)
+TALK = SamplingOptions(temp=0.7, top_k=40, top_p=0.9, min_p=0.05, repeat_penalty=1.1, repeat_last_n=256)
 # What transformers takes where a model that samples leaves a value out; min-p and the penalty are off.
 _SAMPLES = SamplingOptions(temp=1.0, top_k=50, top_p=1.0, min_p=0.0)
 

@@ -118,4 +118,4 @@ def has_state(node: Node) -> bool:
 def states_of(graph: Graph, values: Mapping[str, Value]) -> dict[str, Description]:
     """The states of a graph's nodes, by their names; `values` as `widths.values_of` gives them."""
     stateful = (node for node in graph.nodes if has_state(node))
-    return {node.name: STATEFUL[node.op].state(node, values) for node in stateful}
+    return {node.name: STATEFUL[node.op].state(graph, node, values) for node in stateful}

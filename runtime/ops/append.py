@@ -61,9 +61,11 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     return (both, both, *caches(CACHE, kept, groups, size)), caches(NEW_CACHE, kept, groups, size)
 
 
-def state(node: Node, values: Mapping[str, Value]) -> Description:
+def state(graph: Graph, node: Node, values: Mapping[str, Value]) -> Description:
+    """A ring where all that reads it sees a window."""
     kind = kv_int8.Int8KV if node.attrs["state"] == INT8 else kv_float.FloatKV
-    return kind(*heads_of(values[node.inputs[0]]))
+    windows = [int(user.attrs.get("window", 0)) for user in graph.nodes if node.outputs[0] in user.inputs]
+    return kind(*heads_of(values[node.inputs[0]]), max(windows, default=0) if all(windows) else 0)
 
 
 def numpy(graph: Graph, node: Node) -> Operation:

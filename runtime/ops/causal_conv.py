@@ -54,7 +54,7 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     return (*streams(channels), past), (*streams(channels), present)
 
 
-def state(node: Node, values: Mapping[str, Value]) -> Description:
+def state(graph: Graph, node: Node, values: Mapping[str, Value]) -> Description:
     return conv_rows.ConvRows(*_sizes(node))
 
 

@@ -72,6 +72,6 @@ class Product(Function, Protocol):
 class Stateful(Function, Protocol):
     """A function whose nodes have a state that outlives a step."""
 
-    def state(self, node: Node, values: Mapping[str, Value]) -> Description:
+    def state(self, graph: Graph, node: Node, values: Mapping[str, Value]) -> Description:
         """Which state the node has; `values` as `widths.values_of` gives them."""
         ...

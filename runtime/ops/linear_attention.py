@@ -90,7 +90,7 @@ def values(graph: Graph, node: Node, given: Values) -> tuple[Values, Values]:
     return (*streams(j * key, j * key, h * value, h), *beta, past), (*streams(h * value), present)
 
 
-def state(node: Node, values: Mapping[str, Value]) -> Description:
+def state(graph: Graph, node: Node, values: Mapping[str, Value]) -> Description:
     return matrices.Matrices(*sizes_of(node))
 
 

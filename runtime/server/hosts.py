@@ -19,6 +19,7 @@ from flatlm.runtime.errors import UsageError
 from flatlm.runtime.format.artifact import Manifest, read_manifest
 from flatlm.runtime.generation.prefix_files import PrefixFiles
 from flatlm.runtime.generation.prefixes import Prefixes, Saving
+from flatlm.runtime.memory import give_back
 from flatlm.runtime.options import BackendOptions, DraftOptions, SamplingOptions
 from flatlm.runtime.server.tickets import Order
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.generation.scheduler import Scheduler
     from flatlm.runtime.llm import LLM
 
-QUIET_SECONDS = 2.0  # after which prefixes are written down: another question may come before
+QUIET_SECONDS = 2.0  # after which prefixes are written down and memory is given back: more may come before
 CHUNK_SECONDS = 0.5  # that a chunk of a prompt may take: a cancelled one and all who write wait for it
 
 
@@ -201,7 +202,7 @@ class Host:
     def until_rest(self) -> float | None:
         """Seconds until there is something to do for an idle model; None: there is not."""
         times = [] if (closed := self.until_closed()) is None else [closed]
-        if self._files is not None and not self._kept:
+        if self.llm is not None and not self._kept:
             times.append(self.used + QUIET_SECONDS - time.monotonic())
         return min(times, default=None)
 
@@ -210,6 +211,8 @@ class Host:
         left = self.until_rest()
         if left is None or left > 0 or not self.idle:
             return
-        self.keep_prefixes()
+        if not self._kept:
+            self.keep_prefixes()
+            give_back()  # what many answers of different lengths took, in pieces
         if (closed := self.until_closed()) is not None and closed <= 0:
             self.close()

@@ -37,6 +37,7 @@ class ConvState:
 
     def __init__(self, of: ConvRows, context: int, slots: int, floors: Floors) -> None:
         self.context, self.floors = context, floors
+        floors.sums = True
         self.rows = zeroed((slots, KEPT + of.taps - 1, padded(of.channels, BLOCK)), np.float32)
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -12,6 +12,7 @@ from flatlm.kernels_arm.ops import KV_BLOCK
 from flatlm.runtime.states import put_back
 from flatlm.runtime.states.floors import Floors
 from flatlm.runtime.states.pages import zeroed
+from flatlm.runtime.states.places import places
 
 BLOCK = 16
 
@@ -22,12 +23,14 @@ class Int8KV:
 
     groups: int
     size: int
+    window: int = 0  # positions that a query sees; 0: all
 
     def bytes(self, context: int) -> int:
-        return 2 * self.groups * padded(context, KV_BLOCK) * (padded(self.size, BLOCK) + 4)
+        memory = places(context, self.window, KV_BLOCK, runs=False).memory
+        return 2 * self.groups * memory * (padded(self.size, BLOCK) + 4)
 
     def allocate(self, context: int, slots: int, floors: Floors | None = None) -> Int8Cache:
-        return Int8Cache(self.groups, self.size, context, slots)
+        return Int8Cache(self.groups, self.size, context, slots, self.window, floors)
 
 
 class Int8Cache:
@@ -35,10 +38,19 @@ class Int8Cache:
     padded to 16), and a float32 scale per token and head of each, [slots, g, context].
     """
 
-    parts = 4
-
-    def __init__(self, groups: int, size: int, context: int, slots: int = 1) -> None:
-        self.context, width = padded(context, KV_BLOCK), padded(size, BLOCK)
+    def __init__(
+        self,
+        groups: int,
+        size: int,
+        context: int,
+        slots: int = 1,
+        window: int = 0,
+        floors: Floors | None = None,
+    ) -> None:
+        self._places = places(context, window, KV_BLOCK, runs=False)
+        self.floors = (floors or Floors(slots)) if self._places.reach else None
+        self.parts = 5 if self.floors else 4
+        self.context, width = self._places.memory, padded(size, BLOCK)
         panels, steps, blocks = width // BLOCK, KV_BLOCK // 4, self.context // KV_BLOCK
         self.keys = zeroed((slots, groups, self.context // BLOCK, width // 4, BLOCK, 4), np.int8)
         self.values = zeroed((slots, groups, blocks, panels, steps, BLOCK, 4), np.int8)
@@ -46,7 +58,10 @@ class Int8Cache:
         self.value_scales = zeroed((slots, groups, self.context), np.float32)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Slot `target` gets the first `length` positions of slot `source`."""
+        """Slot `target` gets the first `length` positions of slot `source`, of a ring all."""
+        if self.floors:
+            self.floors.copy(source, target)
+            length = self.context
         # of four positions; the rest of the last one is overwritten before it is seen
         steps = -(-length // 4)
         for block, start in enumerate(range(0, steps, KV_BLOCK // 4)):
@@ -59,17 +74,24 @@ class Int8Cache:
 
     def save(self, slot: int, length: int) -> list[np.ndarray]:
         """Whole blocks of keys and values: what lies beyond the length is overwritten before it is seen."""
+        floors = []
+        if self.floors:
+            floor = self.floors.save_ring(slot, length, self._places)
+            if floor is None:
+                return []
+            floors, length = [floor], self.context
         parts = [self.keys[slot, :, : -(-length // BLOCK)], self.values[slot, :, : -(-length // KV_BLOCK)]]
         scales = [self.key_scales[slot, :, :length], self.value_scales[slot, :, :length]]
-        return [part.copy() for part in parts + scales]
+        return [*(part.copy() for part in parts + scales), *floors]
 
     def load(self, slot: int, arrays: Sequence[np.ndarray]) -> None:
         parts = (self.keys, self.values, self.key_scales, self.value_scales)
-        put_back([part[slot] for part in parts], arrays)
+        floors = [self.floors.array[slot]] if self.floors else []
+        put_back([*(part[slot] for part in parts), *floors], arrays)
 
     def cut_back(self, slot: int, length: int) -> int:
-        """What lies beyond is overwritten before it is seen."""
-        return length
+        """What lies beyond is overwritten before it is seen; of a ring, the window before may be gone."""
+        return self.floors.cut_ring(slot, length, self._places) if self.floors else length
 
     def fields(self, prefix: str) -> dict[str, int]:
         parts = ("keys", "key_scales", "values", "value_scales")

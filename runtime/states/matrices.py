@@ -48,6 +48,7 @@ class MatrixState:
 
     def __init__(self, of: Matrices, context: int, slots: int, floors: Floors) -> None:
         self.context, self.floors = context, floors
+        floors.sums = True
         shapes = of.shapes(slots)
         self.sums, self.keys, self.updates = (zeroed(shape, np.float32) for shape in shapes.values())
 

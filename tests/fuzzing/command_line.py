@@ -53,7 +53,7 @@ WORDS = (
 def arguments(draw: Draw) -> list[str]:
     """A verb, most often with the model it wants, then flags and words; small numbers, so nothing is long."""
     verb = draw(st.sampled_from((*cli.VERBS, *cli.VERBS, "", "genrate", "help")))
-    given = [verb]
+    given = [verb, *(["--check"] if verb == "serve" else [])]  # it would listen till the end of days
     if draw(st.integers(0, 3)):
         given.append(
             "empty" if verb == "export" else draw(st.sampled_from(("model", "model", "other", "run.jsonl")))

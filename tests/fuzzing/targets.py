@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzzing import artifacts, command_line, memories, sources, texts
+from tests.fuzzing import artifacts, command_line, memories, server, sources, texts
 from tests.fuzzing.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -20,5 +20,6 @@ TARGETS: dict[str, Target] = {
         memories.KEPT,
         memories.RUN_FILE,
         command_line.COMMAND_LINE,
+        server.SERVER,
     )
 }

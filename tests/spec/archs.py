@@ -14,6 +14,7 @@ import numpy as np
 from tests.spec import experts, gemma, layer_norm, llama, recurrent
 
 _FAMILIES = (llama, gemma, recurrent, layer_norm, experts)
+_LONGEST = ("max_position_embeddings", "n_positions", "seq_length")
 _ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
@@ -32,7 +33,8 @@ def spec(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Callab
 def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with what its class in transformers 5 adds and moves."""
     usual = {} if "hidden_activation" in config else {"hidden_act": "silu"}
-    c = {**usual, "context": config["max_position_embeddings"], **config}
+    longest = next(config[key] for key in _LONGEST if key in config)
+    c = {**usual, "context": longest, "max_position_embeddings": longest, **config}
     if share := c.pop("rotary_pct", None):
         c["partial_rotary_factor"] = share
     given = c.get("rope_scaling") or c.get("rope_parameters") or {}

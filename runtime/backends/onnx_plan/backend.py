@@ -29,8 +29,8 @@ from .memory import SequenceCache, Step
 from .model import plan_of
 
 CAPTURED = 17  # tokens of a step up to which it is captured: a draft of 16 and the token before it
-# Forms of products (products.py), best first; the next is tried where one does not fit or is refused
 WIDE = 9  # bytes a weight that onnxruntime needs in this machine's memory to make float64 of int8
+# Forms of products (products.py), best first; the next is tried where one does not fit or is refused
 FORMS = {"cpu": ("uint8",), "cuda": ("double", "int8")}
 
 
@@ -134,7 +134,7 @@ class PlanBackend:
     def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
         check_fit(self.positions, self.context, segments)
         check_ids(self.vocab, segments)
-        return [self._run(s.slot, np.asarray(s.ids, np.int64), s.logits) for s in segments]
+        return [self._run(s.slot, np.ascontiguousarray(s.ids, np.int64), s.logits) for s in segments]
 
     def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
         first = ids.size - min(logits, ids.size)  # the first row that is wanted
@@ -161,8 +161,8 @@ class PlanBackend:
         kept = tokens <= CAPTURED
         self._graphs += kept
         graph = self._graphs if kept and self.captures else -1
-        sizes = tokens, rows, self.vocab
-        step = Step(self._session, self._ort, self._device, self._caches[slot], self._parts, sizes, graph)
+        widths = tokens, rows, self.vocab
+        step = Step(self._session, self._ort, self._device, self._caches[slot], self._parts, widths, graph)
         if kept:
             self._steps[slot, tokens, rows] = step
         return step

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx
 import onnx.parser
 
-from flatlm.runtime.errors import FlatlmError
+from flatlm.runtime.errors import BackendError
 
 OPSET = 24  # the first with TensorScatter
 MICROSOFT = "com.microsoft"
 
 
-class Refused(FlatlmError):
+class Refused(BackendError):
     """The plan cannot hold this function, named in the message; the file as it stands can still be run."""
 
 

@@ -49,6 +49,9 @@ class SequenceCache:
         """The first `length` positions are those of `other`; what stands after them is nobody's."""
         self.grow(length)
         for mine, theirs in zip(self.parts, other.parts, strict=True):
+            if self.places == other.places:  # on the device
+                mine.update_inplace(theirs)
+                continue
             array = mine.numpy()
             array[:, :, :length] = theirs.numpy()[:, :, :length]
             mine.update_inplace(array)

@@ -14,8 +14,9 @@ JSON_HEAD = '{"name": "{name}", "arguments": '
 
 @dataclass(frozen=True)
 class Form:
-    """The literal parts of a call whose arguments are JSON: lead, head, arguments, foot, tail. `joint` is
-    between two calls of one lead and tail; without it each has its own.
+    """The literal parts of a call: lead, head, arguments, foot, tail. `joint` is between two calls of one
+    lead and tail; without it each has its own. `style` is how arguments are written (arguments.py), `quote`
+    what texts in them stand between where that is not JSON's.
     """
 
     lead: str
@@ -23,6 +24,8 @@ class Form:
     foot: str
     tail: str
     joint: str = ""
+    style: str = "json"
+    quote: str = '"'
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Family:
 
 
 HERMES = Family(
-    "hermes",  # Hermes 2 and 3, Qwen 2.5 and 3, Granite 4; Qwen 3.5 with tags
+    "hermes",  # Hermes 2 and 3, Qwen 2.5 and 3, Granite 4
     ("<tool_call>",),
     "<tool_call>",
     "</tool_call>",
@@ -63,6 +66,7 @@ FAMILIES = (
         "<|tool_call>",
         "<tool_call|>",
         written.gemma('<|"|>'),
+        Form("<|tool_call>", "call:{name}", "", "<tool_call|>", style="gemma", quote='<|"|>'),
         special=("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>"),
         think=("<|channel>thought\n", "<channel|>"),
     ),
@@ -72,6 +76,14 @@ FAMILIES = (
         "<start_function_call>",
         "<end_function_call>",
         written.gemma("<escape>"),
+        Form(
+            "<start_function_call>",
+            "call:{name}",
+            "",
+            "<end_function_call>",
+            style="gemma",
+            quote="<escape>",
+        ),
         special=("<start_function_call>", "<end_function_call>", "<escape>"),
     ),
     Family(
@@ -100,7 +112,7 @@ FAMILIES = (
         "<|tool_call_start|>",
         "<|tool_call_end|>",
         written.first_of(written.as_python, written.as_json),
-        Form("<|tool_call_start|>[", JSON_HEAD, "}", "]<|tool_call_end|>", ", "),
+        Form("<|tool_call_start|>[", "{name}(", ")", "]<|tool_call_end|>", ", ", "python"),
         ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
     Family(
@@ -121,6 +133,14 @@ FAMILIES = (
         Form("<|tool_call|>[", JSON_HEAD, "}", "]", ", "),
         ("<|tool_call|>",),
     ),
+    Family(
+        "qwen-tags",  # Qwen 3.5, Qwen3-Coder, Nemotron 3
+        ("<function=",),
+        "<tool_call>",
+        "</tool_call>",
+        written.first_of(written.as_tags, written.as_json),
+        Form("<tool_call>\n", "<function={name}>\n", "</function>", "\n</tool_call>", style="tags"),
+    ),
     HERMES,
     Family(
         "llama-python",
@@ -128,6 +148,7 @@ FAMILIES = (
         "",
         "",
         written.as_python,
+        Form("[", "{name}(", ")", "]", ", ", "python"),
         special=("<|python_tag|>",),
     ),
     Family(

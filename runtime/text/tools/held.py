@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from flatlm.runtime.text.guidance import JSON_FORM
+from flatlm.runtime.text.tools.arguments import rules_of
 from flatlm.runtime.text.tools.families import Family
 from flatlm.runtime.text.tools.request import Tooling
 
 THOUGHT = {False: "", True: "thoughts BLANK", None: "(opened thoughts BLANK)?"}
 
 # Tokens that are hidden elsewhere are no part of a text, so those that may be in it are named.
-TERMINALS = ["TEXT: /(.|\\n)*/", "BLANK: /[ \\n]{0,3}/"]
+TERMINALS = ["TEXT: /(.|\\n)*/", "BLANK: /[ \\n]{0,3}/", "NEWLINE: /\\n/"]
 
 
 def grammar_of_calls(
@@ -27,7 +26,7 @@ def grammar_of_calls(
     form, opener = family.form, family.opener
     if form is None or not (tooling.forced or (opener and family.among_text)):
         return None
-    spell = _Speller(token_ids)
+    spell = Speller(token_ids)
     joint, tail = spell(form.joint), spell(form.tail)
     several = f"({joint} one)*" if joint and tooling.several else ""
     heads = [spell(form.head.replace("{name}", name)) for name in tooling.schemas]
@@ -35,7 +34,7 @@ def grammar_of_calls(
     rules = [
         f"calls: {spell(form.lead.removeprefix(opener))} one {several} {tail}",
         f"one: {' | '.join(ways)}",
-        *(f"arguments_{number}: %json {_held(one)}" for number, one in enumerate(tooling.schemas.values())),
+        *(rule for n, one in enumerate(tooling.schemas.values()) for rule in rules_of(form, n, one, spell)),
     ]
     again = tooling.several and not joint and bool(tail)
     if tooling.forced:
@@ -67,18 +66,15 @@ def _is_token(spelled: str) -> bool:
     return spelled.startswith("<[")
 
 
-def _held(schema: Mapping[str, Any]) -> str:
-    form = {**JSON_FORM, "lenient": True}  # a schema for people has more in it than a grammar can hold
-    return json.dumps({**schema, "type": "object", "x-guidance": form}, ensure_ascii=False)
-
-
-class _Speller:
+class Speller:
     """Literal text in Lark's form, what is a token of its own by its id."""
 
     def __init__(self, token_ids: Mapping[str, int]) -> None:
         self._ids = token_ids
 
     def __call__(self, text: str) -> str:
+        if not text:
+            return ""
         parts, at = list[str](), 0
         while at < len(text):
             token = next((token for token in self._ids if text.startswith(token, at)), "")

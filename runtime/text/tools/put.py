@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flatlm.runtime.grammars import Grammar
 from flatlm.runtime.text.guidance import usable
 from flatlm.runtime.text.tools.deltas import Message, folded
-from flatlm.runtime.text.tools.families import HARMONY, HERMES, Family, family_of, knows_tools
+from flatlm.runtime.text.tools.families import HARMONY, Family, family_of, knows_tools
 from flatlm.runtime.text.tools.generic import without_tools
 from flatlm.runtime.text.tools.harmony import HarmonyReader
 from flatlm.runtime.text.tools.held import grammar_of_calls
@@ -80,8 +80,6 @@ def reading_of(
     thinking = thinks and family is not HARMONY and text.rstrip().endswith(family.think[0].rstrip())
     if tooling is None:
         return (Reading(family, thinking=thinking), None) if thinks or family is HARMONY else (None, None)
-    if tooling.forced and family.form is None:
-        family = HERMES  # the model learns from what it must write
     marks = _token_ids([family.opener, family.closer, *family.special, *family.think], tokenizer)
     grammar = grammar_of_calls(family, tooling, marks, True if thinking else None if thinks else False)
     if grammar and not (tooling.forced or (free and usable(Grammar("grammar", grammar)))):

@@ -1,18 +1,16 @@
-"""`flatlm models`: the model types that can be exported, by what their files say of themselves.
+"""The model types that can be exported, by what their files say of themselves.
 
 Each file of export/archs begins with the models it is for, a colon, and what is peculiar to them.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from flatlm.export.registry import architectures
 from flatlm.export.sources.gguf_archs import ARCHITECTURES
-from flatlm.runtime.commands.common import add_json, print_json, say
 
 # What the weights of published models were exported and measured of; all others are known by random ones.
 REAL = {
@@ -52,31 +50,7 @@ def _model_type(name: str) -> ModelType:
 
 
 def markdown() -> str:
-    """The table of README.md."""
+    """The table of docs/export.md."""
     head = "| `model_type` | models | in GGUF files |\n| --- | --- | --- |\n"
     rows = ((one, ", ".join(f"`{name}`" for name in one.gguf)) for one in model_types())
     return head + "".join(f"| `{one.model_type}` | {one.models} | {gguf} |\n" for one, gguf in rows)
-
-
-def register(parser: argparse.ArgumentParser) -> None:
-    """`flatlm models`."""
-    parser.set_defaults(run=run)
-    parser.description = f"The model types that can be exported. {TESTED}"
-    add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print a line for each; with --json all that is known of them."""
-    types = model_types()
-    if args.json:
-        print_json({"models": [asdict(one) for one in types], "tested": TESTED})
-        return 0
-    names = {one.model_type: ", ".join(one.gguf) or "-" for one in types}
-    wide, wide_gguf = (max(map(len, column)) for column in (names, names.values()))
-    print(f"{'model_type':<{wide}}  {'GGUF':<{wide_gguf}}  models")
-    for one in types:
-        weights = f" (tried: {one.weights})" if one.weights else ""
-        gguf = names[one.model_type]
-        print(f"{one.model_type:<{wide}}  {gguf:<{wide_gguf}}  {one.models}: {one.shape}{weights}")
-    say(f"{len(types)} model types. {TESTED}")
-    return 0
