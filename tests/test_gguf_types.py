@@ -33,6 +33,10 @@ def changed(weights: dict[str, np.ndarray], relation: list[Any], layer: str) -> 
     if how[:1] == ["stacked"]:
         names = [name.replace(".E.", f".{expert}.") for expert in range(how[1])]
         return np.stack([weights[one] for one in names]) if names[0] in weights else None
+    if how[:1] == ["experts"]:
+        count = sum(name.replace(".E.", f".{e}.") in weights for e in range(100))
+        found = [weights[name.replace(".E.", f".{e}.")] for e in range(count)]
+        return np.stack(found) if found else None
     weight = weights.get(name)
     if weight is None or not how:
         return weight
@@ -42,6 +46,9 @@ def changed(weights: dict[str, np.ndarray], relation: list[Any], layer: str) -> 
         "permuted": lambda: permute(weight, number),
         "plus": lambda: weight + np.float32(number),
         "half": lambda: weight[number * half : (number + 1) * half],
+        "half of experts": lambda: np.split(weight, 2, axis=1)[number],
+        "other of experts": lambda: weight[..., number::2].swapaxes(1, -1),
+        "transposed experts": lambda: weight.swapaxes(1, 2),
     }[kind]().copy()
 
 
@@ -64,7 +71,7 @@ def written(path: Path, folder: Path, record: dict[str, Any]) -> Path:
         for layer in map(str, layers) if ".N." in name else ("",):
             tensor = changed(weights, relation, layer)
             if tensor is not None:
-                squeezed = tensor[:, 0] if ".shortconv." in name and tensor.ndim == 3 else tensor
+                squeezed = tensor[:, 0] if tensor.ndim == 3 and tensor.shape[1] == 1 else tensor
                 writer.add_tensor(name.replace(".N.", f".{layer}."), squeezed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

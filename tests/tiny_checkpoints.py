@@ -225,7 +225,11 @@ def qwen_mlp(c: Mapping[str, Any], at: str, wide: int) -> Shapes:
     if "num_experts" not in c or int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
         return gated(c, f"{at}.mlp")
     shapes = linear(f"{at}.mlp.gate", c["num_experts"], c["hidden_size"])
-    shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+    if c.get("whole"):  # all experts are stored as one
+        shapes |= {f"{at}.mlp.experts.gate_up_proj": (c["num_experts"], 2 * wide, c["hidden_size"])}
+        shapes |= {f"{at}.mlp.experts.down_proj": (c["num_experts"], c["hidden_size"], wide)}
+    else:
+        shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
     if shared := c.get("shared_expert_intermediate_size"):
         shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
         shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, c["hidden_size"])

@@ -56,6 +56,31 @@ class GgufArchitecture:
         return tuple(filter(None, (self.model_type, self.windowed, *self.also, *sparse)))
 
 
+def _always(**given: Any) -> Callable[[Settings, Config], Config]:
+    """What llama.cpp does whatever the file says."""
+    return lambda facts, config: given
+
+
+def _counted_as(key: str) -> Callable[[Settings, Config], Config]:
+    """Experts by this key of config.json."""
+    return lambda facts, config: {key: config["num_experts"], "num_experts": 0}
+
+
+def _gpt_oss(facts: Settings, config: Config) -> Config:
+    rope = config.get("rope_parameters") or {}
+    whole = {"rope_parameters": {**rope, "truncate": False}} if rope else {}
+    return {**_counted_as("num_local_experts")(facts, config), **whole}
+
+
+def _lfm2_moe(facts: Settings, config: Config) -> Config:
+    if (kind := facts.get("expert_gating_func", int, 2)) != 2:
+        key = f"{facts.within}expert_gating_func"
+        raise UnsupportedError(
+            f"{facts.place} cannot be exported: {key} {kind} (flatlm has 2 here, sigmoids)"
+        )
+    return {**_lfm2(facts, config), "norm_topk_prob": True}
+
+
 def _gemma(facts: Settings, config: Config) -> Config:
     """llama.cpp's scale of the scores: by the head's size, in the models of 27B by the stream's."""
     largest = config["num_hidden_layers"] in (46, 62)
@@ -109,30 +134,63 @@ def _words(text: str) -> frozenset[str]:
 
 
 _TANH = "gelu_pytorch_tanh"
-_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 _CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+}
+_EXPERTS = {
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+_SHARED = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+_MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
 }
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "arcee": GgufArchitecture("arcee", permuted=True, act="relu2"),
     "bloom": GgufArchitecture("bloom", act=_TANH),
     "ernie4_5": GgufArchitecture("ernie4_5"),
+    "ernie4_5-moe": GgufArchitecture(
+        "ernie4_5_moe",
+        keys={
+            "expert_used_count": "moe_k",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_count": "moe_num_shared_experts",
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+        },
+        more=_counted_as("moe_num_experts"),
+        obeyed=_words("expert_shared_feed_forward_length"),
+    ),
     "exaone": GgufArchitecture("exaone"),
     "exaone4": GgufArchitecture("exaone4"),
     "gemma": GgufArchitecture("gemma", act=_TANH),
     "gemma2": GgufArchitecture("gemma2", act=_TANH, keys=_CAPS, more=_gemma),
     "gemma3": GgufArchitecture("gemma3_text", act=_TANH, local_theta=1e4, keys=_CAPS, more=_gemma),
     "glm4": GgufArchitecture("glm4"),
+    "gpt-oss": GgufArchitecture("gpt_oss", keys={"expert_used_count": "num_experts_per_tok"}, more=_gpt_oss),
+    "granitemoe": GgufArchitecture(
+        "granitemoe",
+        permuted=True,
+        keys={**_MULTIPLIERS, "expert_used_count": "num_experts_per_tok"},
+        more=_counted_as("num_local_experts"),
+    ),
+    "olmoe": GgufArchitecture(
+        "olmoe",
+        keys={"expert_used_count": "num_experts_per_tok"},
+        more=_always(norm_topk_prob=False),
+    ),
+    "qwen2moe": GgufArchitecture(
+        "qwen2_moe", keys={**_EXPERTS, **_SHARED}, more=_always(norm_topk_prob=False)
+    ),
+    "qwen3moe": GgufArchitecture("qwen3_moe", keys=_EXPERTS, more=_always_normalized),
     "granite": GgufArchitecture(
         "granite",
         permuted=True,
-        keys={
-            "attention.scale": "attention_multiplier",
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+        keys=_MULTIPLIERS,
         more=_granite,
         also=("granitemoehybrid",),
         # Of Granite 4 without recurrences the file tells the sizes that those would have.
@@ -147,6 +205,17 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         keys={"shortconv.l_cache": "conv_L_cache"},
         more=_lfm2,
         obeyed=_words("attention.head_count_kv"),
+    ),
+    "lfm2moe": GgufArchitecture(
+        "lfm2_moe",
+        keys={
+            **_EXPERTS,
+            "shortconv.l_cache": "conv_L_cache",
+            "leading_dense_block_count": "num_dense_layers",
+            "expert_weights_scale": "routed_scaling_factor",
+        },
+        more=_lfm2_moe,
+        obeyed=_words("attention.head_count_kv expert_gating_func"),
     ),
     "llama": GgufArchitecture(
         "llama",
@@ -173,16 +242,10 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     ),
     "nemotron": GgufArchitecture("nemotron", act="relu2"),
     "olmo2": GgufArchitecture("olmo2", windowed="olmo3"),
-    "olmoe": GgufArchitecture("olmoe", keys=_EXPERTS),
     "phi2": GgufArchitecture("phi", act="gelu_new"),
     "phi3": GgufArchitecture("phi3"),
     "qwen2": GgufArchitecture("qwen2"),
     "qwen3": GgufArchitecture("qwen3"),
-    "qwen3moe": GgufArchitecture(
-        "qwen3_moe",
-        keys={**_EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"},
-        more=_always_normalized,
-    ),
     "seed_oss": GgufArchitecture("seed_oss"),
     "smollm3": GgufArchitecture("smollm3", permuted=True),
     "stablelm": GgufArchitecture("stablelm", keys={"use_parallel_residual": "use_parallel_residual"}),
