@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from flatlm.export import rope
 from flatlm.export.architecture import Architecture
@@ -10,9 +11,11 @@ from flatlm.export.config_keys import refused
 from flatlm.export.decoder_config import DecoderConfig
 from flatlm.export.names import HEAD
 from flatlm.export.rope import Rotary
-from flatlm.export.sources.source import Source
 from flatlm.runtime.errors import SourceError, UnsupportedError
 from flatlm.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from flatlm.export.sources.source import Source
 
 # Of anything counted: products of a few stay far from what an integer holds.
 _SIZE = {"low": 1, "high": 1 << 28}
