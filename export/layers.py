@@ -42,7 +42,9 @@ class Attention:
     out_bias: bool = False
     qk_norm: QkNorm | None = None
     window: int = 0  # tokens that a query sees, its own included; 0: all before it
-    gate: bool = False  # what is attended is multiplied by the sigmoid of a gate, column by column
+    gate: str = (
+        ""  # what is attended is multiplied by the sigmoid of a gate for each of its "columns" or "heads"
+    )
     rotary: Rotary | None = None  # None: the model's own, `DecoderConfig.rotary()`
     turned: bool = True  # False: queries and keys have no positions in them
     scale: float | None = None  # of the scores; None: head_size^-½

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from flatlm.export.config_keys import words
 from flatlm.export.folds import squeezed
@@ -48,9 +47,11 @@ def groups_of(settings: Settings, key: str, heads: int) -> int:
 def least_step(settings: Settings) -> float:
     """Below which no step falls: the first of time_step_limit. The second must be no limit."""
     limit = settings.values.get("time_step_limit")
-    least, most = limit if isinstance(limit, list) and len(limit) == 2 else (0.0, math.inf)
-    if isinstance(most, Mapping):  # as transformers 5 writes what JSON has no number for
-        most = float(most.get("__float__", "nan"))
+    if limit is None:
+        return 0.0
+    least, most = limit if isinstance(limit, list) and len(limit) == 2 else (None, None)
+    if most == {"__float__": "Infinity"}:  # as transformers 5 writes what JSON has no number for
+        most = math.inf
     if not isinstance(least, (int, float)) or not 0 <= least < 1e3 or most != math.inf:
         raise settings.wrong("time_step_limit", "a number from 0 on, and infinity")
     return float(least)

@@ -45,7 +45,7 @@ def model_types() -> list[ModelType]:
 def _model_type(name: str) -> ModelType:
     text = ast.get_docstring(ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8"))) or ""
     models, _, shape = " ".join(text.partition("\n\n")[0].split()).partition(": ")
-    files = [gguf for gguf, one in ARCHITECTURES.items() if name in (one.model_type, one.windowed, *one.also)]
+    files = [gguf for gguf, one in ARCHITECTURES.items() if name in one.model_types]
     return ModelType(name, models, shape.rstrip("."), tuple(files), REAL.get(name, ""))
 
 

@@ -26,6 +26,8 @@ class Name:
 
     folds: from what Hugging Face's checkpoints store to what the place wants, in their order
     gguf_folds: the same for GGUF files where they store it otherwise; None: as Hugging Face
+    whole: of what each expert has, how checkpoints that store all experts as one have it
+    gguf_kind: what stands after the name in GGUF files where Hugging Face has nothing after it
     bare: Hugging Face's checkpoints store the weight without .weight and the bias with _bias after the name
     """
 
@@ -34,6 +36,8 @@ class Name:
     folds: tuple[Fold, ...] = ()
     gguf_folds: tuple[Fold, ...] | None = None
     bare: bool = False
+    whole: Name | None = None
+    gguf_kind: str = ".weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,10 @@ class Names:
     def stored(self, place: str, layer: int | None = None, gguf: bool = False) -> str:
         """What a source calls a place: Hugging Face's name, with all that stands before it.
 
-        In a GGUF file that stores the place otherwise (`gguf_folds`) it is called by the place itself.
+        In a GGUF file that stores the place otherwise (`gguf_folds`) it keeps its name of there.
         """
         name = (self.outer if layer is None else self.layer)[place]
-        ours = place if gguf and name.gguf_folds is not None else name.hf
+        ours = name.gguf if gguf and name.gguf_folds is not None else name.hf
         if layer is not None:
             return f"{self.root}{self.layers}.{layer}.{ours}"
         return ours if place == HEAD else f"{self.root}{ours}"
@@ -64,8 +68,9 @@ class Names:
     def kind(self, place: str, layer: int | None, kind: str, gguf: bool) -> str:
         """How a source spells .weight and .bias of a place."""
         name = (self.outer if layer is None else self.layer)[place]
-        spelled = {".weight": "", ".bias": "_bias"} if name.bare and not gguf else {}
-        return spelled.get(kind, kind)
+        if gguf:
+            return kind or name.gguf_kind
+        return {".weight": "", ".bias": "_bias"}.get(kind, kind) if name.bare else kind
 
     def folds(self, place: str, layer: int | None, gguf: bool) -> tuple[Fold, ...]:
         """From what a source stores to what the place wants."""

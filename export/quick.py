@@ -48,13 +48,13 @@ def quick(graph: Graph, recipe: Recipe, progress: Progress) -> tuple[Graph, Repo
     """
     result = Graph(inputs=graph.inputs, outputs=graph.outputs, metadata=dict(graph.metadata))
     layers: list[LayerReport] = []
-    groups, table, tied = graph.blocks, None, is_tied(graph)
+    groups, tables, tied = graph.blocks, dict[str, _Table](), is_tied(graph)
     for done, nodes in enumerate(groups):
         progress(done, len(groups))
         shared = graph.head.inputs[1] if tied and nodes[-1] is graph.head else None
         local = load(graph, nodes, without=shared)
-        table = _embedding(local, recipe, result) or table
-        roundings = _round(local, recipe, table if shared else None)
+        tables |= _tables(local, recipe, result)
+        roundings = _round(local, recipe, tables[shared] if shared else None)
         for node in nodes:
             if ops.of(node.op).matrix == "experts":
                 layers.append(_experts(node, local, recipe, result))
@@ -67,14 +67,13 @@ def quick(graph: Graph, recipe: Recipe, progress: Progress) -> tuple[Graph, Repo
     return result, Report(recipe, tuple(layers), *sizes_of(result))
 
 
-def _embedding(local: Graph, recipe: Recipe, result: Graph) -> _Table | None:
-    """Appends the block's embedding, of 8 bits, where it has one."""
-    table = None
+def _tables(local: Graph, recipe: Recipe, result: Graph) -> dict[str, _Table]:
+    """Appends the block's embeddings, of tokens and in some models of positions, by their weights; 8 bits."""
+    tables = {}
     for node in ops.tables(local.nodes):
-        matrix = Matrix(node, local, recipe)
-        table = _Table(*_rounded(matrix, 8))
+        table = tables[node.inputs[1]] = _Table(*_rounded(Matrix(node, local, recipe), 8))
         emit_embedding(node, table.integers, table.grid, result)
-    return table
+    return tables
 
 
 def _round(local: Graph, recipe: Recipe, table: _Table | None) -> dict[str, Rounded]:

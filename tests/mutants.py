@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from flatlm.runtime.format.graph import Graph, Node, Tensor
+from tests.recurrent_graphs import MIXERS, recurrent_graph
 from tests.tiny_graphs import quantized_graph
 
 MODELS = [
@@ -27,11 +28,14 @@ MODELS = [
     ("int8", "static", "qk_norm", "own", "centered", "no_rotation"),
     ("float32", "static", "qk_norm", "all", "norm_last", "plain", "xielu"),
 ]
+MODELS += [("float32", "static", "conv"), ("int8", "token", "delta"), ("float32", "token", "gated")]
 FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 1e38, 0.5)
 
 
 @cache
 def model(kind: tuple[str, ...]) -> Graph:
+    if kind[-1] in MIXERS:
+        return recurrent_graph(kind[-1], 0, *kind[:-1])
     return quantized_graph(0, *kind)
 
 

@@ -15,6 +15,10 @@ from typing import Any
 import httpx
 import numpy as np
 
+from flatlm.runtime.drafting.auto import Auto
+from flatlm.runtime.drafting.maxgram import MaxGram
+from flatlm.runtime.drafting.schedule import Schedule
+from flatlm.runtime.drafting.speculator import Speculator
 from flatlm.runtime.format.artifact import Manifest
 from flatlm.runtime.llm import LLM
 from flatlm.runtime.options import BackendOptions
@@ -58,12 +62,19 @@ class SlowBackend(FakeBackend):
 
 
 def tiny_llm(
-    folder: Path, slots: int = 2, seconds: float = 0.0, context: int = CONTEXT, template: str = CHATML
+    folder: Path,
+    slots: int = 2,
+    seconds: float = 0.0,
+    context: int = CONTEXT,
+    template: str = CHATML,
+    drafted: bool = False,
 ) -> LLM:
     """Random but reproducible answers of bytes, through a real tokenizer and template."""
     write_folder(folder, byte_level())
     backend = SlowBackend(seconds, vocab=VOCABULARY, context=context, slots=slots)
-    return LLM.of(backend, load_tokenizer(folder), template)
+    maxgram = MaxGram()
+    speculator = Speculator(Auto(Schedule(), [maxgram]), [maxgram]) if drafted else None
+    return LLM.of(backend, load_tokenizer(folder), template, speculator)
 
 
 @dataclass(frozen=True)

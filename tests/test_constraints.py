@@ -326,6 +326,8 @@ def test_what_is_no_form_is_refused_before_a_model_is_asked(options, message):
     [
         {"json_schema": {"type": "foo"}},
         {"json_schema": {"not": {"type": "string"}}},
+        {"json_schema": {"$ref": "#"}},
+        {"grammar": "start: start"},
         {"regex": "(a"},
         {"grammar": "root ::= ("},
         {"grammar": "start: foo"},

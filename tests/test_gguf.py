@@ -205,7 +205,7 @@ def test_begin_token_is_added_where_the_gguf_asks_for_it(tmp_path):
     ("change", "message"),
     [
         ({"architecture": "qwen9"}, "architecture 'qwen9' is not supported; .* nearest by name is 'qwen"),
-        ({"pre": "tekken"}, "tokenizer 'gpt2' with pre-tokenizer 'tekken' cannot be rebuilt"),
+        ({"pre": "kimi-k2"}, "tokenizer 'gpt2' with pre-tokenizer 'kimi-k2' cannot be rebuilt"),
     ],
 )
 def test_unknown_gguf_is_refused_by_name(tmp_path, change, message):

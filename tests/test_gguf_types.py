@@ -29,15 +29,26 @@ def changed(weights: dict[str, np.ndarray], relation: list[Any], layer: str) -> 
     name, *how = relation
     if how[:1] == ["values"]:
         return np.array(how[1], np.float32)
-    weight = weights.get(name.replace(".N.", f".{layer}."))
+    name = name.replace(".N.", f".{layer}.")
+    if how[:1] == ["stacked"]:
+        names = [name.replace(".E.", f".{expert}.") for expert in range(how[1])]
+        return np.stack([weights[one] for one in names]) if names[0] in weights else None
+    if how[:1] == ["experts"]:
+        count = sum(name.replace(".E.", f".{e}.") in weights for e in range(100))
+        found = [weights[name.replace(".E.", f".{e}.")] for e in range(count)]
+        return np.stack(found) if found else None
+    weight = weights.get(name)
     if weight is None or not how:
         return weight
-    kind, number = how
-    half = len(weight) // 2
+    (kind, number), half = how, len(weight) // 2
     return {
+        "by_part": lambda: weight.reshape(number, 3, -1).swapaxes(0, 1).reshape(weight.shape),
         "permuted": lambda: permute(weight, number),
         "plus": lambda: weight + np.float32(number),
         "half": lambda: weight[number * half : (number + 1) * half],
+        "half of experts": lambda: np.split(weight, 2, axis=1)[number],
+        "other of experts": lambda: weight[..., number::2].swapaxes(1, -1),
+        "transposed experts": lambda: weight.swapaxes(1, 2),
     }[kind]().copy()
 
 
@@ -60,7 +71,7 @@ def written(path: Path, folder: Path, record: dict[str, Any]) -> Path:
         for layer in map(str, layers) if ".N." in name else ("",):
             tensor = changed(weights, relation, layer)
             if tensor is not None:
-                squeezed = tensor[:, 0] if tensor.ndim == 3 else tensor
+                squeezed = tensor[:, 0] if tensor.ndim == 3 and tensor.shape[1] == 1 else tensor
                 writer.add_tensor(name.replace(".N.", f".{layer}."), squeezed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -89,8 +100,8 @@ def test_what_the_header_refuses_is_refused_before_the_tokenizer_is_read(tmp_pat
     from flatlm.export.sources import gguf_file
     from flatlm.runtime.errors import UnsupportedError
 
-    record = next(record for record in RECORDS if record["architecture"] == "llama")
-    record = {**record, "metadata": {**record["metadata"], "llama.expert_count": [8, "UINT32"]}}
+    record = next(record for record in RECORDS if record["architecture"] == "qwen2")
+    record = {**record, "metadata": {**record["metadata"], "qwen2.expert_count": [8, "UINT32"]}}
     path = written(tmp_path / "tiny.gguf", tiny(tmp_path / "hf", record["kind"], **record["config"]), record)
     monkeypatch.setattr(
         gguf_file, "tokenizer_files", lambda *arguments: pytest.fail("the tokenizer was read")

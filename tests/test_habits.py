@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -139,11 +140,10 @@ def test_jsonl_is_an_object_a_line():
 
 
 def test_sql_is_taken_by_a_database():
-    database = sqlite3.connect(":memory:")
-    database.executescript(table(Report(RESULTS), "sql"))
-    rows = database.execute(
-        "SELECT model_filename, avg_ts, n_threads FROM llama_bench ORDER BY avg_ts"
-    ).fetchall()
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(table(Report(RESULTS), "sql"))
+        found = database.execute("SELECT model_filename, avg_ts, n_threads FROM llama_bench ORDER BY avg_ts")
+        rows = found.fetchall()
     assert rows == [("/m", 50.0, None), ("/m/it's", 150.0, 2)]
 
 

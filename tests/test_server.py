@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from flatlm.runtime.errors import ResourceError
 from flatlm.runtime.server.guard import Access
 from tests.serving import CONTEXT, NAME, serving, tiny_llm
 
@@ -48,9 +52,15 @@ def test_an_answer_is_the_one_that_the_model_gives_without_a_server(served, tmp_
     assert found["usage"]["completion_tokens"] == expected.timings.generated_tokens
 
 
-def test_answers_under_load_are_those_alone(served, tmp_path):
+@pytest.mark.parametrize("drafted", [False, True])
+def test_answers_under_load_are_those_alone(tmp_path, drafted):
     """Streamed and not, drawn and greedy, beside strangers that are given up in the middle."""
-    llm = tiny_llm(tmp_path, slots=1)
+    llm = tiny_llm(tmp_path / "alone", slots=1)
+    with serving(lambda: tiny_llm(tmp_path / "served", drafted=drafted), cache_ram=1) as served:
+        ask_all(served, llm)
+
+
+def ask_all(served, llm):
     jobs = [
         {
             "messages": [{"role": "user", "content": f"{'x' * (i * 7 % 90)} question {i % 11}"}],
@@ -58,7 +68,7 @@ def test_answers_under_load_are_those_alone(served, tmp_path):
             "temperature": float(i % 3),
             "seed": i,
         }
-        for i in range(60)
+        for i in range(48)
     ]
 
     def given_up(i):
@@ -144,6 +154,54 @@ def test_a_warm_prompt_is_held_and_kept_on_disk_over_a_start(tmp_path):
     assert read[0] > len(system["content"])
     assert read[1] == 1  # all but the last token was on disk
     assert texts[0] == texts[1]
+
+
+def test_a_model_is_opened_in_the_place_of_an_idle_one_where_memory_is_short(tmp_path):
+    served_ = []
+
+    def second():
+        if served_[0].host.loaded:
+            raise ResourceError("there is room for one")
+        return tiny_llm(tmp_path / "2")
+
+    with serving(lambda: tiny_llm(tmp_path / "1"), second) as both:
+        served_.append(both)
+        assert both.post("/v1/chat/completions", {**HELLO, "model": NAME}).status_code == 200
+        assert both.post("/v1/chat/completions", {**HELLO, "model": "other"}).status_code == 200
+        assert [one["name"] for one in both.get("/api/ps").json()["models"]] == ["other:latest"]
+
+
+def test_a_model_that_cannot_be_opened_is_said_and_others_are_answered(tmp_path):
+    def broken():
+        raise ResourceError("too large for this machine")
+
+    with serving(broken, lambda: tiny_llm(tmp_path)) as both:
+        refused = both.post("/v1/chat/completions", {**HELLO, "model": NAME})
+        assert refused.status_code == 503
+        assert "too large" in refused.json()["error"]["message"]
+        assert both.get("/health").status_code == 503
+        assert both.post("/v1/chat/completions", {**HELLO, "model": "other"}).status_code == 200
+
+
+def test_a_line_of_the_log_stays_a_line(served, caplog):
+    caplog.set_level("INFO", "flatlm.server")
+    served.get("/v1/models/evil%1b[2J%0d")
+    assert any("evil" in record.getMessage() for record in caplog.records)
+    assert not any(set("\r\n\x1b") & set(record.getMessage()) for record in caplog.records)
+
+
+def test_tls_is_spoken_where_a_certificate_is_given(tmp_path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    made = [openssl, "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-keyout", key, "-out", certificate]
+    subprocess.run([*made, *subject], check=True, capture_output=True, timeout=60)
+    with serving(lambda: tiny_llm(tmp_path), ssl_keyfile=key, ssl_certfile=certificate) as secure:
+        assert secure.url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=certificate)
+        assert httpx.get(secure.url + "/v1/models", verify=trusted).status_code == 200
 
 
 # ---- clients that go away

@@ -73,6 +73,19 @@ WRITTEN = {  # family: what its models write for ADD and SAY, one after the othe
         '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": -2}}\n</tool_call>\n'
         '<tool_call>\n{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}\n</tool_call>',
     ],
+    "glm": [
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\n"
+        "<arg_value>-2</arg_value>\n</tool_call>\n<tool_call>say<arg_key>text</arg_key>"
+        '<arg_value>a "b"</arg_value><arg_key>loud</arg_key><arg_value>true</arg_value></tool_call>'
+    ],
+    "nemotron": [
+        '<TOOLCALL>[{"name": "add", "arguments": {"a": 1, "b": -2}}, '
+        '{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}]</TOOLCALL>'
+    ],
+    "apriel": [
+        '<tool_calls>[{"name": "add", "arguments": {"a": 1, "b": -2}}, '
+        '{"name": "say", "arguments": {"text": "a \\"b\\"", "loud": true}}]</tool_calls>'
+    ],
     "llama": [
         '{"name": "add", "parameters": {"a": 1, "b": -2}}'
         '{"name": "say", "parameters": {"text": "a \\"b\\"", "loud": true}}',
@@ -198,6 +211,10 @@ def test_text_that_is_no_call_is_given_as_it_is(family, schemas, text, places):
         ("llama-python", "[add(1, 2)]"),
         ("llama-python", "[add(a=__import__('os'))]"),
         ("lfm2", "<|tool_call_start|>[add(**{})]x<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(**{'a': 1})]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(a=1j, b={1, 2}, c=1e999)]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[add(a=" + "-" * 9000 + "1)]<|tool_call_end|>"),
+        ("hermes", '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
         ("mistral", "[TOOL_CALLS] and no list"),
         ("mistral-named", "[TOOL_CALLS]add[ARGS]{oh}"),
         ("gemma", "<|tool_call>call add<tool_call|>"),
@@ -207,6 +224,18 @@ def test_text_that_is_no_call_is_given_as_it_is(family, schemas, text, places):
 @given(places=st.lists(st.integers(0, 400), max_size=10))
 def test_what_does_not_parse_is_text_and_nothing_of_it_is_lost(name, text, places):
     assert parts(read(Reading(BY_NAME[name], SCHEMAS), cut(text, places))) == (text, "", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": "\\ud800é"}}</tool_call>'),
+        ("lfm2", "<|tool_call_start|>[add(a='\\ud800é')]<|tool_call_end|>"),
+    ],
+)
+def test_half_a_character_in_arguments_stays_an_escape(name, text):
+    (call,) = folded(read(Reading(BY_NAME[name], SCHEMAS), [text])).tool_calls
+    assert call.arguments == '{"a": "\\ud800\\u00e9"}' and call.arguments.encode()
 
 
 def test_channels_of_harmony_are_thoughts_and_text():
@@ -417,7 +446,7 @@ def template_of(family):
     )
 
 
-FORMED = [family for family in (*FAMILIES, HARMONY) if family.form]
+FORMED = [*FAMILIES, HARMONY]
 
 
 @pytest.mark.parametrize("family", FORMED, ids=lambda family: family.name)
@@ -513,6 +542,7 @@ SOME = {
 }
 FREE = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "string"}}}
 NONE = {"type": "object"}
+PAIRS = "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n"
 TAGS = "<parameter={}>\n{}\n</parameter>\n"
 
 
@@ -551,6 +581,12 @@ TAGS = "<parameter={}>\n{}\n</parameter>\n"
                 '{who:<|"|>me<|"|>,all:[]}',
             ],
             ["{}", '{who:<|"|>him<|"|>}', '{who:"me"}', '{who:<|"|>me<|"|>,at:{t:<|"|>a<|"|>}}'],
+        ),
+        (
+            "glm",
+            SOME,
+            [PAIRS.format("who", "me"), PAIRS.format("who", "you") + PAIRS.format("n", "3")],
+            ["", PAIRS.format("who", "him"), PAIRS.format("n", "3")],
         ),
         ("gemma", FREE, ["{}", "{a:true}", '{b:<|"|><|"|>}'], ["{a:1}", "{,a:true}"]),
     ],

@@ -225,7 +225,11 @@ def qwen_mlp(c: Mapping[str, Any], at: str, wide: int) -> Shapes:
     if "num_experts" not in c or int(at.rpartition(".")[2]) in c.get("mlp_only_layers", ()):
         return gated(c, f"{at}.mlp")
     shapes = linear(f"{at}.mlp.gate", c["num_experts"], c["hidden_size"])
-    shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
+    if c.get("whole"):  # all experts are stored as one
+        shapes |= {f"{at}.mlp.experts.gate_up_proj": (c["num_experts"], 2 * wide, c["hidden_size"])}
+        shapes |= {f"{at}.mlp.experts.down_proj": (c["num_experts"], c["hidden_size"], wide)}
+    else:
+        shapes |= experts(c, f"{at}.mlp.experts", c["num_experts"], wide)
     if shared := c.get("shared_expert_intermediate_size"):
         shapes |= gated({**c, "intermediate_size": shared}, f"{at}.mlp.shared_expert")
         shapes |= linear(f"{at}.mlp.shared_expert_gate", 1, c["hidden_size"])
@@ -461,6 +465,29 @@ def lfm2(c: Mapping[str, Any]) -> Shapes:
     return {name.replace("model.norm.", "model.embedding_norm."): shape for name, shape in shapes.items()}
 
 
+def lfm3(c: Mapping[str, Any]) -> Shapes:
+    """LFM2's mixers, with gates of heads and norms after them."""
+    hidden, wide, heads = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
+    sandwich = ("post_operator_norm", "post_ffn_norm") if c.get("use_sandwich_norm", True) else ()
+
+    def layer(at: str) -> Shapes:
+        if c["layer_types"][int(at.rpartition(".")[2])] == "conv":
+            shapes = linear(f"{at}.conv.in_proj", 3 * hidden, hidden)
+            shapes |= linear(f"{at}.conv.out_proj", hidden, hidden)
+            shapes |= {f"{at}.conv.conv.weight": (hidden, 1, 7)}
+        else:
+            shapes = attention(c, f"{at}.self_attn")
+            shapes |= {f"{at}.self_attn.{part}_norm.weight": (c["head_dim"],) for part in "qk"}
+            if c.get("use_attention_gate", True):
+                shapes |= linear(f"{at}.self_attn.gate_proj", heads, hidden)
+        for name, n, k in (("w1", wide, hidden), ("w3", wide, hidden), ("w2", hidden, wide)):
+            shapes |= linear(f"{at}.feed_forward.{name}", n, k)
+        return shapes | norms(c, at, "operator_norm", "ffn_norm", *sandwich)
+
+    shapes = whole(c, layer)
+    return {name.replace("model.norm.", "model.embedding_norm."): shape for name, shape in shapes.items()}
+
+
 def qwen3_5(c: Mapping[str, Any]) -> Shapes:
     hidden, heads = c["hidden_size"], c["num_attention_heads"]
     hk, hv, dk, dv = (
@@ -676,6 +703,23 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
         "mlp_rows": 56,  # of two thirds of 72, rounded up to 14
         "tie_word_embeddings": True,
     },
+    "lfm3": {
+        "layer_types": ["conv", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 3,
+        "head_dim": 8,
+        "sliding_window": 5,
+        "norm_eps": 1e-5,
+        "rope_theta": None,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": 1000000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        "tie_word_embeddings": True,
+    },
     "qwen3_5_text": QWEN_HYBRID,
     "qwen3_5_moe_text": {**QWEN_HYBRID, **QWEN_MOE, "shared_expert_intermediate_size": 28},
     "qwen3_next": {**QWEN_HYBRID, **QWEN_MOE, "shared_expert_intermediate_size": 28},
@@ -806,6 +850,7 @@ SHAPES: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
     "internlm3": llama,
     "lfm2_moe": lfm2_moe,
     "lfm2": lfm2,
+    "lfm3": lfm3,
     "llama": llama,
     "minicpm": llama,
     "ministral": llama,

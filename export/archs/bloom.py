@@ -8,7 +8,7 @@ from flatlm.export import names
 from flatlm.export.architecture import ACTS, Architecture
 from flatlm.export.config_keys import words
 from flatlm.export.decoder_config import DecoderConfig
-from flatlm.export.folds import by_head
+from flatlm.export.folds import by_head, of_qkv
 from flatlm.export.layers import Attention, Branch, Decoder, Layer, Norm, Plain
 from flatlm.export.names import Name
 from flatlm.export.older_configs import Values
@@ -56,7 +56,7 @@ NAMES = names.NAMES.but(
         "norm": Name("ln_f", "output_norm"),
     },
     layer={
-        **{f"attention.{x}": Name(_QKV, "attn_qkv", (by_head(x),)) for x in "qkv"},
+        **{f"attention.{x}": Name(_QKV, "attn_qkv", (by_head(x),), (of_qkv(x),)) for x in "qkv"},
         "attention.out": Name("self_attention.dense", "attn_output"),
         "mlp.up": Name("mlp.dense_h_to_4h", "ffn_up"),
         "mlp.down": Name("mlp.dense_4h_to_h", "ffn_down"),

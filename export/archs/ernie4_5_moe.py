@@ -36,6 +36,7 @@ def _routed(c: DecoderConfig, settings: Settings) -> Experts:
     )
 
 
+_STATICS = "mlp.moe_statics.e_score_correction_bias"
 ARCHITECTURE = Architecture(
     decoder,
     obeyed=words(
@@ -46,7 +47,7 @@ ARCHITECTURE = Architecture(
     names=names.NAMES.but(
         layer={
             "mlp.router": Name("mlp.gate", "ffn_gate_inp"),
-            "mlp.select": Name("mlp.moe_statics.e_score_correction_bias", "exp_probs_b", (flat,)),
+            "mlp.select": Name(_STATICS, "exp_probs_b", (flat,), gguf_kind=".bias"),
             "mlp.experts.gate": Name(f"mlp.experts.{names.EXPERT}.gate_proj", "ffn_gate_exps"),
             "mlp.experts.up": Name(f"mlp.experts.{names.EXPERT}.up_proj", "ffn_up_exps"),
             "mlp.experts.down": Name(f"mlp.experts.{names.EXPERT}.down_proj", "ffn_down_exps"),

@@ -57,6 +57,7 @@ ARCHITECTURE = Architecture(
     names=names.NAMES.but(
         layer={
             "attention.sinks": Name("self_attn.sinks", "attn_sinks"),
+            "mlp.norm": Name("post_attention_layernorm", "post_attention_norm"),
             "mlp.router": Name("mlp.router", "ffn_gate_inp"),
             "mlp.experts.gate": _fused(0),
             "mlp.experts.up": _fused(1),

@@ -50,7 +50,7 @@ ARCHITECTURE = Architecture(
     names=lfm2.NAMES.but(
         layer={
             "mlp.router": Name("feed_forward.gate", "ffn_gate_inp"),
-            "mlp.select": Name("feed_forward.expert_bias", "exp_probs_b"),
+            "mlp.select": Name("feed_forward.expert_bias", "exp_probs_b", gguf_kind=".bias"),
             "mlp.experts.gate": _expert("w1", "ffn_gate_exps"),
             "mlp.experts.up": _expert("w3", "ffn_up_exps"),
             "mlp.experts.down": _expert("w2", "ffn_down_exps"),

@@ -27,7 +27,7 @@ def layered(c: DecoderConfig, settings: Settings, mlps: Sequence[Body], fused: b
     if not gate:
         raise settings.wrong("attn_output_gate", "true: attention without its gate is not known here")
     sizes, norm = (c.num_heads, c.kv_num_heads, c.head_size), QkNorm(plus_one=True)
-    body = Attention(*sizes, qkv_bias=bias, out_bias=bias, qk_norm=norm, gate=True)
+    body = Attention(*sizes, qkv_bias=bias, out_bias=bias, qk_norm=norm, gate="columns")
     branches = {"linear_attention": delta, "full_attention": Branch("attention", body, _PLUS_ONE)}
     layers = zip(_kinds(c, settings), mlps, strict=True)
     return Decoder(

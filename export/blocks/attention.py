@@ -87,8 +87,9 @@ def _product(b: Builder, x: str, body: Attention, parts: list[Affine]) -> str:
     if not body.gate:
         return b.linear("qkv", x, *parts)
     width = body.num_heads * body.head_size
-    gate = b.affine("gate", width, b.config.hidden_size, bias=body.qkv_bias).reading(b.shift)
-    sizes = {"qkv": width + 2 * body.kv_num_heads * body.head_size, "gate": width}
+    gates = {"columns": width, "heads": body.num_heads}[body.gate]
+    gate = b.affine("gate", gates, b.config.hidden_size, bias=body.qkv_bias).reading(b.shift)
+    sizes = {"qkv": width + 2 * body.kv_num_heads * body.head_size, "gate": gates}
     return b.parts("apart", b.linear("qkv", x, *parts, gate), sizes)[0]
 
 

@@ -8,7 +8,7 @@ Legend: n outputs, k inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -96,7 +96,11 @@ class Builder:
         one keep the word.
         """
         name = self.names.stored(f"{self.branch}{part}", self.layer, self.source.gguf)
-        if EXPERT not in name or f"{name}{kind}" in self.source.names():
+        stored, whole = {*self.source.names()}, self.names.layer[f"{self.branch}{part}"].whole
+        if whole and f"{name.replace(EXPERT, '0')}{kind}" not in stored and not self.source.gguf:
+            b = replace(self, names=self.names.but(layer={f"{self.branch}{part}": whole}))
+            return b.weight(part, experts, *shape, kind=kind)
+        if EXPERT not in name or f"{name}{kind}" in stored:
             return self.weight(part, experts, *shape, kind=kind)
         return together(
             [self._stored(name.replace(EXPERT, str(e)), kind).require(shape) for e in range(experts)]

@@ -86,8 +86,9 @@ class Facts:
             **_window(facts),
             **self._rope(facts, head_size),
             **self._biases(),
-            "num_experts": facts.get("expert_count", int, 0),
         }
+        if "expert_count" not in read_as.keys:
+            config["num_experts"] = facts.get("expert_count", int, 0)
         for key, ours in read_as.keys.items():
             if key in facts:
                 config[ours] = decimal(facts[key]) if isinstance(facts[key], float) else facts[key]
@@ -114,6 +115,7 @@ class Facts:
             "attention_out_bias": out,
             "mlp_bias": mlp,
             "use_bias": qkv and mlp,
+            "use_qkv_bias": qkv,
         }
 
 

@@ -87,6 +87,8 @@ def open_gguf(path: Path) -> GgufFile:
     read_as = ARCHITECTURES[name]
     if read_as.windowed and f"{name}.attention.sliding_window" in metadata:
         read_as = dataclasses.replace(read_as, model_type=read_as.windowed)
+    if read_as.sparse and metadata.get(f"{name}.expert_count", int, 0):
+        read_as = read_as.sparse
     known = architecture(read_as.model_type)
     tensors = _renamed(path, opened, known.names)
     embedding = f"{known.names.stored('embedding', gguf=True)}.weight"

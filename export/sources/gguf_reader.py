@@ -7,6 +7,7 @@ model-00002-of-00003.gguf    tensors                   split.no 1, split.count 3
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def _part_paths(path: Path, number: int, count: int) -> tuple[Path, ...]:
 
 
 def _header(path: Path) -> Header:
+    if importlib.util.find_spec("gguf") is None:
+        raise SourceError(f"reading {path.name} needs the package gguf: pip install 'flatlm[export]'")
     try:
         return Header(path)
     except (Damaged, OSError, ValueError, OverflowError, MemoryError) as error:
@@ -112,12 +115,7 @@ def _tensors(path: Path, header: Header) -> dict[str, Stored]:
 
 
 def _stored(path: Path, header: Header, entry: Entry) -> Stored:
-    try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    except ImportError as error:
-        raise SourceError(
-            f"reading {path.name} needs the package gguf: pip install 'flatlm[export]'"
-        ) from error
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if entry.kind not in {kind.value for kind in GGMLQuantizationType}:
         raise SourceError(

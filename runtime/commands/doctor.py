@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import textwrap
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         for part, facts in report.items():
             print(f"{part}:")
             for name, value in facts.items():
-                print(f"  {name}: {value}")
+                said = textwrap.wrap(f"{name}: {value}", 96, break_on_hyphens=False, break_long_words=False)
+                print("  " + "\n      ".join(said))
     if slow:
         say(f"flatlm: SLOW: models run on the numpy reference here, hundreds of times slower: {slow}")
     return 1 if slow else 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from flatlm.runtime.format.artifact import Artifact
 
+WIDTH = 98  # columns of the header
 # key of a layer's report → heading and how a value is shown; shares are 0 … 1
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("layer", str),
@@ -40,16 +42,22 @@ def describe(artifact: Artifact, more: Mapping[str, str] = MappingProxyType({}))
         "written by": f"flatlm {manifest.flatlm}, format {manifest.format}",
         **more,
         **{key.replace("_", " "): _plain(value) for key, value in manifest.totals.items()},
-        **{f"calibration {key.replace('_', ' ')}": _plain(v) for key, v in manifest.calibration.items()},
+        "calibration": _plain(manifest.calibration),
     }
     width = max(map(len, facts))
-    lines = [printable(f"{key:<{width}}  {value}") for key, value in facts.items()]
+    lines = [line for key, value in facts.items() for line in _lines(printable(key), printable(value), width)]
     files = [("file", "size", "sha256")]
     files += [(name, size_text(entry.size), entry.sha256[:12]) for name, entry in manifest.files.items()]
     parts = ["\n".join(lines), table(files)]
     if manifest.layers:
         parts.append(table(_layer_rows(manifest.layers)))
     return "\n\n".join(parts)
+
+
+def _lines(key: str, value: str, width: int) -> list[str]:
+    """A fact, its value on as many lines as it takes."""
+    parts = textwrap.wrap(value, max(40, WIDTH - width), break_on_hyphens=False) or [""]
+    return [f"{key if i == 0 else '':<{width}}  {part}".rstrip() for i, part in enumerate(parts)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -88,6 +96,11 @@ def _number(value: Any) -> float:
 
 
 def _plain(value: Any) -> str:
+    """A value of the manifest; of an object its values, each after its key."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key.replace('_', ' ')} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -115,27 +115,34 @@ def bound(shop: Shop, handler: Handler) -> Callable[[Request], Awaitable[Respons
     """`handler` with errors as responses; unexpected ones are logged with their traceback."""
 
     async def handle(request: Request) -> Response:
-        started = time.monotonic()
+        started, call = time.monotonic(), Call(shop, request)
         try:
-            response = await handler(Call(shop, request))
+            response = await handler(call)
         except GoneError:
-            LOG.info("%s %s: the client went away", request.method, request.url.path)
+            LOG.info("%s: the client went away", asked_for(request))
             return Response(status_code=499)
         except Exception as error:  # noqa: BLE001  each becomes a body, and the unexpected a traceback in the log
             response = failure(error, request)
+        finally:
+            call.release()
         seconds = time.monotonic() - started
         level = logging.DEBUG if request.url.path in QUIET else logging.INFO
-        LOG.log(level, "%s %s %d %.3f s", request.method, request.url.path, response.status_code, seconds)
+        LOG.log(level, "%s %d %.3f s", asked_for(request), response.status_code, seconds)
         return response
 
     return handle
 
 
+def asked_for(request: Request) -> str:
+    """For the log: a path may hold any character, and a line stays a line."""
+    return f"{request.method} {request.url.path}".encode("unicode_escape").decode("ascii")[:200]
+
+
 def failure(error: Exception, request: Request) -> Response:
     if not isinstance(error, FlatlmError):
-        LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        LOG.error("%s failed", asked_for(request), exc_info=error)
     elif not (isinstance(error, HTTPError) or request.url.path in QUIET):
-        LOG.info("%s %s refused: %s", request.method, request.url.path, error)
+        LOG.info("%s refused: %s", asked_for(request), " ".join(str(error).split()))
     body = body_of(error, request.url.path)
     return Response(body, status_of(error), headers_of(error), "application/json")
 

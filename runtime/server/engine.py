@@ -58,6 +58,11 @@ class Engine:
             self._wake.notify()
         return done
 
+    def look(self) -> None:
+        """Something may have changed; from any thread."""
+        with self._wake:
+            self._wake.notify()
+
     def open(self, host: Host) -> None:
         """Have it loaded, in the place of idle ones where memory is short. On the engine's thread."""
         while not host.loaded:
@@ -99,15 +104,14 @@ class Engine:
         for host in self.hosts:
             if order in host.orders:
                 host.cancel(order)
-        with self._wake:
-            self._wake.notify()
+        self.look()
 
     def _run(self) -> None:
         while self._awaited():
             while self._calls:
                 self._calls.popleft()()
             for host in self.hosts:
-                if host.loaded and host.scheduler.count:
+                if host.busy:
                     self._step(host)
                 host.rest()
         for host in self.hosts:
@@ -119,7 +123,7 @@ class Engine:
     def _awaited(self) -> bool:
         """Wait until there is something to do; False: stop."""
         with self._wake:
-            while not (self._stopping or self._calls or any(not host.idle for host in self.hosts)):
+            while not (self._stopping or self._calls or any(host.busy for host in self.hosts)):
                 times = [left for host in self.hosts if (left := host.until_rest()) is not None]
                 if times and min(times) <= 0:
                     break

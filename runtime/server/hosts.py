@@ -7,6 +7,7 @@ model may be read from any.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flatlm.runtime.llm import LLM
 
 QUIET_SECONDS = 2.0  # after which prefixes are written down and memory is given back: more may come before
+LOG = logging.getLogger("flatlm.server")
 CHUNK_SECONDS = 0.5  # that a chunk of a prompt may take: a cancelled one and all who write wait for it
 
 
@@ -68,6 +70,7 @@ class Host:
         self.created = int(time.time())
         self.llm: LLM | None = None
         self.orders: list[Order] = []  # that are not ended
+        self.held = 0  # requests that are read and will be orders
         self.counts: Counter[str] = Counter()  # since the start: answers, tokens, seconds
         self.used = time.monotonic()  # when it had something to do last
         self.keep_seconds = opening.keep_seconds
@@ -103,9 +106,14 @@ class Host:
         return self.llm is not None
 
     @property
+    def busy(self) -> bool:
+        """Whether answers wait or run."""
+        return self.llm is not None and self.llm.scheduler.count > 0
+
+    @property
     def idle(self) -> bool:
-        """Whether no answer waits or runs."""
-        return self.llm is None or self.llm.scheduler.count == 0
+        """Whether nobody asks for anything, nor is about to."""
+        return not (self.busy or self.orders or self.held)
 
     @property
     def slots(self) -> int:
@@ -189,27 +197,33 @@ class Host:
         self.counts["generated_tokens"] += timings.generated_tokens
         self.counts["prompt_us"] += int(1e6 * timings.prefill_seconds)
         self.counts["generated_us"] += int(1e6 * timings.decode_seconds)
+        if answer.reason != "cancelled":
+            LOG.info(
+                "%s: read %d of %d tokens (%d held), wrote %d at %.1f a second",
+                *(self.name, max(0, read - timings.reused_tokens), timings.prompt_tokens),
+                *(timings.reused_tokens, timings.generated_tokens, timings.decode_rate),
+            )
         if timings.drafting is not None:
             self.counts["drafted_tokens"] += timings.drafting.drafted
             self.counts["accepted_tokens"] += timings.drafting.accepted
 
     def until_closed(self) -> float | None:
         """Seconds until an idle model is to be closed; None: it stays, or is closed."""
-        if self.llm is None or self.keep_seconds < 0:
+        if self.llm is None or self.keep_seconds < 0 or not self.idle:
             return None
         return self.used + self.keep_seconds - time.monotonic()
 
     def until_rest(self) -> float | None:
         """Seconds until there is something to do for an idle model; None: there is not."""
         times = [] if (closed := self.until_closed()) is None else [closed]
-        if self.llm is not None and not self._kept:
+        if self.llm is not None and not self._kept and self.idle:
             times.append(self.used + QUIET_SECONDS - time.monotonic())
         return min(times, default=None)
 
     def rest(self) -> None:
         """Do what is due where it was idle for long enough."""
         left = self.until_rest()
-        if left is None or left > 0 or not self.idle:
+        if left is None or left > 0:
             return
         if not self._kept:
             self.keep_prefixes()

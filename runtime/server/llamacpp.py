@@ -185,7 +185,7 @@ async def apply_template(call: Call) -> Response:
 async def props(call: Call) -> Response:
     host = call.shop.first
     if not host.loaded and not host.counts["loads"]:
-        await call.shop.ready(host)
+        await call.ready(host)
     context = host.opened.backend.context if host.loaded else host.about.context_length
     defaults = settings_of(host.opening.sampling)
     return reply(

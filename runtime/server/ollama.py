@@ -161,7 +161,7 @@ async def _opened(call: Call, host: Host, body: Settings) -> float:
     if keep is not None:
         host.keep_seconds = duration(keep)
     started = time.monotonic()
-    await call.shop.ready(host)
+    await call.ready(host)
     return time.monotonic() - started
 
 
@@ -273,7 +273,7 @@ def _details(host: Host) -> dict[str, Any]:
 
 async def show(call: Call) -> Response:
     host = named(call, await call.body())
-    llm = (await call.shop.ready(host)).opened
+    llm = (await call.ready(host)).opened
     family = host.about.architecture
     template = llm.template or ""
     return reply(

@@ -148,13 +148,11 @@ class Desk:
 
     def __init__(self, engine: Engine, most_waiting: int) -> None:
         self.engine, self.most_waiting = engine, most_waiting
-        self.refused = 0
 
     def order(self, host: Host, asks: Sequence[Asked]) -> Order:
         """Begin answers. Busy where too many wait already."""
         waiting = sum(len(order.tickets) for order in host.orders) - host.slots
         if host.orders and waiting + len(asks) > self.most_waiting:
-            self.refused += 1
             raise Busy(f"{waiting} answers wait for {host.slots} slots already: try again later")
         order = Order(asks, Bell(asyncio.get_running_loop()))
         self.engine.submit(host, order)

@@ -73,13 +73,26 @@ class Call:
 
     shop: Shop
     request: Request
+    held: list[Host] = field(default_factory=list)
 
     async def body(self) -> Settings:
         return await read_json(self.request, self.shop.options.max_body)
 
     async def model(self, body: Settings) -> Host:
         """The model that a body names, open."""
-        return await self.shop.ready(self.shop.named(body.get("model", str)))
+        return await self.ready(self.shop.named(body.get("model", str)))
+
+    async def ready(self, host: Host) -> Host:
+        """Have it open until this request is an order, or over."""
+        self.held.append(host)
+        host.held += 1
+        return await self.shop.ready(host)
+
+    def release(self) -> None:
+        """What was held may rest."""
+        for host in self.held:
+            host.held -= 1
+        self.shop.engine.look()
 
     def order(self, host: Host, asked: Sequence[Asked]) -> Order:
         return self.shop.desk.order(host, asked)

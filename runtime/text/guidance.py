@@ -113,7 +113,8 @@ class Guidance:
             raise UsageError("the model has no end token: an answer of a given form could not end")
         try:
             matcher = llguidance.LLMatcher(self.known, _source(llguidance, grammar), log_level=0)
-            problem = matcher.get_error()
+            matcher.compute_bitmask()  # one that nothing can be of shows it here
+            problem = matcher.get_error() or (matcher.stop_reason() if matcher.is_error() else "")
         except ValueError as error:
             problem = str(error)
         if problem:

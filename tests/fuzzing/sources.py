@@ -164,7 +164,16 @@ GGUF_FILE = Target(
     "gguf",
     tuple(
         READERS + name
-        for name in ("gguf_file", "gguf_reader", "gguf_config", "gguf_tokenizer", "gguf_tensors")
+        for name in (
+            "gguf_file",
+            "gguf_header",
+            "gguf_reader",
+            "gguf_archs",
+            "gguf_config",
+            "gguf_tokenizer",
+            "gguf_sentencepiece",
+            "gguf_tensors",
+        )
     ),
     gguf,
 )
@@ -173,6 +182,12 @@ SAFETENSORS_FILE = Target(
 )
 CONFIG = Target(
     "config",
-    ("flatlm.export.config", "flatlm.export.config_keys", READERS + "hf_folder", READERS + "small_files"),
+    (
+        "flatlm.export.config",
+        "flatlm.export.config_keys",
+        "flatlm.export.rope",
+        READERS + "hf_folder",
+        READERS + "small_files",
+    ),
     config,
 )

@@ -3,6 +3,7 @@
     json     {"a": 1, "b": "x"}         all that llguidance knows of JSON Schema
     python   a=1, b="x"                 each value as JSON, which Python reads but for true, false and null
     tags     <parameter=a>\\n1\\n</parameter>\\n<parameter=b>\\nx\\n</parameter>\\n
+    pairs    <arg_key>a</arg_key>\\n<arg_value>1</arg_value>\\n
     gemma    {a:1,b:<|"|>x<|"|>}        types, enum, properties, required and items; of texts no more
 
 Where JSON is not the form, required arguments come first, in the order of the schema.
@@ -20,6 +21,10 @@ from flatlm.runtime.text.tools.families import Form
 Schema = Mapping[str, Any]
 Spell = Callable[[str], str]  # literal text in Lark's form
 
+TAGS = {  # by style: before the value of an argument, the end of its line, the tag after it
+    "tags": ("<parameter={}>\n", "\n", "</parameter>\n"),
+    "pairs": ("<arg_key>{}</arg_key>\n<arg_value>", "", "</arg_value>\n"),
+}
 ESCAPES = 'nrtbfu"\\'  # of JSON's those that Python reads alike
 
 
@@ -30,8 +35,9 @@ def rules_of(form: Form, number: int, schema: Schema, spell: Spell) -> list[str]
         return [f"{name}: {_json({**schema, 'type': 'object'})}"]
     if form.style == "gemma":
         return _Gemma(name, form.quote, spell).rules(schema)
-    write = _python if form.style == "python" else _tags
-    return [f"{name}: {write(schema, spell)}"]
+    if form.style == "python":
+        return [f"{name}: {_python(schema, spell)}"]
+    return [f"{name}: {_between(TAGS[form.style], schema, spell)}"]
 
 
 def properties_of(schema: Schema) -> tuple[dict[str, Schema], dict[str, Schema]]:
@@ -75,11 +81,12 @@ def _python(schema: Schema, spell: Spell) -> str:
     return _joined(parts[0], parts[1], spell(", "))
 
 
-def _tags(schema: Schema, spell: Spell) -> str:
-    end = f"{spell('</parameter>')} NEWLINE"
+def _between(tags: tuple[str, str, str], schema: Schema, spell: Spell) -> str:
+    """Each value between `tags`."""
+    opened, line, ended = tags
     required, others = (
         [
-            f"{spell(f'<parameter={name}>')} NEWLINE {_text_or_json(one, spell)} {end}"
+            f"{spell(opened.format(name))} {_text_or_json(one, line, spell)} {spell(ended)}"
             for name, one in group.items()
         ]
         for group in properties_of(schema)
@@ -87,14 +94,15 @@ def _tags(schema: Schema, spell: Spell) -> str:
     return " ".join([*required, *(f"({one})?" for one in others)]) or '""'
 
 
-def _text_or_json(schema: Schema, spell: Spell) -> str:
-    """A value between tags, with the line's end: a text stands as it is."""
+def _text_or_json(schema: Schema, line: str, spell: Spell) -> str:
+    """A value and the end of its `line`: a text stands as it is, without what could begin a tag."""
     if schema.get("type") != "string":
-        return f"{_json(schema)} NEWLINE"
+        return f"{_json(schema)} {spell(line)}"
     if isinstance(choices := schema.get("enum"), list) and choices:
-        return f"({' | '.join(spell(str(one)) for one in choices)}) NEWLINE"
+        return f"({' | '.join(spell(str(one)) for one in choices)}) {spell(line)}"
     most = schema.get("maxLength")
-    return f"/[^<]{{0,{most}}}\\n/" if isinstance(most, int) else "/[^<]*\\n/"
+    times = f"{{0,{most}}}" if isinstance(most, int) else "*"
+    return f"/[^<]{times}{line.encode('unicode_escape').decode()}/"
 
 
 class _Gemma:

@@ -42,7 +42,7 @@ class Family:
     opener: str
     closer: str
     parse: Parse
-    form: Form | None = None
+    form: Form
     special: tuple[str, ...] = ()
     think: tuple[str, str] = THINK
     brackets: str = "{["
@@ -140,6 +140,30 @@ FAMILIES = (
         "</tool_call>",
         written.first_of(written.as_tags, written.as_json),
         Form("<tool_call>\n", "<function={name}>\n", "</function>", "\n</tool_call>", style="tags"),
+    ),
+    Family(
+        "glm",  # GLM 4.5 and later, Ling, Laguna
+        ("<arg_key>",),
+        "<tool_call>",
+        "</tool_call>",
+        written.first_of(written.as_pairs, written.as_json),
+        Form("<tool_call>", "{name}\n", "", "</tool_call>", style="pairs"),
+    ),
+    Family(
+        "nemotron",
+        ("<TOOLCALL>",),
+        "<TOOLCALL>",
+        "</TOOLCALL>",
+        written.as_json,
+        Form("<TOOLCALL>[", JSON_HEAD, "}", "]</TOOLCALL>", ", "),
+    ),
+    Family(
+        "apriel",
+        ("<tool_calls>[",),
+        "<tool_calls>",
+        "</tool_calls>",
+        written.as_json,
+        Form("<tool_calls>[", JSON_HEAD, "}", "]</tool_calls>", ", "),
     ),
     HERMES,
     Family(

@@ -12,7 +12,7 @@ from flatlm.runtime.text.tools.request import Tooling
 THOUGHT = {False: "", True: "thoughts BLANK", None: "(opened thoughts BLANK)?"}
 
 # Tokens that are hidden elsewhere are no part of a text, so those that may be in it are named.
-TERMINALS = ["TEXT: /(.|\\n)*/", "BLANK: /[ \\n]{0,3}/", "NEWLINE: /\\n/"]
+TERMINALS = ["TEXT: /(.|\\n)*/", "BLANK: /[ \\n]{0,3}/"]
 
 
 def grammar_of_calls(
@@ -24,7 +24,7 @@ def grammar_of_calls(
     must be, True where the prompt has opened them, None where the model may.
     """
     form, opener = family.form, family.opener
-    if form is None or not (tooling.forced or (opener and family.among_text)):
+    if not (tooling.forced or (opener and family.among_text)):
         return None
     spell = Speller(token_ids)
     joint, tail = spell(form.joint), spell(form.tail)

@@ -55,7 +55,7 @@ class MarkedReader:
     ) -> None:
         self._family, self._schemas = family, schemas
         self._calls = Calls()
-        self._form = family.form if vouched and family.form and family.form.style == "json" else None
+        self._form = family.form if vouched and family.form.style == "json" else None
         self._think = _Thoughts(family.think) if thinking else None
         self._call: _Whole | _Streamed | None = None
         self._held = ""  # text that is not given yet

@@ -3,6 +3,7 @@
     JSON        {"name": "add", "arguments": {"a": 1}}, or a list of such objects
     Python      [add(a=1, b="x")]
     tags        <function=add>\\n<parameter=a>\\n1\\n</parameter>\\n</function>
+    pairs       add\\n<arg_key>a</arg_key>\\n<arg_value>1</arg_value>
     name first  add[ARGS]{"a": 1}
     Gemma's     call:add{a:1,b:<|"|>x<|"|>}
 
@@ -76,7 +77,7 @@ def as_python(text: str, schemas: Schemas) -> list[Written]:
 
 
 def _of_python(call: ast.expr) -> Written:
-    if not isinstance(call, ast.Call) or call.args:
+    if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
         raise Malformed("no call with keywords")
     arguments = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
     return _written(ast.unparse(call.func), arguments)
@@ -116,6 +117,17 @@ def as_tags(text: str, schemas: Schemas) -> list[Written]:
     known = schemas.get(match[1].strip(), {}).get("properties", {})
     found = re.findall(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", match[2], re.DOTALL)
     return [_written(match[1].strip(), {name: _typed(value, known.get(name, {})) for name, value in found})]
+
+
+def as_pairs(text: str, schemas: Schemas) -> list[Written]:
+    """A name, then keys and values between tags, as GLM 4.5 and later write them."""
+    match = re.fullmatch(r"\s*([\w.-]+)\s*((?:<arg_key>.*)?)", text, re.DOTALL)
+    if match is None:
+        raise Malformed("no name with pairs")
+    known = schemas.get(match[1], {}).get("properties", {})
+    pair = r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>"
+    found = re.findall(pair, match[2], re.DOTALL)
+    return [_written(match[1], {name: _typed(value, known.get(name, {})) for name, value in found})]
 
 
 def _typed(text: str, schema: Any) -> Any:
@@ -178,9 +190,21 @@ def _written(name: Any, arguments: Any) -> Written:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise Malformed("no name, or arguments that are no object")
     try:
-        return Written(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-    except (TypeError, ValueError):
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        if not _is_unicode(name):
+            raise Malformed("a name that is no text")
+        return Written(name, text if _is_unicode(text) else json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
         raise Malformed("arguments that JSON cannot hold") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent: halves of a character, which escapes can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Brackets:
