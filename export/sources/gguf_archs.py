@@ -126,7 +126,8 @@ def _ministral3(facts: Settings, config: Config) -> Config:
 
 def decimal(value: float) -> float:
     """Stored as float32: the decimal that was meant, 1e-05 and not 9.99999974e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # of a damaged file; no reader takes an infinite number
+        return float(str(np.float32(value)))
 
 
 def _words(text: str) -> frozenset[str]:
