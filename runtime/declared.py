@@ -134,7 +134,10 @@ class Declared:
         if self.kind in fits:
             if not fits[self.kind]():
                 raise _unfit(self.field, repr(value), allowed)
-            return self.kind(value)
+            try:
+                return self.kind(value)
+            except OverflowError:  # a whole number beyond all floats
+                raise _unfit(self.field, "a number of hundreds of digits", allowed) from None
         items = [value] if isinstance(value, self.element) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, self.element) for item in items):
             raise _unfit(self.field, repr(value), f"a list of {allowed}")

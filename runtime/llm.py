@@ -34,7 +34,7 @@ from flatlm.runtime.progress import Progress
 from flatlm.runtime.text import prompt, prompt_styles
 from flatlm.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from flatlm.runtime.text.tools.put import reading_of, told
-from flatlm.runtime.text.tools.request import Tooling, readable, tooling_of
+from flatlm.runtime.text.tools.request import Tooling, conversation, tooling_of
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -206,9 +206,7 @@ class LLM:
         others = {name: value for name, value in options.items() if name not in TOOLING}
         sampling = of_call(SamplingOptions, given, others, PromptOptions)
         prompting = of_call(PromptOptions, given, others, SamplingOptions)
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        put = prompt_styles.styled([readable(message) for message in messages], prompting)
+        put = prompt_styles.styled(conversation(messages), prompting)
         text = self.chat_text(put, tooling)
         free = grammar_of(sampling) is None
         reading, grammar = reading_of(self.template, text, tooling, self.tokenizer, free)
@@ -229,6 +227,8 @@ class LLM:
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """The ids of `text`; with `special` as a prompt has them, with the begin token if there is one."""
+        if not isinstance(text, str):
+            raise UsageError(f"a text is needed, not {text!r:.80}", param="text")
         return self.tokenizer.encode(text, special)
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:

@@ -87,7 +87,7 @@ def instead(path: Path) -> str | None:
         return "it is a file; a model is a folder that `flatlm export` makes"
     word = str(path)
     if is_name(word):
-        return f"neither a folder nor a name{known(word)}. `flatlm run {word}` fetches what it knows"
+        return f"neither a folder nor a name{known(word)} (`flatlm run NAME` fetches a model)"
     if word.count("/") == 1 and all(map(is_name, word.split("/"))):
         return (
             f"there is no such folder; `flatlm run {word}` fetches it from the hub, `flatlm export` makes one"

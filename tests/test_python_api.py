@@ -73,6 +73,14 @@ def test_a_mistake_in_a_keyword_is_named(llm):
     for messages in (["hi"], [{"content": "hi"}], [3]):
         with pytest.raises(UsageError, match="must be an object with role and content"):
             llm.chat(messages)
+    for messages in ([], 5, None):
+        with pytest.raises(UsageError, match="a list of at least one message is needed"):
+            llm.chat(messages)
+    for role in ("user", "system"):
+        with pytest.raises(UsageError, match=f"a message of the {role} needs content"):
+            llm.chat([{"role": role, "contnet": "hi"}])
+    with pytest.raises(UsageError, match="a text is needed, not None"):
+        llm.tokenize(None)
 
 
 def test_texts_and_ids_and_how_many(llm):

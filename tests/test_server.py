@@ -373,7 +373,38 @@ def test_an_unknown_path_and_a_wrong_method_are_json(served):
     assert served.get("/nothing").json()["error"]["type"] == "not_found_error"
     wrong = served.get("/v1/chat/completions")
     assert wrong.status_code == 405
-    assert "error" in wrong.json()
+    assert wrong.json()["error"]["code"] == 405
+    assert "ask by POST" in wrong.json()["error"]["message"]
+
+
+def place_of(served):
+    host, port = served.url.removeprefix("http://").rsplit(":", 1)
+    return host, int(port)
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["Host: [bad", "Host: a]b", "Host: localhost\r\nOrigin: http://[x"],
+)
+def test_addresses_that_are_none_are_refused(served, head):
+    with socket.create_connection(place_of(served), timeout=10) as one:
+        one.sendall(f"GET /v1/models HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n".encode())
+        assert b" 403 " in one.recv(100)
+
+
+def test_who_leaves_in_the_midst_of_a_body_is_no_failure(served, caplog):
+    with socket.create_connection(place_of(served), timeout=10) as one:
+        one.sendall(b'POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"prompt":')
+    assert served.get("/v1/models").status_code == 200
+    time.sleep(0.2)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_number_of_hundreds_of_digits_is_refused_by_name(served):
+    body = '{"prompt": "Hi", "n_predict": 2, "temperature": 1' + 400 * "0" + "}"
+    refused = httpx.post(served.url + "/completion", content=body, timeout=60)
+    assert refused.status_code == 400
+    assert "temp" in refused.json()["error"]["message"]
 
 
 # ---- who may ask

@@ -38,5 +38,6 @@ ARCHITECTURE = dataclasses.replace(
     defaults={**gemma2.DEFAULTS, **SIZES},
     names=gemma2.NAMES.but(ignored=OTHER_HALVES),
     rope_by_layer_type=True,
+    only={"attn_logit_softcapping": None},  # transformers stores it and does not obey it
     as_new=_as_new,
 )

@@ -41,6 +41,16 @@ def decoder(c: DecoderConfig, settings: Settings) -> Decoder:
     )
 
 
+_ROPE = {  # of files that do not say
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
 def _fused(half: int) -> Name:
     """Gate and up alternate; GGUF files have them apart."""
     fold, gguf = alternate_of_experts(half), ("ffn_gate_exps", "ffn_up_exps")[half]
@@ -53,7 +63,7 @@ ARCHITECTURE = Architecture(
         "attention_bias num_local_experts num_experts_per_tok experts_per_token swiglu_alpha swiglu_limit "
         "sliding_window"
     ),
-    defaults={"rope_theta": 150000.0, "rms_norm_eps": 1e-5},
+    defaults={"rope_theta": 150000.0, "rms_norm_eps": 1e-5, "rope_parameters": _ROPE},
     names=names.NAMES.but(
         layer={
             "attention.sinks": Name("self_attn.sinks", "attn_sinks"),

@@ -31,4 +31,5 @@ ARCHITECTURE = Architecture(
     obeyed=words("sliding_window partial_rotary_factor"),
     defaults={"rms_norm_eps": 1e-5},
     names=NAMES,
+    layer_types=frozenset({SLIDING}),  # transformers asks none: all layers have the window
 )

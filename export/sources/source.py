@@ -111,5 +111,7 @@ def missing_weight(source: str, name: str) -> SourceError:
 
 def unknown_source(name: str, packaged: Sequence[str]) -> SourceError:
     close = difflib.get_close_matches(name.lower(), packaged, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"a name of: {', '.join(packaged)}"
-    return SourceError(f"{name} is no model folder, .gguf file or hub id (owner/model) here; {hint}")
+    hint = f"did you mean {close[0]}?" if close else f"the names are {', '.join(packaged)}"
+    missing = name.lower().endswith(".gguf") or name.startswith((".", "/", "~"))
+    what = "no such file or folder" if missing else "no model folder, .gguf file or hub id (owner/model)"
+    return SourceError(f"{name}: {what}; {hint}")

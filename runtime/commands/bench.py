@@ -69,6 +69,8 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not any((*self.p, *self.n, *self.rows, *self.together, self.steady)):
+            raise UsageError("-p 0 and -n 0 leave nothing to measure: give one of them some tokens")
 
 
 def register(parser: argparse.ArgumentParser) -> None:

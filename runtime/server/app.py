@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from flatlm.runtime.errors import FlatlmError
 from flatlm.runtime.server import anthropic, llamacpp, ollama, openai, page, responses
-from flatlm.runtime.server.failures import HTTPError, NotFound, body_of, headers_of, status_of
+from flatlm.runtime.server.failures import HTTPError, NotFound, WrongMethod, body_of, headers_of, status_of
 from flatlm.runtime.server.guard import Access, Guard
 from flatlm.runtime.server.openapi import document
 from flatlm.runtime.server.shop import Call, Shop
@@ -150,5 +150,9 @@ def failure(error: Exception, request: Request) -> Response:
 async def unknown_path(request: Request, error: Exception) -> Response:
     """Starlette's 404 and 405, in the words of the protocol."""
     assert isinstance(error, HTTPException)
-    body = body_of(NotFound(f"{request.method} {request.url.path} is not answered here"), request.url.path)
-    return Response(body, error.status_code, dict(error.headers or {}), "application/json")
+    what, allowed = f"{request.method} {request.url.path} is not answered here", dict(error.headers or {})
+    told: HTTPError = NotFound(what)
+    if error.status_code == WrongMethod.status:
+        told = WrongMethod(f"{what}: ask by {allowed.get('Allow', 'another method')}")
+    body = body_of(told, request.url.path)
+    return Response(body, error.status_code, allowed, "application/json")

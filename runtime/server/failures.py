@@ -38,6 +38,10 @@ class NotFound(HTTPError):
     status, code = 404, "not_found"
 
 
+class WrongMethod(HTTPError):
+    status, code = 405, "method_not_allowed"
+
+
 class TooLarge(HTTPError):
     status, code = 413, "body_too_large"
 
@@ -82,6 +86,7 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "not_found_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
     500: "server_error",

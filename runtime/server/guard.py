@@ -40,13 +40,13 @@ class Access:
                 f"the host {host!r:.100} is not this server's: start it with --allowed-host NAME to allow it"
             )
         origin = headers.get("origin")
-        if origin is not None and not self.allows_origin(origin) and urlsplit(origin).netloc != host:
+        if origin is not None and not self.allows_origin(origin) and _place(origin) != host:
             raise Forbidden(f"pages of {origin!r:.100} may not ask here: allow them with --cors-origins")
         if self.keys and path not in OPEN and not self._has_key(headers):
             raise Unauthorized("Invalid API Key: send one as `Authorization: Bearer KEY`")
 
     def _host_allowed(self, given: str) -> bool:
-        name = (urlsplit(f"//{given}").hostname or "").rstrip(".")
+        name = _place(f"//{given}", "hostname").rstrip(".")
         if name == "localhost" or name.endswith((".localhost", ".local")) or name in self.hosts:
             return True
         try:
@@ -112,3 +112,11 @@ class Guard:
             await refusal(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
+
+
+def _place(address: str, part: str = "netloc") -> str:
+    """That part of an address; empty where it is none."""
+    try:
+        return getattr(urlsplit(address), part) or ""
+    except ValueError:  # brackets that do not close
+        return ""

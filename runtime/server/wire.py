@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -31,7 +31,9 @@ class GoneError(Exception):
 
 
 async def read_json(request: Request, most: int = MOST_BODY) -> Settings:
-    """The JSON object of a request. Raises TooLarge before a large body is read, SlowBody, UsageError."""
+    """The JSON object of a request. Raises TooLarge before a large body is read, SlowBody, GoneError where
+    the client leaves in its midst, UsageError.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > most:
         raise TooLarge(f"the body has {declared} bytes, at most {most} are read", headers=CLOSE)
@@ -39,6 +41,8 @@ async def read_json(request: Request, most: int = MOST_BODY) -> Settings:
     while True:
         try:
             part = await asyncio.wait_for(anext(chunks, None), BODY_SECONDS)
+        except ClientDisconnect:
+            raise GoneError from None
         except asyncio.TimeoutError:
             raise SlowBody(
                 f"no byte of the body came for {BODY_SECONDS:.0f} seconds", headers=CLOSE

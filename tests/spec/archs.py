@@ -37,7 +37,8 @@ def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     c = {**usual, "context": longest, "max_position_embeddings": longest, **config}
     if share := c.pop("rotary_pct", None):
         c["partial_rotary_factor"] = share
-    given = c.get("rope_scaling") or c.get("rope_parameters") or {}
+    usual = _GPT_OSS_ROPE if c["model_type"] == "gpt_oss" else {}
+    given = c.get("rope_scaling") or c.get("rope_parameters") or usual
     outer = {key: c[key] for key in _ROPE_KEYS if c.get(key) is not None}
     if not any(isinstance(value, dict) for value in given.values()):
         kind = given.get("rope_type") or given.get("type") or "default"
@@ -55,6 +56,8 @@ def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     return c
 
 
+_GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+_GPT_OSS_ROPE |= {"original_max_position_embeddings": 4096}
 _WINDOWS = {
     "gemma2": 2,
     "gemma3_text": 6,

@@ -97,6 +97,22 @@ def _choice(choice: Any, names: Sequence[str]) -> str:
     return str(name)
 
 
+def conversation(messages: Any) -> list[dict[str, Any]]:
+    """`messages` as templates read them: at least one, each with what it says; a text is that of a user."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes) or not messages:
+        raise UsageError(
+            f"a text or a list of at least one message is needed, not {messages!r:.80}", param="messages"
+        )
+    for message in messages:
+        silent = isinstance(message, Mapping) and message.get("content") is None
+        if silent and message.get("role") in ("user", "system", "developer"):
+            what = f"a message of the {message['role']} needs content"
+            raise UsageError(f"{what}: {message!r:.80}", param="messages")
+    return [readable(message) for message in messages]
+
+
 def readable(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message as templates read it: its content is text, arguments of calls are objects.
 
