@@ -87,7 +87,7 @@ def test_what_is_no_model_is_told_what_to_do(tiny, source, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"")
     for word, hint in (
         ("tinny", "did you mean 'tiny'"),
-        ("another-one", "there are: tiny. `flatlm run another-one`"),
+        ("another-one", "there are: tiny .`flatlm run NAME` fetches"),
         ("owner/model", "`flatlm run owner/model` fetches it"),
         (source, "`flatlm export"),
         (tmp_path / "a.gguf", "it is a GGUF file: `flatlm run"),
