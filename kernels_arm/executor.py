@@ -15,7 +15,6 @@ from .attention import attend_items, run_attend
 from .attention8 import attend8_items, run_attend8
 from .conv import conv_items, run_conv
 from .experts import experts_items, run_expert_sum, run_experts, run_pack, run_quantize_rows
-from .gating import run_grouped_norm, run_multiply_rows
 from .jit import inlined, kernel
 from .linear_attention import linear_attention_items, run_linear_attention, run_settle
 from .ops import (
@@ -28,7 +27,6 @@ from .ops import (
     EXPERT_SUM,
     EXPERTS,
     GATE_ROWS,
-    GROUPED_NORM,
     HEAD_NORM,
     LINEAR_ATTENTION,
     MULTIPLY_ROWS,
@@ -69,7 +67,14 @@ from .pointwise import quantize_items, run_embed, run_quantize
 from .product import product_bytes, product_items, run_product
 from .rotate import run_rotate, run_turn
 from .route import run_route, run_sort, tile_count
-from .rows import run_act_rows, run_add_rows, run_gate_rows, run_head_norm, run_norm_rows
+from .rows import (
+    run_act_rows,
+    run_add_rows,
+    run_gate_rows,
+    run_head_norm,
+    run_multiply_rows,
+    run_norm_rows,
+)
 from .scores import run_soft_cap
 from .simd import get_i64, set_i64
 from .threads import (
@@ -194,8 +199,6 @@ def run_chunk(op, step, first, last, scratch):
         run_linear_attention(op, step, first, last, scratch)
     elif code == MULTIPLY_ROWS:
         run_multiply_rows(op, first, last)
-    elif code == GROUPED_NORM:
-        run_grouped_norm(op, first, last)
     elif code == SETTLE:
         run_settle(op, step)
     elif ROUTE <= code <= EXPERT_SUM:

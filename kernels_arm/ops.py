@@ -15,13 +15,13 @@ RECORD = 8 * FIELDS  # bytes
 
 EMBED, QUANTIZE, PRODUCT, ROTATE, ATTEND, ROTATE8, ATTEND8, NORM_ROWS, GATE_ROWS, ADD_ROWS = range(1, 11)
 HEAD_NORM, ACT_ROWS, TURN, SOFT_CAP = range(11, 15)
-CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS, GROUPED_NORM = range(40, 45)
+CONV, LINEAR_ATTENTION, SETTLE, MULTIPLY_ROWS = range(40, 44)
 ROUTE, SORT, QUANTIZE_ROWS, PACK, EXPERTS, EXPERT_SUM = range(30, 36)
 NAMES = {
     EMBED: "embed", QUANTIZE: "quantize", PRODUCT: "product", ROTATE: "rotate", ATTEND: "attend",
     ROTATE8: "rotate", ATTEND8: "attend", NORM_ROWS: "norm", GATE_ROWS: "gate", ADD_ROWS: "add",
     HEAD_NORM: "norm", ACT_ROWS: "act", TURN: "rotate", SOFT_CAP: "softcap", CONV: "conv",
-    LINEAR_ATTENTION: "linear attention", SETTLE: "settle", MULTIPLY_ROWS: "multiply", GROUPED_NORM: "norm",
+    LINEAR_ATTENTION: "linear attention", SETTLE: "settle", MULTIPLY_ROWS: "multiply",
     ROUTE: "route", SORT: "route", QUANTIZE_ROWS: "quantize", PACK: "pack", EXPERTS: "experts",
     EXPERT_SUM: "sum",
 }  # fmt: skip
@@ -115,8 +115,7 @@ ROWS_OTHER, ROWS_OTHER_STRIDE, ROWS_ACT, ROWS_HEADS, ROWS_CENTERED, ROWS_WEIGHT_
 # ROWS_FLOATS: float32 [epsilon, columns], of ACT_ROWS the activation's numbers; ROWS_WEIGHT: float32 [columns
 # padded to 16]
 
-# MULTIPLY_ROWS: IN times OTHER. GROUPED_NORM: each of HEADS groups of COLUMNS in IN becomes its norm, with
-# its part of WEIGHT
+# MULTIPLY_ROWS: IN times OTHER
 
 # depthwise causal convolution over a state of rows (conv.py): weight float32 [taps, columns padded to 16]
 C_IN, C_IN_STRIDE, C_OUT, C_OUT_STRIDE, C_COLUMNS, C_TAPS, C_WEIGHT, C_BIAS, C_SILU, C_ROWS, C_ZEROS = range(

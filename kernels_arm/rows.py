@@ -72,6 +72,17 @@ def run_norm_rows(op, first, last):
 
 
 @kernel
+def run_multiply_rows(op, first, last):
+    """Tokens first … last: y = a · b."""
+    columns = get_i64(op + 8 * ROWS_COLUMNS)
+    other, stride = get_i64(op + 8 * ROWS_OTHER), get_i64(op + 8 * ROWS_OTHER_STRIDE)
+    for token in range(first, last):
+        a, b, y = input_row(op, token), other + stride * token, output_row(op, token)
+        for k in range(0, columns, 16):
+            store_lanes(y, k, columns, load_floats(a + 4 * k) * load_floats(b + 4 * k))
+
+
+@kernel
 def run_head_norm(op, first, last):
     """Tokens first … last: each head becomes its norm, as `reference.norm` over its columns, in place."""
     size, floats = get_i64(op + 8 * ROWS_COLUMNS), get_i64(op + 8 * ROWS_FLOATS)

@@ -163,9 +163,9 @@ def test_groups_are_normed_in_place_each_with_its_weights(m, groups, size, threa
     x, weight = random_floats(rng, m, groups * size), random_floats(rng, groups * size)
     rows = rows_of(keep, x)
     one = record(
-        ops.GROUPED_NORM, ROWS_IN=rows.ctypes.data, ROWS_IN_STRIDE=rows.strides[0], ROWS_COLUMNS=size,
+        ops.HEAD_NORM, ROWS_IN=rows.ctypes.data, ROWS_IN_STRIDE=rows.strides[0], ROWS_COLUMNS=size,
         ROWS_HEADS=groups, ROWS_FLOATS=held(keep, np.array([1e-3, size]), np.float32),
-        ROWS_WEIGHT=held(keep, weight, np.float32, groups * size + 16),
+        ROWS_WEIGHT_STEP=4 * size, ROWS_WEIGHT=held(keep, weight, np.float32, groups * size + 16),
     )  # fmt: skip
     run([one], [(0, m, 0)], 64, threads)
     expected = reference.norm(x.reshape(m, groups, size), weight.reshape(groups, size), 1e-3)

@@ -207,11 +207,16 @@ def test_tls_is_spoken_where_a_certificate_is_given(tmp_path):
 # ---- clients that go away
 
 
+def connected(url):
+    """A connection to the server at `url`."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
 def raw(url, body):
     """A connection on which a request was sent."""
-    host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
-    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection = connected(url)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
@@ -341,8 +346,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers_also_when_stream
 
 
 def test_a_large_body_is_refused_before_it_is_read(served):
-    host, port = served.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with connected(served.url) as connection:
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n{"
         )
@@ -359,8 +363,7 @@ def test_a_large_body_is_refused_before_it_is_read(served):
 
 def test_connections_that_never_ask_are_closed(served, monkeypatch):
     monkeypatch.setattr("flatlm.runtime.server.run.HEADER_SECONDS", 0.2)
-    host, port = served.url.removeprefix("http://").split(":")
-    half_open = [socket.create_connection((host, int(port)), timeout=20) for _ in range(50)]
+    half_open = [connected(served.url) for _ in range(50)]
     for number, one in enumerate(half_open):
         one.sendall(b"GET /v1/models HTTP/1.1\r\nHost: l"[: number + 1])
     assert served.get("/v1/models").status_code == 200
@@ -377,23 +380,18 @@ def test_an_unknown_path_and_a_wrong_method_are_json(served):
     assert "ask by POST" in wrong.json()["error"]["message"]
 
 
-def place_of(served):
-    host, port = served.url.removeprefix("http://").rsplit(":", 1)
-    return host, int(port)
-
-
 @pytest.mark.parametrize(
     "head",
     ["Host: [bad", "Host: a]b", "Host: localhost\r\nOrigin: http://[x"],
 )
 def test_addresses_that_are_none_are_refused(served, head):
-    with socket.create_connection(place_of(served), timeout=10) as one:
+    with connected(served.url) as one:
         one.sendall(f"GET /v1/models HTTP/1.1\r\n{head}\r\nConnection: close\r\n\r\n".encode())
         assert b" 403 " in one.recv(100)
 
 
 def test_who_leaves_in_the_midst_of_a_body_is_no_failure(served, caplog):
-    with socket.create_connection(place_of(served), timeout=10) as one:
+    with connected(served.url) as one:
         one.sendall(b'POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"prompt":')
     assert served.get("/v1/models").status_code == 200
     time.sleep(0.2)

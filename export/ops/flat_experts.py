@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from flatlm.export.onnx_text.choices import by_expert, rows
-from flatlm.export.onnx_text.exp import literal
+from flatlm.export.onnx_text.in_steps import in_steps
 from flatlm.export.onnx_text.product import DIGITS, either
 from flatlm.export.onnx_text.unpack import UNPACK
-from flatlm.kernels_arm.reference import FLOOR
 from flatlm.runtime.format.functions import SIGNED
 from flatlm.runtime.format.graph import Graph, Node
 from flatlm.runtime.ops import flat_experts, named
@@ -42,17 +41,7 @@ _BODY = f"""<experts, rows, columns, offset, levels>
     outputs_1 = Shape <start = 1> (bias)
     experts_1 = Shape <start = 0, end = 1> (bias)
     experts = Squeeze (experts_1, first_axis)
-{rows()}
-    share = Div (most, limit)
-    size = Abs (flat_x)
-    reach = Mul (size, share)
-    reached = ReduceMax <keepdims = 1> (reach, last)
-    least = Constant <value_float = {literal(float(FLOOR))}> ()
-    largest = Max (reached, least)
-    inverse_step = Div (most, largest)
-    step = Div (largest, most)
-    steps = Mul (flat_x, inverse_step)
-    whole_x = Round (steps)
+{rows()}{in_steps("flat_x")}
 {DIGITS}
     digit_int = Cast <to = 6> (digit)
     own_order = Slice (order, first_axis, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatlm.export.onnx_text.exp import literal
+from flatlm.export.onnx_text.in_steps import in_steps
 from flatlm.export.onnx_text.product import PRODUCT
 from flatlm.export.onnx_text.unpack import UNPACK
 from flatlm.kernels_arm.reference import FLOOR
@@ -31,17 +31,7 @@ _TOKEN_BODY = f"""<rows, columns, offset, levels>
     (x, weight, scale, bias, limit, excess_delta, excess_value, signed) => (y) {{
 {UNPACK}
     levels_int = Constant <value_int: int = @levels> ()
-    most = Cast <to = 1> (levels_int)
-    share = Div (most, limit)
-    size = Abs (x)
-    reach = Mul (size, share)
-    reached = ReduceMax <keepdims = 1> (reach, last)
-    least = Constant <value_float = {literal(float(FLOOR))}> ()
-    largest = Max (reached, least)
-    inverse_step = Div (most, largest)
-    step = Div (largest, most)
-    steps = Mul (x, inverse_step)
-    whole_x = Round (steps)
+    most = Cast <to = 1> (levels_int){in_steps("x")}
 {PRODUCT}
     by_row = Mul (acc_float, scale)
     scaled = Mul (by_row, step)

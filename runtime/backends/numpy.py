@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from flatlm.runtime import ops
-from flatlm.runtime.backends import Segment, check_fit, check_ids, still_open
+from flatlm.runtime.backends import still_open
+from flatlm.runtime.backends.one_by_one import OneByOne
 from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.functions import require_integers
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.states.snapshots import Snapshots
 
 
-class NumpyBackend:
+class NumpyBackend(OneByOne):
     """Runs the graph node by node, one sequence after another.
 
     K/V are kept per sequence and layer as float32 or int8 [context, g, d]. Other states are kept as the last
@@ -43,19 +42,7 @@ class NumpyBackend:
         self._caches: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in range(slots)]
         self._states = [Snapshots[np.ndarray]() for _ in range(slots)]
 
-    @property
-    def position(self) -> int:
-        return self.positions[0]
-
-    def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        return self.forward_many([Segment(0, ids, logits)])[0]
-
-    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
-        check_fit(self.positions, self.context, segments)
-        check_ids(self.vocab, segments)
-        return [self._run(s.slot, np.asarray(s.ids, np.int64), s.logits) for s in segments]
-
-    def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
+    def step(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
         still_open(self._caches)
         self._slot, past = slot, self.positions[slot]
         env: dict[str, np.ndarray] = {

@@ -53,13 +53,14 @@ def numpy(graph: Graph, node: Node) -> Operation:
 
 
 def lower(lowering: Lowering, group: Group) -> None:
-    """GROUPED_NORM."""
+    """HEAD_NORM, of groups as heads that have weights of their own."""
     node = group.node
     weight, size = lowering.graph.array(node.inputs[1]), int(node.attrs["size"])
     rows = lowering.share(node.outputs[0], node.inputs[0])
     floats = np.array([node.attrs["epsilon"], size], np.float32)
     lowering.add(node, record(
-        ops.GROUPED_NORM, ROWS_IN=rows.ctypes.data, ROWS_IN_STRIDE=rows.strides[0], ROWS_COLUMNS=size,
+        ops.HEAD_NORM, ROWS_IN=rows.ctypes.data, ROWS_IN_STRIDE=rows.strides[0], ROWS_COLUMNS=size,
         ROWS_HEADS=len(weight) // size, ROWS_FLOATS=lowering.held(floats, np.float32),
         ROWS_WEIGHT=held(lowering.keep, weight, np.float32, len(weight) + layout.ROWS),
+        ROWS_WEIGHT_STEP=4 * size,
     ))  # fmt: skip

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -40,13 +40,13 @@ class Access:
                 f"the host {host!r:.100} is not this server's: start it with --allowed-host NAME to allow it"
             )
         origin = headers.get("origin")
-        if origin is not None and not self.allows_origin(origin) and _place(origin) != host:
+        if origin is not None and not self.allows_origin(origin) and _parsed(origin).netloc != host:
             raise Forbidden(f"pages of {origin!r:.100} may not ask here: allow them with --cors-origins")
         if self.keys and path not in OPEN and not self._has_key(headers):
             raise Unauthorized("Invalid API Key: send one as `Authorization: Bearer KEY`")
 
     def _host_allowed(self, given: str) -> bool:
-        name = _place(f"//{given}", "hostname").rstrip(".")
+        name = (_parsed(f"//{given}").hostname or "").rstrip(".")
         if name == "localhost" or name.endswith((".localhost", ".local")) or name in self.hosts:
             return True
         try:
@@ -114,9 +114,9 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
 
-def _place(address: str, part: str = "netloc") -> str:
-    """That part of an address; empty where it is none."""
+def _parsed(address: str) -> SplitResult:
+    """The parts of an address; none where it is none."""
     try:
-        return getattr(urlsplit(address), part) or ""
+        return urlsplit(address)
     except ValueError:  # brackets that do not close
-        return ""
+        return urlsplit("")

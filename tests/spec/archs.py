@@ -37,8 +37,8 @@ def _as_transformers_5(config: Mapping[str, Any]) -> dict[str, Any]:
     c = {**usual, "context": longest, "max_position_embeddings": longest, **config}
     if share := c.pop("rotary_pct", None):
         c["partial_rotary_factor"] = share
-    usual = _GPT_OSS_ROPE if c["model_type"] == "gpt_oss" else {}
-    given = c.get("rope_scaling") or c.get("rope_parameters") or usual
+    unsaid = _GPT_OSS_ROPE if c["model_type"] == "gpt_oss" else {}
+    given = c.get("rope_scaling") or c.get("rope_parameters") or unsaid
     outer = {key: c[key] for key in _ROPE_KEYS if c.get(key) is not None}
     if not any(isinstance(value, dict) for value in given.values()):
         kind = given.get("rope_type") or given.get("type") or "default"

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from flatlm.runtime import ops
-from flatlm.runtime.backends import Segment, check_fit, check_ids, ort, still_open
+from flatlm.runtime.backends import ort, still_open
 from flatlm.runtime.backends import ort_session as sessions
+from flatlm.runtime.backends.one_by_one import OneByOne
 from flatlm.runtime.format.artifact import Artifact
 from flatlm.runtime.format.graph import Graph
 from flatlm.runtime.format.widths import caches_of
@@ -69,7 +70,7 @@ def _forms(graph: Graph, device: str) -> Sequence[str]:
     return forms
 
 
-class PlanBackend:
+class PlanBackend(OneByOne):
     """One sequence after another. `fast`: standard operators where there are, which is not bit-exact."""
 
     name = "ort"
@@ -124,19 +125,7 @@ class PlanBackend:
     def _empty(self) -> SequenceCache:
         return SequenceCache(self._ort, self._device, self._parts, self.context)
 
-    @property
-    def position(self) -> int:
-        return self.positions[0]
-
-    def forward(self, ids: np.ndarray, logits: int = 1) -> np.ndarray:
-        return self.forward_many([Segment(0, ids, logits)])[0]
-
-    def forward_many(self, segments: Sequence[Segment]) -> list[np.ndarray]:
-        check_fit(self.positions, self.context, segments)
-        check_ids(self.vocab, segments)
-        return [self._run(s.slot, np.ascontiguousarray(s.ids, np.int64), s.logits) for s in segments]
-
-    def _run(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
+    def step(self, slot: int, ids: np.ndarray, logits: int) -> np.ndarray:
         first = ids.size - min(logits, ids.size)  # the first row that is wanted
         rows = [np.zeros((0, self.vocab), np.float32)]
         for start in range(0, ids.size, ort.CHUNK):
