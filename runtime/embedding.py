@@ -71,7 +71,7 @@ def embed(backend: Backend, texts: Sequence[Sequence[int]], pooling: str, normal
             backend.truncate(0, slot)
         wanted = [Segment(slot, ids, len(ids) if pooling == "mean" else 1) for slot, ids in enumerate(group)]
         found += [rows.astype(np.float64).mean(axis=0) for rows in backend.forward_many(wanted)]
-    vectors = np.array(found).reshape(len(found), backend.vocab)
+    vectors = np.array(found)
     if normalize and len(found):
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return vectors.astype(np.float32)
